@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* larder_base.h - types that every side of larder shares, and that programs may use.
+ * Installed beside larder.h. Needs only the C library.
+ */
+#ifndef LARDER_BASE_H
+#define LARDER_BASE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* Errors. Functions return 0 or a negative value: -errno for the system's errors (EINVAL, ENOSPC,
+ * EBUSY, ETIMEDOUT, ECANCELED, ...), one of these for ours. */
+#define LARDER_ERRORS(X)                                                                           \
+    X(LARDER_ENOTFOUND, -1001, "not stored")                                                       \
+    X(LARDER_EPROTO, -1002, "malformed message")                                                   \
+    X(LARDER_ECORRUPT, -1003, "stored checksum does not match")                                    \
+    X(LARDER_EMODEL, -1004, "model description does not match")                                    \
+    X(LARDER_EVERSION, -1005, "version is not known to this release")                              \
+    X(LARDER_ELOCKED, -1006, "another daemon uses this directory")                                 \
+    X(LARDER_EREADONLY, -1007, "store is read-only after a failed sync")                           \
+    X(LARDER_EDOWN, -1008, "daemon cannot be reached")                                             \
+    X(LARDER_ESTALE, -1009, "lease ended and the memory was used again")                           \
+    X(LARDER_ELIMIT, -1010, "a limit is exceeded")                                                 \
+    X(LARDER_EFORMAT, -1011, "file is not in the expected format")                                 \
+    X(LARDER_EUNSUPPORTED, -1012, "known, but not supported")                                      \
+    X(LARDER_ECONFIG, -1013, "bad configuration")                                                  \
+    X(LARDER_EFULL, -1014, "no room: tier or quota is full")                                       \
+    X(LARDER_EEXISTS, -1015, "stored already, at this quality or better")                          \
+    X(LARDER_ENOPARENT, -1016, "parent block is not stored")                                       \
+    X(LARDER_EMISMATCH, -1017, "stored tokens differ from the caller's")
+
+enum larder_error {
+#define LARDER_ERROR_ENUM(name, value, text) name = (value),
+    LARDER_ERRORS(LARDER_ERROR_ENUM)
+#undef LARDER_ERROR_ENUM
+};
+
+enum larder_dtype {
+    LARDER_F32 = 1,
+    LARDER_F16 = 2,
+    LARDER_BF16 = 3,
+};
+
+/* Bytes of one element; 0 for an unknown dtype. */
+static inline size_t larder_dtype_bytes(uint32_t dtype)
+{
+    return dtype == LARDER_F32 ? 4 : dtype == LARDER_F16 || dtype == LARDER_BF16 ? 2 : 0;
+}
+
+/* Kinds of rotary position embedding. */
+enum larder_rope_kind {
+    LARDER_ROPE_NONE = 0,
+    LARDER_ROPE_PLAIN = 1,
+    LARDER_ROPE_LINEAR = 2,
+    LARDER_ROPE_LLAMA3 = 3,
+    LARDER_ROPE_YARN = 4,
+};
+
+struct larder_rope {
+    uint32_t kind;                  /* enum larder_rope_kind */
+    uint32_t interleaved;           /* 0: pairs (i, i + d/2) (neox); 1: pairs (2i, 2i + 1) */
+    uint32_t rotary_dims;           /* leading dims of a head that rotate; even, <= head dims */
+    uint32_t original_max_position; /* llama3, yarn */
+    double theta;                   /* base, e.g. 10000 */
+    double factor;                  /* linear, llama3, yarn; 1 otherwise */
+    double low_freq_factor;         /* llama3 */
+    double high_freq_factor;        /* llama3 */
+    double beta_fast;               /* yarn */
+    double beta_slow;               /* yarn */
+    double attention_factor;        /* yarn; 1 otherwise */
+};
+
+/* What a KV cache is bound to. Two models whose descriptions differ in any field, `weights`
+ * included, never see each other's entries. Fill the unused fields with zeros. */
+struct larder_model_desc {
+    char name[64];       /* for people: not part of the identity; NUL-terminated */
+    uint8_t weights[32]; /* digest over the weights, see larder_weights_digest() */
+    uint32_t layers;     /* with a KV cache */
+    uint32_t kv_heads;   /* per layer */
+    uint32_t k_dims;     /* per head */
+    uint32_t v_dims;     /* per head */
+    uint32_t dtype;      /* of K and V: enum larder_dtype */
+    uint32_t vocab;      /* tokens are < vocab */
+    struct larder_rope rope;
+};
+
+/* 32 bytes that name a block: see docs/FORMAT.md, "Keys". */
+struct larder_key {
+    uint8_t bytes[32];
+};
+
+/* How K and V of an entry relate to a plain prefill; ordered, smaller is better. */
+enum larder_quality {
+    LARDER_QUALITY_EXACT = 0,   /* bit for bit what the engine computed on exact KV */
+    LARDER_QUALITY_LOSSY = 1,   /* a lossy recipe, or computed on lossy KV */
+    LARDER_QUALITY_BLENDED = 2, /* from a blend in which some tokens were not recomputed */
+};
+
+/* What a PUT waits for. */
+enum larder_wait {
+    LARDER_CACHED = 0,  /* visible in the host tier; no survival is promised */
+    LARDER_DURABLE = 1, /* survives power loss */
+};
+
+#endif

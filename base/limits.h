@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* limits.h - every limit in one place, each with its reason. */
+#ifndef LARDER_BASE_LIMITS_H
+#define LARDER_BASE_LIMITS_H
+
+#include <assert.h>
+
+#include "base/bytes.h"
+
+/* Models. The largest open models have 126 layers, 128 KV heads (no GQA) and heads of 256. */
+#define LARDER_LAYERS_MAX    1024u
+#define LARDER_KV_HEADS_MAX  1024u
+#define LARDER_HEAD_DIMS_MAX 1024u
+#define LARDER_VOCAB_MAX     (1u << 24)
+
+/* A block of more tokens would make a lookup too coarse and a record too large. */
+#define LARDER_BLOCK_TOKENS_MAX     4096u
+#define LARDER_BLOCK_TOKENS_DEFAULT 256u
+/* 2^22 tokens of context: four times the longest advertised today. */
+#define LARDER_PROMPT_TOKENS_MAX (1u << 22)
+
+/* Keys in one request, so that the request and its answer fit a frame. */
+#define LARDER_REQUEST_KEYS_MAX 1024u
+/* Shorter stored blocks named in an answer. */
+#define LARDER_TAILS_MAX 16u
+/* `extra` of a key: names of adapters, salts, hashes of images. */
+#define LARDER_EXTRA_BYTES_MAX 1024u
+/* Text of a recipe. */
+#define LARDER_RECIPE_BYTES_MAX 1024u
+/* Sections of a record: K and V of each layer, at one head group a layer. */
+#define LARDER_SECTIONS_MAX (2u * LARDER_LAYERS_MAX)
+/* A record, raw or stored: 256 tokens of the largest models are 84 MB. Must fit a slab and a
+ * segment. */
+#define LARDER_RECORD_BYTES_MAX (1ull << 30)
+
+/* A frame must be small enough that a session never buffers much for a client that does not read. */
+#define LARDER_FRAME_BYTES_MAX  65536u
+#define LARDER_MESSAGE_WIRE_MAX 256u
+
+#define LARDER_SLAB_BYTES_DEFAULT    (256ull << 20)
+#define LARDER_SLAB_BYTES_MIN        (1ull << 20)
+#define LARDER_SLAB_SLOTS_MAX        4096u
+#define LARDER_SEGMENT_BYTES_DEFAULT (256ull << 20)
+#define LARDER_SEGMENT_BYTES_MIN     (1ull << 20)
+#define LARDER_HOST_BYTES_DEFAULT    (2ull << 30)
+#define LARDER_SSD_BYTES_DEFAULT     (64ull << 30)
+#define LARDER_STAGING_BYTES_DEFAULT (64ull << 20)
+#define LARDER_STAGING_BYTES_MAX     (1ull << 30)
+
+/* A tenant's name as it stands in the configuration. */
+#define LARDER_TENANT_NAME_MAX 64u
+#define LARDER_TENANTS_MAX     1024u
+#define LARDER_MODELS_MAX      4096u
+
+/* One I/O request: larger O_DIRECT reads through io_uring came back EAGAIN (liburing issue 766). */
+#define LARDER_IO_BYTES_MAX (1u << 20)
+
+static_assert(LARDER_REQUEST_KEYS_MAX * 32 + 1024 <= LARDER_FRAME_BYTES_MAX, "keys fit a frame");
+static_assert(LARDER_REQUEST_KEYS_MAX * 40 + 2048 <= LARDER_FRAME_BYTES_MAX, "answers fit too");
+static_assert(LARDER_IO_BYTES_MAX % LARDER_PAGE_BYTES == 0, "requests are whole pages");
+
+#endif

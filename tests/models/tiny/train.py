@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train the small model: half natural text, half questions over made-up facts.
+
+    python3 train.py --minutes 120 --work DIR     writes DIR/{checkpoint.pt,model.safetensors,...}
+    python3 train.py --minutes 150 --work DIR     goes on from DIR/checkpoint.pt
+
+Muon trains the hidden matrices, AdamW the rest. The rate stays constant until the last fifth of
+the minutes and then falls to zero; a run may be stopped and given other --minutes at any time.
+Questions begin with two people in 768 bytes; once those are answered, every second step has two to
+six people in 2,048 bytes.
+"""
+import argparse
+import math
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import evaluate
+import texts
+from model import BOS, Llama, save
+from questions import make_sample, made_up_word
+
+MADE_UP_WEIGHT = 0.03  # what is not an answer cannot be known
+DECAY_SHARE = 0.2
+WARMUP_STEPS = 100
+LEARNED = 0.9  # both kinds of two-person questions, then come the long rows
+
+
+@dataclass(frozen=True)
+class Shape:
+    rows: int  # half of them natural text
+    length: int
+    pairs: tuple  # fewest and most people
+
+
+SHORT = Shape(16, 768, (2, 2))
+LONG = Shape(6, 2048, (2, 6))
+
+
+class Row:
+    """Pieces of text side by side, with what the mask needs to keep them apart.
+
+    A token sees the earlier tokens of its document that are context (piece 0) or of its own piece.
+    """
+
+    def __init__(self, length):
+        self.length, self.used, self.documents = length, 0, 0
+        self.tokens, self.targets, self.places, self.document, self.piece = np.zeros(
+            (5, length), dtype=np.int64)
+        self.weights = np.zeros(length, dtype=np.float32)
+        self.document[:] = -1
+
+    @property
+    def room(self):
+        return self.length - self.used
+
+    def add(self, ids, weights, start=0, piece=0):
+        """Inputs ids[:-1] from place `start` on, targets ids[1:] with a weight for each."""
+        count = min(len(ids) - 1, self.room)
+        at = slice(self.used, self.used + count)
+        self.tokens[at], self.targets[at] = ids[:count], ids[1:count + 1]
+        self.weights[at] = weights[:count] if isinstance(weights, list) else weights
+        self.places[at] = np.arange(start, start + count)
+        self.document[at], self.piece[at] = self.documents, piece
+        self.used += count
+
+
+def natural_piece(rng, sources, count):
+    data = rng.choice(sources)
+    start = rng.randrange(len(data) - count)
+    return data[start:start + count]
+
+
+def repeated_strings(rng, row):
+    """Random words, then the same again and again: teaches copying."""
+    while row.room > 64:
+        words = [made_up_word(rng, rng.randint(1, 4)) for _ in range(rng.randint(2, 12))]
+        text = (" ".join(words) + "\n").encode()
+        times = rng.randint(2, 4)
+        ids = [BOS, *text * times]
+        row.add(ids, [MADE_UP_WEIGHT] * len(text) + [1.0] * (len(text) * (times - 1)))
+        row.documents += 1
+
+
+def questions(rng, row, sources, pairs, answer_weight):
+    """As many samples as fit; natural text fills the row, sometimes as a sample's beginning."""
+    while True:
+        sample = make_sample(rng, rng.randint(*pairs), named_share=0.5, cloze_share=0.5,
+                             name_words=1)
+        context = "".join(sample.chunks).encode()
+        asked = [((q.prompt + q.answer).encode(), len(q.answer)) for q in sample.questions]
+        need = len(context) + sum(len(text) - 1 for text, _ in asked)
+        if need + 1 > row.room:
+            break
+        spare = row.room - need - 1
+        last = spare < 500 * pairs[0] or rng.random() < 0.3
+        before = b""
+        if last and spare > 100 and rng.random() < 0.5:
+            before = natural_piece(rng, sources, spare - 1) + b"\n"
+        ids = [BOS, *before, *context]
+        row.add(ids, [1.0] * len(before) + [MADE_UP_WEIGHT] * len(context))
+        # the last context token has no target of its own; the next piece begins at its place + 1
+        row.tokens[row.used], row.places[row.used] = ids[-1], len(ids) - 1
+        row.document[row.used], row.piece[row.used] = row.documents, 0
+        row.used += 1
+        for number, (text, answer_bytes) in enumerate(asked, 1):
+            weights = [MADE_UP_WEIGHT] * (len(text) - 1 - answer_bytes)
+            row.add([*text], weights + [answer_weight] * answer_bytes, len(ids), number)
+        row.documents += 1
+        if last:
+            break
+    if row.room > 1:
+        row.add([BOS, *natural_piece(rng, sources, row.room)], 1.0)
+
+
+def make_batch(rng, sources, shape, copy_share, answer_weight):
+    """Arrays of [rows, length]; the first half of the rows is natural text, plainly causal."""
+    rows = []
+    for number in range(shape.rows):
+        row = Row(shape.length)
+        if number < shape.rows // 2:
+            row.add([BOS, *natural_piece(rng, sources, shape.length)], 1.0)
+        elif rng.random() < copy_share:
+            repeated_strings(rng, row)
+        else:
+            questions(rng, row, sources, shape.pairs, answer_weight)
+        rows.append(row)
+    return [torch.from_numpy(np.stack([getattr(row, name) for row in rows]))
+            for name in ("tokens", "targets", "weights", "places", "document", "piece")]
+
+
+def loss_of(model, tokens, targets, weights, places, document, piece):
+    plain = tokens.shape[0] // 2
+    document, piece = document[plain:], piece[plain:]
+    seen = (document[:, :, None] == document[:, None, :]) & (
+        (piece[:, None, :] == 0) | (piece[:, None, :] == piece[:, :, None]))
+    seen &= torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool).tril()
+    mask = torch.zeros(seen.shape, dtype=torch.bfloat16).masked_fill(~seen, -math.inf)[:, None]
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(tokens, places, mask, plain)
+    nats = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
+    weights = weights.flatten()
+    return (nats * weights).sum() / weights.sum()
+
+
+class Trainer:
+    def __init__(self, options):
+        self.options = options
+        self.rng = random.Random(options.seed)
+        torch.manual_seed(options.seed)
+        self.sources = [train for train, _ in texts.sources().values()]
+        self.heldout = texts.HELDOUT_PATH.read_bytes()
+        self.model = Llama()
+        hidden = [p for n, p in self.model.named_parameters() if p.dim() == 2 and "embed" not in n]
+        others = [p for n, p in self.model.named_parameters() if p.dim() == 1 or "embed" in n]
+        self.optimizers = [
+            torch.optim.Muon(hidden, lr=options.muon_rate, weight_decay=0.02),
+            torch.optim.AdamW(others, lr=options.adam_rate, betas=(0.9, 0.95), weight_decay=0.0)]
+        self.rates = [options.muon_rate, options.adam_rate]
+        self.step, self.seconds, self.tokens, self.learned = 0, 0.0, 0, False
+        self.checkpoint = options.work / "checkpoint.pt"
+        if self.checkpoint.exists():
+            self.resume()
+        self.loss_of = torch.compile(loss_of, dynamic=False)
+
+    def resume(self):
+        held = torch.load(self.checkpoint, weights_only=False)
+        self.model.load_state_dict(held["model"])
+        for optimizer, state in zip(self.optimizers, held["optimizers"]):
+            optimizer.load_state_dict(state)
+        for name in ("step", "seconds", "tokens", "learned"):
+            setattr(self, name, held[name])
+        self.rng.seed(self.options.seed + self.step)
+
+    def keep(self):
+        held = {name: getattr(self, name) for name in ("step", "seconds", "tokens", "learned")}
+        held["model"] = self.model.state_dict()
+        held["optimizers"] = [optimizer.state_dict() for optimizer in self.optimizers]
+        torch.save(held, self.checkpoint.with_suffix(".new"))
+        self.checkpoint.with_suffix(".new").replace(self.checkpoint)
+        save(self.model, self.options.work)
+
+    def set_rates(self):
+        left = 1 - self.seconds / (60 * self.options.minutes)
+        factor = min(1.0, (self.step + 1) / WARMUP_STEPS, max(0.0, left / DECAY_SHARE))
+        for optimizer, rate in zip(self.optimizers, self.rates):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * factor
+
+    def train_step(self):
+        shape = LONG if self.learned and self.step % 2 else SHORT
+        copy_share = 0.05 if self.learned else 0.2  # of the question rows
+        batch = make_batch(self.rng, self.sources, shape, copy_share, self.options.answer_weight)
+        loss = self.loss_of(self.model, *batch)
+        loss.backward()
+        self.set_rates()
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.tokens += batch[0].numel()
+        return loss.item()
+
+    def report(self, mean_loss):
+        self.model.eval()
+        scores = {pairs: evaluate.accuracy(self.model, pairs, 80, seed=self.step)
+                  for pairs in ((2, 6) if self.learned else (2,))}
+        bits = evaluate.bits_per_byte(self.model, self.heldout[::1], 2048 if self.learned else 768)
+        self.model.train()
+        self.learned |= min(kind["full"] for kind in scores[2].values()) >= LEARNED
+        shown = "  ".join(f"{pairs} pairs " + " ".join(
+            f"{kind} {s['full']:.2f} ({s['moved']:.2f} moved)" for kind, s in by_kind.items())
+            for pairs, by_kind in scores.items())
+        print(f"step {self.step}  {self.seconds / 60:.1f} min  {self.tokens / 1e6:.2f} M tokens  "
+              f"loss {mean_loss:.3f}  {bits:.3f} bits/byte  {shown}", flush=True)
+
+    def run(self):
+        losses, reported = [], self.seconds
+        while self.seconds < 60 * self.options.minutes:
+            began = time.monotonic()
+            losses.append(self.train_step())
+            self.seconds += time.monotonic() - began
+            if self.step % 20 == 0:
+                print(f"  step {self.step}  loss {np.mean(losses[-20:]):.3f}  "
+                      f"{time.monotonic() - began:.2f} s/step", flush=True)
+            if self.seconds - reported >= 60 * self.options.report_minutes:
+                self.report(float(np.mean(losses)))
+                self.keep()
+                losses, reported = [], self.seconds
+        self.report(float(np.mean(losses or [math.nan])))
+        self.keep()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=120, help="of training in all (120)")
+    parser.add_argument("--work", type=Path, required=True, help="folder for the checkpoints")
+    parser.add_argument("--report-minutes", type=float, default=3)
+    parser.add_argument("--muon-rate", type=float, default=0.02)
+    parser.add_argument("--adam-rate", type=float, default=2e-3)
+    parser.add_argument("--answer-weight", type=float, default=2.0)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    Trainer(options).run()
+
+
+if __name__ == "__main__":
+    main()
