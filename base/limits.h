@@ -25,6 +25,8 @@
 #define LARDER_TAILS_MAX 16u
 /* `extra` of a key: names of adapters, salts, hashes of images. */
 #define LARDER_EXTRA_BYTES_MAX 1024u
+/* Keys removed by one tombstone record: 2,048 of 32 bytes; more take several records. */
+#define LARDER_TOMBSTONE_BYTES_MAX (2048u * 32u)
 /* Text of a recipe. */
 #define LARDER_RECIPE_BYTES_MAX 1024u
 /* Sections of a record: K and V of each layer, at one head group a layer. */

@@ -1,0 +1,127 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "base/record.h"
+
+#include <errno.h>
+
+#include "base/bytes.h"
+#include "base/error.h"
+
+void larder_head_layout(struct larder_head_layout *out, uint32_t extra_bytes, uint32_t recipe_bytes,
+                        uint32_t token_count, uint32_t section_count)
+{
+    out->extra = sizeof(struct larder_record);
+    out->recipe = out->extra + extra_bytes;
+    out->tokens = (uint32_t)larder_round_up(out->recipe + recipe_bytes, 4);
+    out->directory = (uint32_t)larder_round_up(out->tokens + 4 * token_count, 8);
+    out->head_bytes = out->directory + (uint32_t)sizeof(struct larder_section) * section_count;
+    out->sections = larder_round_up(out->head_bytes, LARDER_SECTION_ALIGN);
+}
+
+static void layout_of(struct larder_head_layout *out, const struct larder_record *record)
+{
+    larder_head_layout(out, record->extra_bytes, record->recipe_bytes, record->token_count,
+                       record->section_count);
+}
+
+static int check_field(const char *field, uint64_t value, uint64_t most)
+{
+    if (value > most)
+        return larder_fail(LARDER_ECORRUPT, "record: %s=%llu is above %llu", field,
+                           (unsigned long long)value, (unsigned long long)most);
+    return 0;
+}
+
+static int check_header(const struct larder_record *record)
+{
+    if (record->magic != LARDER_RECORD_MAGIC)
+        return larder_fail(LARDER_ECORRUPT, "record: no magic number");
+    if (record->version != LARDER_RECORD_VERSION)
+        return larder_fail(LARDER_EVERSION, "record: version %u, this release knows %u",
+                           record->version, LARDER_RECORD_VERSION);
+    if (record->type < LARDER_RECORD_ENTRY || record->type > LARDER_RECORD_MARK)
+        return larder_fail(LARDER_ECORRUPT, "record: type %u is unknown", record->type);
+    if (record->tag_kind != LARDER_TAG_XXH3_128)
+        return larder_fail(LARDER_EVERSION, "record: tag kind %u, this release knows %u",
+                           record->tag_kind, LARDER_TAG_XXH3_128);
+    if (record->flags != 0 || !larder_all_zero(record->reserved0, sizeof(record->reserved0)))
+        return larder_fail(LARDER_ECORRUPT, "record: reserved fields are not zero");
+    LARDER_TRY(check_field("record_bytes", record->record_bytes, LARDER_RECORD_BYTES_MAX));
+    LARDER_TRY(check_field("raw_bytes", record->raw_bytes, LARDER_RECORD_BYTES_MAX));
+    LARDER_TRY(check_field("token_count", record->token_count, LARDER_BLOCK_TOKENS_MAX));
+    LARDER_TRY(check_field("section_count", record->section_count, LARDER_SECTIONS_MAX));
+    LARDER_TRY(check_field("recipe_bytes", record->recipe_bytes, LARDER_RECIPE_BYTES_MAX));
+    LARDER_TRY(check_field("quality", record->quality, LARDER_QUALITY_BLENDED));
+    LARDER_TRY(check_field("computed_on", record->computed_on, LARDER_QUALITY_BLENDED));
+    LARDER_TRY(check_field("extra_bytes", record->extra_bytes,
+                           record->type == LARDER_RECORD_TOMBSTONE ? LARDER_TOMBSTONE_BYTES_MAX
+                                                                   : LARDER_EXTRA_BYTES_MAX));
+    if (record->type == LARDER_RECORD_TOMBSTONE &&
+        (record->extra_bytes % sizeof(struct larder_key) != 0 || record->section_count != 0))
+        return larder_fail(LARDER_ECORRUPT, "record: tombstone of %u bytes of keys, %u sections",
+                           record->extra_bytes, record->section_count);
+
+    struct larder_head_layout layout;
+    layout_of(&layout, record);
+    if (layout.head_bytes != record->head_bytes)
+        return larder_fail(LARDER_ECORRUPT, "record: head_bytes=%u, its parts need %u",
+                           record->head_bytes, layout.head_bytes);
+    if (record->record_bytes % LARDER_PAGE_BYTES != 0 || record->record_bytes < record->head_bytes)
+        return larder_fail(LARDER_ECORRUPT, "record: record_bytes=%llu for a head of %u",
+                           (unsigned long long)record->record_bytes, record->head_bytes);
+    return 0;
+}
+
+static int check_directory(const struct larder_record *record)
+{
+    const struct larder_section *sections = larder_record_directory(record);
+    struct larder_head_layout layout;
+    layout_of(&layout, record);
+    uint64_t end = layout.sections;
+    for (uint32_t i = 0; i < record->section_count; i++) {
+        const struct larder_section *at = &sections[i];
+        if (at->kind > LARDER_SECTION_V || !larder_all_zero(at->reserved, sizeof(at->reserved)) ||
+            at->layer_count == 0 || at->head_count == 0 ||
+            at->layer_first + at->layer_count > (int)LARDER_LAYERS_MAX ||
+            at->head_first + at->head_count > (int)LARDER_KV_HEADS_MAX)
+            return larder_fail(LARDER_ECORRUPT, "record: section %u is malformed", i);
+        if (at->offset % LARDER_SECTION_ALIGN != 0 || at->offset < end ||
+            at->offset > record->record_bytes || at->bytes > record->record_bytes - at->offset)
+            return larder_fail(LARDER_ECORRUPT,
+                               "record: section %u at %llu of %llu bytes overlaps or leaves the "
+                               "record",
+                               i, (unsigned long long)at->offset, (unsigned long long)at->bytes);
+        end = at->offset + at->bytes;
+    }
+    return 0;
+}
+
+int larder_record_check(const void *record, uint64_t available_bytes)
+{
+    const struct larder_record *header = record;
+    assert(available_bytes >= sizeof(*header));
+    LARDER_TRY(check_header(header));
+    if (header->head_bytes > available_bytes)
+        return -EAGAIN;
+    return check_directory(header);
+}
+
+const char *larder_record_recipe(const struct larder_record *record)
+{
+    struct larder_head_layout layout;
+    layout_of(&layout, record);
+    return (const char *)record + layout.recipe;
+}
+
+const uint32_t *larder_record_tokens(const struct larder_record *record)
+{
+    struct larder_head_layout layout;
+    layout_of(&layout, record);
+    return (const uint32_t *)(const void *)((const char *)record + layout.tokens);
+}
+
+const struct larder_section *larder_record_directory(const struct larder_record *record)
+{
+    struct larder_head_layout layout;
+    layout_of(&layout, record);
+    return (const struct larder_section *)(const void *)((const char *)record + layout.directory);
+}
