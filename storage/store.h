@@ -1,0 +1,273 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* store.h - the store: entries of all tenants in a host tier (slabs) and an SSD tier (segments),
+ * found through an index. Knows records and keys; no codec and no socket.
+ *
+ * Owns:    DIR/segments, DIR/index, DIR/tenants, DIR/format, the lock on DIR, all slabs.
+ * Threads: every function may be called from any thread unless it says otherwise; callbacks run on
+ *          the storage thread, must be short, and may call functions of this header that do not
+ *          wait (all but larder_store_open, _close, _verify).
+ * I1  The index names only bytes whose write completed and was synced.
+ * I2  A slot's bytes never change between publication and the rise of its generation.
+ * I3  Every entry's parent is stored too, in one tier or the other (chains have no holes).
+ * I4  After a failed sync nothing is acknowledged durable and nothing more is written.
+ */
+#ifndef LARDER_STORAGE_STORE_H
+#define LARDER_STORAGE_STORE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/larder_base.h"
+#include "base/limits.h"
+#include "base/record.h"
+
+struct larder_store;
+struct larder_io;
+
+struct larder_store_options {
+    const char *directory; /* created (0700) if missing; its parent must exist */
+    const char *io;        /* "auto", "uring", "threads" */
+    uint32_t io_depth;     /* requests in flight; 0: 64 */
+    uint64_t host_bytes;   /* of all slabs of all tenants; 0 in any of these: default of limits.h */
+    uint64_t ssd_bytes;    /* of all segment files */
+    uint64_t slab_bytes;
+    uint64_t segment_bytes;
+    /* Tests: a backend to use (and to own) instead of opening one on DIR/segments. */
+    struct larder_io *io_override;
+    /* Refuse to create a store where there is none. */
+    bool must_exist;
+};
+
+/* Creates or opens; recovers; starts the storage thread. LARDER_ELOCKED when another process has
+ * it, LARDER_EVERSION (nothing touched) when another release made it. */
+int larder_store_open(struct larder_store **out, const struct larder_store_options *options);
+/* Writes out what is queued, then stops. Leases of holders that still exist are void. */
+void larder_store_close(struct larder_store *store);
+
+/* --- tenants and models ---------------------------------------------------------------------- */
+
+struct larder_tenant_info {
+    uint32_t index; /* handle in this process */
+    char name[LARDER_TENANT_NAME_MAX];
+    uint8_t id[16];  /* random, in records */
+    uint8_t key[32]; /* random, in keys: tenants cannot hit each other's entries */
+};
+
+/* The tenant of that name, created (durably) when it first appears. */
+int larder_store_tenant(struct larder_store *store, struct larder_tenant_info *out,
+                        const char *name);
+/* index = 0, 1, ...; LARDER_ENOTFOUND at the end. */
+int larder_store_tenant_at(struct larder_store *store, struct larder_tenant_info *out,
+                           uint32_t index);
+
+struct larder_model_info {
+    uint32_t index; /* handle in this process */
+    struct larder_key fingerprint;
+    struct larder_model_desc desc;
+};
+
+/* Checks and registers a model (durably with the next commit of the index). */
+int larder_store_model(struct larder_store *store, struct larder_model_info *out,
+                       const struct larder_model_desc *desc);
+int larder_store_model_at(struct larder_store *store, struct larder_model_info *out,
+                          uint32_t index);
+
+/* --- lookup: no side effects ----------------------------------------------------------------- */
+
+struct larder_tail {
+    struct larder_key key;
+    uint32_t token_count;
+    uint32_t reserved; /* 0 */
+};
+
+struct larder_match {
+    uint32_t count;      /* leading keys that are stored at the wanted quality or better */
+    uint32_t quality;    /* worst among them: enum larder_quality */
+    uint64_t bytes;      /* stored bytes of them */
+    uint64_t bytes_host; /* of those in the host tier */
+    uint64_t tokens;     /* in them */
+    uint32_t tail_count; /* stored children of the last match that hold fewer tokens than */
+    struct larder_tail tails[LARDER_TAILS_MAX]; /* `block_tokens`; longest first */
+};
+
+/* `keys` is a chain from some stored block or the root: key i + 1's parent is key i. */
+int larder_store_lookup(struct larder_store *store, struct larder_match *out, uint32_t tenant,
+                        const struct larder_key *keys, uint32_t key_count,
+                        enum larder_quality worst, uint32_t block_tokens);
+
+/* --- get: leases on slots -------------------------------------------------------------------- */
+
+struct larder_ref {
+    uint32_t slab_id; /* of the tenant */
+    uint32_t slot;
+    uint64_t generation;
+};
+
+/* The leading run of `keys` held in the host tier by a lease, or on its way there. */
+struct larder_lease;
+
+/* Called once when every ref of the lease is published or has failed: `loaded` leading refs are
+ * good; `err` says why the next one is not (0 when all are). A corrupt record is counted, dropped
+ * with its subtree, and ends the run. */
+typedef void (*larder_lease_done)(void *context, uint32_t loaded, int err);
+
+/* Holds the longest leading run of `keys` that is stored and fits the host tier now; starts reading
+ * what is only on SSD. refs[] gets up to key_count entries; *ref_count may be less than what a
+ * lookup names when the host tier is full of leases: come again for the rest. With *ref_count 0,
+ * *out is NULL and `done` is not called: 0 when nothing matched, -EBUSY when nothing fits now.
+ * When everything is in the host tier already, *ready is true and `done` is not called. */
+int larder_store_lease(struct larder_store *store, struct larder_lease **out,
+                       struct larder_ref *refs, uint32_t *ref_count, bool *ready, uint32_t tenant,
+                       const struct larder_key *keys, uint32_t key_count, enum larder_quality worst,
+                       larder_lease_done done, void *context);
+/* Ends it, loaded or not. `done` is not called after this returns, except from a storage thread
+ * that is in it already. */
+void larder_store_release(struct larder_store *store, struct larder_lease *lease);
+/* As if released, by force: the holder did not let go in time. The refs' generations rise as soon
+ * as the memory is wanted; the handle stays valid until larder_store_release(). */
+void larder_store_revoke(struct larder_store *store, struct larder_lease *lease);
+
+/* A slab's memfd, sealed, for sending to a client of its tenant; owned by the store.
+ * LARDER_ENOTFOUND when there is none. */
+int larder_store_slab_fd(struct larder_store *store, int *out_fd, uint64_t *out_bytes,
+                         uint32_t tenant, uint32_t slab_id);
+/* The record behind a ref, for users inside the daemon; valid while the lease holds. */
+const struct larder_record *larder_store_ref_record(struct larder_store *store, uint32_t tenant,
+                                                    const struct larder_ref *ref);
+
+/* --- put ------------------------------------------------------------------------------------- */
+
+struct larder_put_desc {
+    uint32_t tenant;
+    uint32_t model;
+    struct larder_key key;
+    struct larder_key parent; /* larder_key_root: first of a chain */
+    const void *extra;
+    uint32_t extra_bytes;
+    const uint32_t *tokens;
+    uint32_t token_count;
+    uint64_t position;
+    const char *recipe; /* text */
+    enum larder_quality quality;
+    enum larder_quality computed_on;
+    float k_error;
+    float v_error;
+    uint64_t raw_bytes;
+    uint32_t section_count_max;
+    uint64_t payload_bytes_max; /* upper bound on all sections with their padding */
+    /* Storing a longer block drops the shorter tail it extends: its siblings under the same parent
+     * whose tokens are a prefix of its own. */
+};
+
+struct larder_put; /* a reserved slot that nobody else sees yet */
+
+/* Reserves a slot and writes the head up to the directory. LARDER_EEXISTS: stored or being stored
+ * at this quality or better (use larder_store_when to wait for it); LARDER_ENOPARENT; -EBUSY: no
+ * memory can be freed now; LARDER_EFULL: can never fit; LARDER_EREADONLY. */
+int larder_store_put_reserve(struct larder_store *store, struct larder_put **out,
+                             const struct larder_put_desc *desc);
+/* Where the sections go: 64-aligned, payload_bytes_max long, and the directory to fill (offsets
+ * from the record's start; tags are left to the store). Any thread, one at a time. */
+void *larder_put_payload(struct larder_put *put, uint64_t *offset_in_record);
+struct larder_section *larder_put_directory(struct larder_put *put);
+
+typedef void (*larder_put_done)(void *context, int err);
+
+/* Publishes the record (its first `section_count` directory entries, `payload_bytes` of payload) in
+ * the host tier and queues it for SSD. `put` is the store's from here. `done` runs once: for
+ * LARDER_CACHED with 0 before this returns, for LARDER_DURABLE when the index has it or with why it
+ * never will be (the entry may stay in the host tier then). */
+void larder_store_put_commit(struct larder_store *store, struct larder_put *put,
+                             uint32_t section_count, uint64_t payload_bytes, enum larder_wait wait,
+                             larder_put_done done, void *context);
+void larder_store_put_abort(struct larder_store *store, struct larder_put *put);
+
+/* Calls `done` once the entry of `key` is visible or durable: at once if it is, with
+ * LARDER_ENOTFOUND when it is not there or is given up. */
+void larder_store_when(struct larder_store *store, uint32_t tenant, const struct larder_key *key,
+                       enum larder_wait wait, larder_put_done done, void *context);
+
+/* --- remove, list, verify -------------------------------------------------------------------- */
+
+/* Removes an entry and everything below it, durably (tombstones). *removed counts entries; it is
+ * final when `done` runs. LARDER_ENOTFOUND through `done` when there is none. */
+void larder_store_remove(struct larder_store *store, uint32_t tenant, const struct larder_key *key,
+                         void (*done)(void *context, int err, uint64_t removed), void *context);
+
+struct larder_entry_info {
+    struct larder_key key;
+    struct larder_key parent;
+    uint32_t tenant;
+    uint32_t model;
+    uint32_t token_count;
+    uint32_t depth; /* blocks before it in its chain */
+    uint32_t children;
+    uint32_t lease_count;
+    uint64_t record_bytes; /* stored, with padding */
+    uint64_t raw_bytes;
+    uint64_t created_s;
+    uint64_t position;
+    uint64_t uses;       /* leases since start */
+    uint32_t segment_id; /* 0: not on SSD */
+    uint32_t segment_page;
+    uint8_t quality;
+    uint8_t computed_on;
+    uint8_t in_host;
+    uint8_t durable;
+    uint8_t reserved[4];
+    char recipe[64]; /* cut when longer */
+};
+
+/* Entries in no particular order, from *cursor (start with 0) on; *cursor is 0 again at the end.
+ * Entries that come or go meanwhile may be missed, none is named twice. */
+int larder_store_list(struct larder_store *store, struct larder_entry_info *out, uint32_t *count,
+                      uint64_t *cursor, uint32_t count_max);
+/* One entry; any tenant's: for the operator. */
+int larder_store_find(struct larder_store *store, struct larder_entry_info *out,
+                      const struct larder_key *key);
+
+/* Reads entry after entry from SSD and checks every tag; a bad one is counted and dropped, with its
+ * subtree, like a bad one met by a lease. `done` gets 0, LARDER_ECORRUPT, LARDER_ENOTFOUND (not on
+ * SSD) or -errno. One entry a call, so that the caller sets the pace and can show progress. */
+void larder_store_verify(struct larder_store *store, const struct larder_key *key,
+                         larder_put_done done, void *context);
+
+struct larder_store_stats {
+    uint64_t entries;
+    uint64_t entries_host;
+    uint64_t entries_durable;
+    uint64_t record_bytes_host;
+    uint64_t record_bytes_ssd;
+    uint64_t raw_bytes; /* of all entries */
+    uint64_t host_bytes_max;
+    uint64_t slab_bytes_mapped;
+    uint64_t ssd_bytes_max;
+    uint64_t segment_bytes; /* of all files */
+    uint64_t segments;
+    uint64_t puts;
+    uint64_t puts_refused; /* EBUSY, EFULL */
+    uint64_t gets;         /* leases asked for */
+    uint64_t blocks_hit_host;
+    uint64_t blocks_hit_ssd;
+    uint64_t blocks_missed;
+    uint64_t corrupt; /* records dropped for a bad tag or head */
+    uint64_t evicted_host;
+    uint64_t evicted_ssd;
+    uint64_t removed;
+    uint64_t synced_groups;
+    uint64_t bytes_written;
+    uint64_t bytes_read;
+    uint64_t io_errors;
+    uint64_t recovered_entries;   /* found at start */
+    uint64_t recovered_from_tail; /* of those, written but not yet in the index */
+    uint64_t index_rebuilt;       /* 1 when the index was made anew at start */
+    uint64_t recovery_us;
+    uint64_t read_only; /* 1 after a failed sync */
+    char io[16];        /* backend */
+};
+void larder_store_stats(struct larder_store *store, struct larder_store_stats *out);
+/* The same for one tenant; only the fields of entries, bytes, gets and hits are filled. */
+int larder_store_tenant_stats(struct larder_store *store, struct larder_store_stats *out,
+                              uint32_t tenant);
+
+#endif
