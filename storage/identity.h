@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* identity.h - what a store's directory says of itself: its lock, its format, its tenants.
+ *
+ *   DIR/lock     OFD-locked while a daemon runs
+ *   DIR/format   "larder store 1\n" and the store's random id; written once
+ *   DIR/tenants  the tenants' ids, names and keys; two checksummed copies (tenants, tenants.copy),
+ *                replaced by write, fsync, rename, fsync of the directory, one after the other
+ *
+ * Threads: the opener, then under the store's lock.
+ */
+#ifndef LARDER_STORAGE_IDENTITY_H
+#define LARDER_STORAGE_IDENTITY_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/limits.h"
+#include "storage/store.h"
+
+#define LARDER_STORE_FORMAT 1u
+
+struct larder_identity;
+
+/* Creates DIR (0700) and its files when missing, unless `must_exist`. LARDER_ELOCKED;
+ * LARDER_EVERSION for another format (nothing is touched); LARDER_ECORRUPT when both copies of the
+ * tenants are bad: without their keys no entry can be found again, so this is for the operator. */
+int larder_identity_open(struct larder_identity **out, const char *directory, bool must_exist);
+void larder_identity_close(struct larder_identity *identity);
+
+uint32_t larder_identity_tenant_count(const struct larder_identity *identity);
+/* Valid while open: tenants are never moved or forgotten. */
+const struct larder_tenant_info *larder_identity_tenant(const struct larder_identity *identity,
+                                                        uint32_t index);
+/* Index of the tenant of that name, made (random id and key, durably) when it is new. A name is
+ * 1 to LARDER_TENANT_NAME_MAX - 1 of [A-Za-z0-9._-]. */
+int larder_identity_add_tenant(struct larder_identity *identity, uint32_t *out_index,
+                               const char *name);
+
+#endif

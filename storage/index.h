@@ -1,0 +1,96 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* index.h - the durable index: LMDB under DIR/index. What is in it was synced in a segment before.
+ * It is read once, at start, into the store's table; from then on it is only written, in one
+ * transaction a group. LMDB has no checksums, so every value carries one over key and value
+ * (XXH3-64), checked when read.
+ *
+ * Threads: the one that opens the store, then only the storage thread.
+ */
+#ifndef LARDER_STORAGE_INDEX_H
+#define LARDER_STORAGE_INDEX_H
+
+#include <assert.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/larder_base.h"
+
+struct larder_index;
+
+/* Value of database "entries"; its key is key (32) | variant (u32 LE). */
+struct index_entry {
+    uint8_t parent[32];    /* 000-031 */
+    uint8_t tenant[16];    /* 032-047 */
+    uint8_t model[32];     /* 048-079 */
+    uint64_t generation;   /* 080-087 */
+    uint64_t record_bytes; /* 088-095 */
+    uint64_t raw_bytes;    /* 096-103 */
+    uint64_t created_s;    /* 104-111 */
+    uint64_t position;     /* 112-119 */
+    uint64_t expires_s;    /* 120-127  0: never; reserved in v1 */
+    uint32_t segment_id;   /* 128-131 */
+    uint32_t segment_page; /* 132-135 */
+    uint32_t token_count;  /* 136-139 */
+    uint32_t head_bytes;   /* 140-143 */
+    uint8_t quality;       /* 144 */
+    uint8_t computed_on;   /* 145 */
+    uint8_t pinned;        /* 146      reserved in v1 */
+    uint8_t reserved[5];   /* 147-151 */
+    char recipe[32];       /* 152-183  cut when longer: for people; the record has it whole */
+    uint64_t check;        /* 184-191  XXH3-64 over key and the bytes before it */
+};
+static_assert(sizeof(struct index_entry) == 192, "on-disk size");
+
+/* Value of database "segments"; its key is the segment's id (u32 LE). */
+struct index_segment {
+    uint64_t committed_bytes; /* 00-07  everything below is named by the index or dead */
+    uint64_t reserved;        /* 08-15 */
+    uint64_t check;           /* 16-23 */
+};
+static_assert(sizeof(struct index_segment) == 24, "on-disk size");
+
+/* What the index is told at load, in no particular order; a negative value stops the load. */
+struct index_visitor {
+    void *context;
+    int (*entry)(void *context, const struct larder_key *key, uint32_t variant,
+                 const struct index_entry *entry);
+    int (*segment)(void *context, uint32_t segment_id, const struct index_segment *segment);
+    int (*model)(void *context, const struct larder_key *fingerprint,
+                 const struct larder_model_desc *desc);
+};
+
+/* Opens or creates. Any sign of damage (a bad check, a bad LMDB page, a missing or truncated file,
+ * a crash of the probe: LMDB can SIGBUS or SIGSEGV on damaged files, so a child process walks it
+ * first) gives LARDER_ECORRUPT: the caller calls larder_index_destroy(), opens again and rebuilds
+ * from segments. `path` is the directory DIR/index; *created tells that there was none. */
+int larder_index_open(struct larder_index **out, const char *path, bool *created);
+void larder_index_close(struct larder_index *index);
+/* Removes the files under `path`; keeps what it removes as `path`.bad (one older copy at most). */
+int larder_index_destroy(const char *path);
+
+int larder_index_load(struct larder_index *index, const struct index_visitor *visitor,
+                      uint64_t *next_generation);
+
+/* One transaction at a time. Puts and deletes between begin and commit become durable together or
+ * not at all. After a failed commit or sync the index refuses everything (-EIO): no retry.
+ * A map that is full is made larger and the transaction replayed by the caller: commit or put
+ * returns -ENOSPC only when the disk is full. */
+int larder_index_begin(struct larder_index *index);
+int larder_index_put_entry(struct larder_index *index, const struct larder_key *key,
+                           uint32_t variant, struct index_entry *entry);
+int larder_index_delete_entry(struct larder_index *index, const struct larder_key *key,
+                              uint32_t variant);
+int larder_index_put_segment(struct larder_index *index, uint32_t segment_id,
+                             struct index_segment *segment);
+int larder_index_delete_segment(struct larder_index *index, uint32_t segment_id);
+int larder_index_put_model(struct larder_index *index, const struct larder_key *fingerprint,
+                           const struct larder_model_desc *desc);
+/* Also stores the generation the next start may begin above. */
+int larder_index_commit(struct larder_index *index, uint64_t next_generation);
+void larder_index_abort(struct larder_index *index);
+
+/* Tests: called before each commit; a non-zero answer makes the commit fail with it, before
+ * anything is written (the simulated machine has stopped). */
+void larder_index_set_gate(struct larder_index *index, int (*gate)(void *context), void *context);
+
+#endif
