@@ -74,7 +74,7 @@ struct larder_rope {
  * included, never see each other's entries. Fill the unused fields with zeros. */
 struct larder_model_desc {
     char name[64];       /* for people: not part of the identity; NUL-terminated */
-    uint8_t weights[32]; /* digest over the weights, see larder_weights_digest() */
+    uint8_t weights[32]; /* a digest over all weights, the same in every process */
     uint32_t layers;     /* with a KV cache */
     uint32_t kv_heads;   /* per layer */
     uint32_t k_dims;     /* per head */

@@ -1,0 +1,260 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* wire.h - the frames of the socket protocol, version 1 (docs/PROTOCOL.md is the specification).
+ *
+ * A frame is one SOCK_SEQPACKET message: struct wire_frame, then the body of its type. A frame
+ * whose length is not exactly what its type and counts demand is malformed: the daemon answers
+ * WIRE_ERROR with LARDER_EPROTO and closes. Requests carry an id the client chose; every answer
+ * carries it back. Fields named reserved are zero.
+ */
+#ifndef LARDER_BASE_WIRE_H
+#define LARDER_BASE_WIRE_H
+
+#include <assert.h>
+
+#include "base/larder_base.h"
+#include "base/limits.h"
+
+#define WIRE_MAGIC   0x3152444cu /* "LDR1" */
+#define WIRE_VERSION 1u
+
+enum wire_type {
+    /* any direction: answer to a request that failed */
+    WIRE_ERROR = 1,
+
+    /* engine socket: client to daemon */
+    WIRE_HELLO = 10,   /* wire_hello        -> wire_hello_ok */
+    WIRE_MODEL = 11,   /* wire_model        -> wire_model_ok */
+    WIRE_LOOKUP = 12,  /* wire_keys + keys  -> wire_lookup_ok + tails */
+    WIRE_GET = 13,     /* wire_keys + keys  -> wire_get_ok + refs + tails, later wire_loaded */
+    WIRE_RELEASE = 14, /* wire_release + ids, one way */
+    WIRE_STAGING = 15, /* wire_staging      -> wire_staging_ok with one descriptor */
+    WIRE_PUT = 16,     /* wire_put          -> wire_put_ok */
+    WIRE_REMOVE = 17,  /* wire_remove       -> wire_remove_ok */
+    WIRE_STAT = 18,    /* (nothing)         -> wire_stat_ok */
+
+    /* engine socket: daemon to client */
+    WIRE_HELLO_OK = 40,
+    WIRE_MODEL_OK = 41,
+    WIRE_LOOKUP_OK = 42,
+    WIRE_GET_OK = 43,
+    WIRE_STAGING_OK = 45,
+    WIRE_PUT_OK = 46,
+    WIRE_REMOVE_OK = 47,
+    WIRE_STAT_OK = 48,
+    WIRE_LOADED = 60, /* wire_loaded: every ref of a WIRE_GET is published or has failed */
+    WIRE_SLAB = 61,   /* wire_slab with one descriptor: before the first ref into it */
+
+    /* control socket: admin to daemon */
+    WIRE_ADMIN_STATUS = 100,  /* (nothing)          -> wire_admin_status_ok */
+    WIRE_ADMIN_LIST = 101,    /* wire_admin_list    -> wire_admin_list_ok + infos */
+    WIRE_ADMIN_SHOW = 102,    /* wire_admin_key     -> wire_admin_show_ok */
+    WIRE_ADMIN_VERIFY = 103,  /* wire_admin_key     -> wire_admin_verify_ok */
+    WIRE_ADMIN_REMOVE = 104,  /* wire_admin_key     -> wire_remove_ok */
+    WIRE_ADMIN_MODELS = 105,  /* wire_admin_index   -> wire_admin_model_ok */
+    WIRE_ADMIN_TENANTS = 106, /* wire_admin_index   -> wire_admin_tenant_ok */
+    WIRE_ADMIN_STATUS_OK = 140,
+    WIRE_ADMIN_LIST_OK = 141,
+    WIRE_ADMIN_SHOW_OK = 142,
+    WIRE_ADMIN_VERIFY_OK = 143,
+    WIRE_ADMIN_REMOVE_OK = 144,
+    WIRE_ADMIN_MODEL_OK = 145,
+    WIRE_ADMIN_TENANT_OK = 146,
+};
+
+struct wire_frame {
+    uint32_t bytes;    /* 00-03  of the whole frame: must equal the message's length */
+    uint16_t type;     /* 04-05  enum wire_type */
+    uint16_t reserved; /* 06-07 */
+    uint64_t request;  /* 08-15  chosen by the client, not 0; 0 in frames that answer nothing */
+};
+static_assert(sizeof(struct wire_frame) == 16, "wire size");
+
+struct wire_error {
+    int32_t code; /* negative */
+    uint32_t reserved;
+    char message[LARDER_MESSAGE_WIRE_MAX]; /* NUL-terminated */
+};
+static_assert(sizeof(struct wire_error) == 264, "wire size");
+
+struct wire_hello {
+    uint32_t magic;       /* WIRE_MAGIC */
+    uint32_t version_min; /* versions the client speaks */
+    uint32_t version_max;
+    uint32_t reserved;
+};
+static_assert(sizeof(struct wire_hello) == 16, "wire size");
+
+struct wire_hello_ok {
+    uint32_t magic;
+    uint32_t version;
+    uint32_t block_tokens;
+    uint32_t lease_ms;          /* leases older than this may be revoked */
+    uint64_t staging_bytes_max; /* of a connection */
+    uint8_t tenant_id[16];
+    uint8_t tenant_key[32];
+    char tenant_name[LARDER_TENANT_NAME_MAX];
+    char daemon_version[32];
+    char recipe[64]; /* default of this tenant; the whole text, or empty when longer */
+};
+static_assert(sizeof(struct wire_hello_ok) == 232, "wire size");
+
+struct wire_model {
+    struct larder_model_desc desc;
+};
+static_assert(sizeof(struct larder_model_desc) == 192, "wire size");
+
+struct wire_model_ok {
+    uint32_t model; /* handle on this connection and in this daemon */
+    uint32_t reserved;
+    uint8_t fingerprint[32];
+};
+static_assert(sizeof(struct wire_model_ok) == 40, "wire size");
+
+/* LOOKUP and GET: followed by key_count keys of 32 bytes, a chain from a stored block or the root. */
+struct wire_keys {
+    uint32_t model;
+    uint32_t key_count; /* 1..LARDER_REQUEST_KEYS_MAX */
+    uint32_t worst;     /* enum larder_quality */
+    uint32_t reserved;
+};
+static_assert(sizeof(struct wire_keys) == 16, "wire size");
+
+/* Followed by tail_count struct wire_tail. */
+struct wire_lookup_ok {
+    uint32_t matched; /* leading keys */
+    uint32_t quality;
+    uint32_t tail_count; /* <= LARDER_TAILS_MAX: shorter stored blocks behind the last match */
+    uint32_t reserved;
+    uint64_t bytes;
+    uint64_t bytes_host;
+};
+static_assert(sizeof(struct wire_lookup_ok) == 32, "wire size");
+
+struct wire_tail {
+    uint8_t key[32];
+    uint32_t token_count;
+    uint32_t reserved;
+};
+static_assert(sizeof(struct wire_tail) == 40, "wire size");
+
+/* Followed by ref_count struct wire_ref, then tail_count struct wire_tail. The refs are the leading
+ * keys now held by a lease named by the request's id; ref_count < matched when the host tier is
+ * full: release and ask for the rest. ready: all are loaded, no WIRE_LOADED follows. */
+struct wire_get_ok {
+    uint32_t matched;
+    uint32_t ref_count;
+    uint32_t quality;
+    uint32_t ready;
+    uint32_t tail_count;
+    uint32_t reserved;
+    uint64_t bytes;
+    uint64_t bytes_host; /* of the matched ones, found in the host tier */
+};
+static_assert(sizeof(struct wire_get_ok) == 40, "wire size");
+
+struct wire_ref {
+    uint32_t slab_id;
+    uint32_t slot;
+    uint64_t generation;
+};
+static_assert(sizeof(struct wire_ref) == 16, "wire size");
+
+struct wire_loaded {
+    uint32_t loaded; /* leading refs that are good */
+    int32_t error;   /* why the next is not; 0: all are */
+};
+static_assert(sizeof(struct wire_loaded) == 8, "wire size");
+
+/* Followed by count request ids (u64) of WIRE_GETs whose leases end. */
+struct wire_release {
+    uint32_t count; /* 1..LARDER_REQUEST_KEYS_MAX */
+    uint32_t reserved;
+};
+static_assert(sizeof(struct wire_release) == 8, "wire size");
+
+struct wire_slab {
+    uint32_t slab_id;
+    uint32_t reserved;
+    uint64_t bytes;
+};
+static_assert(sizeof(struct wire_slab) == 16, "wire size");
+
+struct wire_staging {
+    uint64_t bytes; /* wanted; once a connection, larger later replaces it when no PUT is open */
+};
+static_assert(sizeof(struct wire_staging) == 8, "wire size");
+
+struct wire_staging_ok {
+    uint64_t bytes; /* granted, at least what was wanted */
+};
+static_assert(sizeof(struct wire_staging_ok) == 8, "wire size");
+
+/* One block. Staging holds, from staging_offset (a multiple of 64) on: extra, padded to 4 | tokens
+ * (u32) | padding to 64 | canonical planes (codec/codec.h) of all layers, layer-major, K before V.
+ * The region is the daemon's until the answer, and is read once. */
+struct wire_put {
+    uint32_t model;
+    uint32_t wait;   /* enum larder_wait */
+    uint8_t key[32]; /* checked against tokens, extra and parent, unless token_count is 0 */
+    uint8_t parent[32];
+    uint64_t staging_offset;
+    uint64_t staging_bytes;
+    uint64_t position;
+    uint32_t token_count;
+    uint32_t extra_bytes;
+    uint32_t computed_on;  /* enum larder_quality */
+    uint32_t recipe_bytes; /* 0: the default */
+    char recipe[LARDER_RECIPE_BYTES_MAX];
+};
+static_assert(sizeof(struct wire_put) == 1136, "wire size");
+
+struct wire_put_ok {
+    uint64_t stored_bytes; /* of the record; 0 when it was stored before */
+    uint32_t existed;      /* 1: stored already at this quality or better */
+    uint32_t reserved;
+};
+static_assert(sizeof(struct wire_put_ok) == 16, "wire size");
+
+struct wire_remove {
+    uint8_t key[32];
+};
+
+struct wire_remove_ok {
+    uint64_t removed; /* entries, the subtree included */
+};
+
+struct wire_stat_ok {
+    uint64_t entries;
+    uint64_t entries_host;
+    uint64_t entries_durable;
+    uint64_t bytes_host;
+    uint64_t bytes_ssd;
+    uint64_t gets;
+    uint64_t puts;
+    uint64_t blocks_hit_host;
+    uint64_t blocks_hit_ssd;
+    uint64_t blocks_missed;
+    uint64_t corrupt;
+};
+static_assert(sizeof(struct wire_stat_ok) == 88, "wire size");
+
+/* --- control socket -------------------------------------------------------------------------- */
+
+struct wire_admin_key {
+    uint8_t key[32];
+};
+
+struct wire_admin_index {
+    uint32_t index; /* 0, 1, ...; LARDER_ENOTFOUND at the end */
+    uint32_t reserved;
+};
+
+struct wire_admin_list {
+    uint64_t cursor;    /* 0 to start, then what the answer said */
+    uint32_t count_max; /* 1..LARDER_ADMIN_LIST_MAX */
+    uint32_t reserved;
+};
+
+#define LARDER_ADMIN_LIST_MAX 128u
+
+#endif

@@ -1,0 +1,246 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* larder.h - the client library of larder, a store for the KV caches of language models.
+ *
+ * An engine opens a connection, describes its model, asks how much of a prompt is stored, has that
+ * much written into its own KV memory, and stores what it computed. See liblarder(3), and the
+ * 40-line program in the README.
+ *
+ * Errors:  0 or a negative code (larder_base.h; system errors as -errno); larder_last_error() has
+ *          the message of the calling thread's last failure: value, limit, remedy.
+ * Threads: a connection and its models may be used from several threads; calls on one connection
+ *          take turns. After fork() the child opens its own.
+ * Time:    no call waits longer than the connection's timeout for the daemon. When the daemon is
+ *          gone, calls fail at once with LARDER_EDOWN, and reconnect by themselves when it is back.
+ */
+#ifndef LARDER_H
+#define LARDER_H
+
+#include "larder_base.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(__GNUC__)
+#define LARDER_API __attribute__((visibility("default")))
+#else
+#define LARDER_API
+#endif
+
+#define LARDER_SOCKET_DEFAULT "/run/larder/larder.sock"
+
+/* --- errors ---------------------------------------------------------------------------------- */
+
+LARDER_API const char *larder_last_error(void);
+LARDER_API const char *larder_strerror(int code);
+LARDER_API const char *larder_version(void);
+
+/* --- connection ------------------------------------------------------------------------------ */
+
+struct larder;
+
+struct larder_options {
+    const char *socket;   /* NULL: $LARDER_SOCKET, else LARDER_SOCKET_DEFAULT */
+    uint32_t timeout_ms;  /* of any one wait for the daemon; 0: 10,000 */
+    uint32_t threads;     /* for gathering and decoding; 0: 1 */
+    uint8_t reserved[16]; /* zeros */
+};
+
+/* Connects; `options` may be NULL. LARDER_EDOWN when nobody listens. */
+LARDER_API int larder_connect(struct larder **out, const struct larder_options *options);
+LARDER_API void larder_close(struct larder *larder);
+
+struct larder_model;
+
+/* Tells the daemon which model the following calls mean. A description that cannot be is refused
+ * here (LARDER_EMODEL, LARDER_ELIMIT, LARDER_EUNSUPPORTED), never met later as a miss. */
+LARDER_API int larder_model_open(struct larder *larder, struct larder_model **out,
+                                 const struct larder_model_desc *desc);
+LARDER_API void larder_model_close(struct larder_model *model);
+
+/* --- prompts --------------------------------------------------------------------------------- */
+
+/* Tokens of a prompt or chunk, and what else changes its KV. */
+struct larder_prompt {
+    const uint32_t *tokens;
+    size_t token_count;
+    const void *extra; /* LoRA name, salt, image hashes, ...; NULL with 0 bytes: none */
+    size_t extra_bytes;
+};
+
+/* --- lookup ---------------------------------------------------------------------------------- */
+
+struct larder_lookup_result {
+    uint64_t tokens;     /* leading tokens of the prompt that are stored */
+    uint64_t bytes;      /* stored bytes of their KV */
+    uint64_t bytes_host; /* of those already in the host tier */
+    uint32_t blocks;
+    uint32_t quality;     /* worst among them: enum larder_quality */
+    uint64_t estimate_us; /* what loading will take, from what this connection measured so far */
+};
+
+/* How much of the prompt is stored at `worst` quality or better. No side effects; a miss is 0
+ * tokens, not an error. */
+LARDER_API int larder_lookup(struct larder_model *model, struct larder_lookup_result *out,
+                             const struct larder_prompt *prompt, enum larder_quality worst);
+
+/* --- layouts --------------------------------------------------------------------------------- */
+
+/* Where the engine keeps K and V. The element (layer, kv, token, head, dim) lies at
+ *   base[layer] or base[0] + layer * layer_stride
+ *   + kv * kv_stride + block(token) * block_stride + row(token) * token_stride
+ *   + head * head_stride + dim * dim_stride              (strides in bytes)
+ * with block(token) = block_table[token / block_tokens], row(token) = token % block_tokens, or
+ * block 0 and row = token without a block table. Layouts seen: docs of larder_layout(3). */
+struct larder_layout {
+    void *const *bases; /* one per layer; or NULL to use base */
+    void *base;
+    int64_t layer_stride; /* unused with bases */
+    int64_t kv_stride;    /* from K to V */
+    int64_t block_stride;
+    int64_t token_stride;
+    int64_t head_stride;
+    int64_t k_dim_stride;   /* bytes between elements of a K head; normally the element's size */
+    int64_t v_dim_stride;   /* the same of V; other when V is stored transposed */
+    int64_t v_token_stride; /* of V when other than token_stride; 0: the same */
+    int64_t v_head_stride;  /* of V when other than head_stride; 0: the same */
+    const uint32_t *block_table; /* engine block of each block_tokens tokens; NULL: contiguous */
+    uint32_t block_table_count;
+    uint32_t block_tokens;
+    uint32_t dtype;          /* enum larder_dtype: must be the model's */
+    uint32_t memory;         /* 0: host */
+    uint64_t token_capacity; /* tokens with room, so that nothing is written beyond */
+};
+
+/* Fills in a plain layout: [layer][K/V][token][head][dim] without padding at `base`. Needs equal
+ * k_dims and v_dims. */
+LARDER_API int larder_layout_plain(struct larder_layout *out, const struct larder_model_desc *desc,
+                                   void *base, uint64_t token_capacity);
+
+/* --- get ------------------------------------------------------------------------------------- */
+
+enum larder_block_status {
+    LARDER_BLOCK_OK = 0,
+    LARDER_BLOCK_MISS = 1,
+    LARDER_BLOCK_CORRUPT = 2,
+    LARDER_BLOCK_IO = 3,
+    LARDER_BLOCK_TIMEOUT = 4,
+    LARDER_BLOCK_CANCELLED = 5,
+    LARDER_BLOCK_MISMATCH = 6, /* tokens differ: a hash collision, or a wrong store */
+};
+
+struct larder_get_result {
+    uint64_t tokens;      /* leading tokens whose KV is in the caller's memory now, all layers */
+    uint64_t bytes;       /* stored bytes read for them */
+    uint64_t bytes_ssd;   /* of those, from SSD */
+    uint32_t blocks;      /* whole blocks behind `tokens` */
+    uint32_t quality;     /* worst among them */
+    uint32_t stop_status; /* why there are no more: enum larder_block_status */
+    int32_t stop_error;   /* its code; 0 for a plain miss */
+};
+
+/* Writes the KV of the longest stored prefix into `layout`, at token 0 on. What was not stored is a
+ * plain miss: 0 with result->tokens smaller than the prompt. A daemon that dies meanwhile is one
+ * too: result->tokens are valid, stop_status says why. At most `tokens_max` tokens (0: no limit). */
+LARDER_API int larder_get(struct larder_model *model, struct larder_get_result *result,
+                          const struct larder_prompt *prompt, const struct larder_layout *layout,
+                          enum larder_quality worst, uint64_t tokens_max);
+
+/* The same layer by layer, so that an engine can run layer 0 while layer 1 is on its way.
+ * begin: *tokens is what will be restored if nothing fails; the arguments stay valid until end.
+ * wait_layer: returns when that layer's K and V are written; layers in rising order. An error means
+ * that fewer tokens are valid: end() says how many (in all layers).
+ * end: always needed; gives the lease back. */
+struct larder_get_op;
+LARDER_API int larder_get_begin(struct larder_model *model, struct larder_get_op **out,
+                                uint64_t *tokens, const struct larder_prompt *prompt,
+                                const struct larder_layout *layout, enum larder_quality worst,
+                                uint64_t tokens_max);
+LARDER_API int larder_get_wait_layer(struct larder_get_op *op, uint32_t layer);
+LARDER_API int larder_get_end(struct larder_get_op *op, struct larder_get_result *result);
+
+/* --- put ------------------------------------------------------------------------------------- */
+
+struct larder_put_options {
+    enum larder_wait wait;
+    const char *recipe;              /* NULL: the daemon's default */
+    enum larder_quality computed_on; /* of the KV that this KV was computed on */
+    uint64_t position;               /* of token 0 when K was computed; 0: a prefix */
+    uint64_t tokens_stored;          /* leading tokens known to be stored: not sent again */
+    uint8_t reserved[16];            /* zeros */
+};
+
+struct larder_put_result {
+    uint64_t tokens;       /* leading tokens stored now, earlier ones included */
+    uint64_t tokens_new;   /* of those, stored by this call */
+    uint64_t bytes_raw;    /* KV of the new ones, as the engine holds it */
+    uint64_t bytes_stored; /* the same as stored */
+};
+
+/* Stores the KV of the prompt's tokens from `layout`: whole blocks, and a shorter last one. When
+ * memory or queues are full it fails at once with -EBUSY; result says how far it came. */
+LARDER_API int larder_put(struct larder_model *model, struct larder_put_result *result,
+                          const struct larder_prompt *prompt, const struct larder_layout *layout,
+                          const struct larder_put_options *options);
+
+/* --- remove ---------------------------------------------------------------------------------- */
+
+/* Removes the block that ends the first `tokens` tokens of the prompt (a multiple of the block
+ * size, or the prompt's length) and everything stored behind it, durably. LARDER_ENOTFOUND. */
+LARDER_API int larder_remove(struct larder_model *model, const struct larder_prompt *prompt,
+                             uint64_t tokens, uint64_t *removed);
+
+/* --- jobs ------------------------------------------------------------------------------------ */
+
+/* The same calls without waiting. A job runs on a thread of the library; all arguments, what they
+ * point at, and `result` belong to it until it has ended. Its eventfd becomes readable then. */
+struct larder_job;
+LARDER_API int larder_get_submit(struct larder_model *model, struct larder_job **out,
+                                 struct larder_get_result *result,
+                                 const struct larder_prompt *prompt,
+                                 const struct larder_layout *layout, enum larder_quality worst,
+                                 uint64_t tokens_max);
+LARDER_API int larder_put_submit(struct larder_model *model, struct larder_job **out,
+                                 struct larder_put_result *result,
+                                 const struct larder_prompt *prompt,
+                                 const struct larder_layout *layout,
+                                 const struct larder_put_options *options);
+/* Readable once the job has ended; the job's, do not close. */
+LARDER_API int larder_job_fd(struct larder_job *job);
+/* The job's code once it has ended; -EINPROGRESS while it runs; waits up to timeout_ms (0: polls). */
+LARDER_API int larder_job_wait(struct larder_job *job, uint32_t timeout_ms);
+/* Asks it to stop soon; it still ends, with -ECANCELED or as if not asked. */
+LARDER_API void larder_job_cancel(struct larder_job *job);
+/* Waits for it to end, then frees it. The job's message stays in larder_last_error(). */
+LARDER_API int larder_job_end(struct larder_job *job);
+
+/* --- the daemon's word about itself ---------------------------------------------------------- */
+
+struct larder_info {
+    uint32_t block_tokens;
+    uint32_t protocol_version;
+    uint8_t tenant_id[16];
+    char tenant_name[64];
+    char daemon_version[32];
+};
+LARDER_API int larder_get_info(struct larder *larder, struct larder_info *out);
+
+struct larder_stat {
+    uint64_t entries; /* of this tenant */
+    uint64_t entries_host;
+    uint64_t entries_durable;
+    uint64_t bytes_host;
+    uint64_t bytes_ssd;
+    uint64_t gets;
+    uint64_t puts;
+    uint64_t blocks_hit_host;
+    uint64_t blocks_hit_ssd;
+    uint64_t blocks_missed;
+    uint64_t corrupt;
+};
+LARDER_API int larder_get_stat(struct larder *larder, struct larder_stat *out);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

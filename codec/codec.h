@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* codec.h - recipes: how K and V of a block become the sections of a record, and back.
+ *
+ * A recipe is a text that names stages; larder_recipe_open() parses it once, the rest is total,
+ * deterministic and allocates nothing. Everything is done a section at a time, so that callers can
+ * spread sections over threads and decode one layer before the next has arrived.
+ *
+ * Canonical planes: the K (or V) of one layer as [kv_head][token][dim] in the model's dtype, without
+ * padding. That is what encode reads and decode writes; gathering from an engine's layout and
+ * scattering into it is the caller's (client/layout.h).
+ *
+ * Threads: a recipe is immutable after open; a workspace belongs to one call at a time.
+ */
+#ifndef LARDER_CODEC_CODEC_H
+#define LARDER_CODEC_CODEC_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/larder_base.h"
+
+struct larder_recipe;
+
+/* Parses a recipe's text, presets by name included: "raw", "exact". -EINVAL with a message that
+ * names the position, what was found and what is allowed. */
+int larder_recipe_open(struct larder_recipe **out, const char *text);
+void larder_recipe_close(struct larder_recipe *recipe);
+/* The text to store: presets stay names. Lives as long as the recipe. */
+const char *larder_recipe_text(const struct larder_recipe *recipe);
+/* Of what comes out of decode, when what went in was exact. */
+enum larder_quality larder_recipe_quality(const struct larder_recipe *recipe);
+/* For people: a line a stage. */
+int larder_recipe_describe(const struct larder_recipe *recipe, char *out, size_t out_bytes);
+
+/* Presets, for `larder recipe ls`: index = 0, 1, ...; NULL at the end. */
+const char *larder_recipe_preset(uint32_t index, const char **summary);
+
+/* What a section holds: the recipe's own choice for a model and a number of tokens. */
+struct larder_slice {
+    uint16_t layer_first;
+    uint16_t layer_count;
+    uint16_t head_first;
+    uint16_t head_count;
+    uint8_t kind; /* enum larder_section_kind */
+};
+
+/* Sections of a block, layer-major, K before V. */
+uint32_t larder_recipe_section_count(const struct larder_recipe *recipe,
+                                     const struct larder_model_desc *model);
+void larder_recipe_slice(const struct larder_recipe *recipe, struct larder_slice *out,
+                         const struct larder_model_desc *model, uint32_t section);
+/* Bytes of a slice's canonical planes, its layers one after the other. */
+uint64_t larder_slice_raw_bytes(const struct larder_model_desc *model,
+                                const struct larder_slice *slice, uint32_t token_count);
+
+/* Upper bound of one encoded section, and of the caller's memory for encode and decode (aligned to
+ * 64). */
+uint64_t larder_recipe_bound(const struct larder_recipe *recipe,
+                             const struct larder_model_desc *model, uint32_t section,
+                             uint32_t token_count);
+uint64_t larder_recipe_workspace_bytes(const struct larder_recipe *recipe,
+                                       const struct larder_model_desc *model, uint32_t token_count);
+
+/* What encode measured on its section. */
+struct larder_section_error {
+    double error_energy;  /* sum over elements of (decoded - original)^2; 0: exact */
+    double signal_energy; /* sum of original^2 */
+};
+
+/* Encodes one section from its canonical planes. *out_bytes <= out_capacity, which is at least the
+ * bound. */
+int larder_recipe_encode(const struct larder_recipe *recipe, void *out, uint64_t out_capacity,
+                         uint64_t *out_bytes, struct larder_section_error *error,
+                         const struct larder_model_desc *model, uint32_t section,
+                         const void *planes, uint32_t token_count, void *workspace,
+                         uint64_t workspace_bytes);
+
+/* Decodes one section into its canonical planes (exactly larder_slice_raw_bytes). LARDER_ECORRUPT
+ * with a message for bytes that no encode made; never reads or writes out of bounds. */
+int larder_recipe_decode(const struct larder_recipe *recipe, void *planes, uint64_t planes_bytes,
+                         const struct larder_model_desc *model, uint32_t section,
+                         const void *encoded, uint64_t encoded_bytes, uint32_t token_count,
+                         void *workspace, uint64_t workspace_bytes);
+
+/* The encoded bytes are the canonical planes themselves (recipe "raw"): a reader may scatter from
+ * them without decode. */
+int larder_recipe_is_raw(const struct larder_recipe *recipe);
+
+#endif
