@@ -35,7 +35,7 @@
  * segment. */
 #define LARDER_RECORD_BYTES_MAX (1ull << 30)
 
-/* A frame must be small enough that a session never buffers much for a client that does not read. */
+/* Small enough that a session never buffers much for a client that does not read. */
 #define LARDER_FRAME_BYTES_MAX  65536u
 #define LARDER_MESSAGE_WIRE_MAX 256u
 

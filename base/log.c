@@ -60,7 +60,7 @@ void larder_log(enum larder_log_level level, const char *format, ...)
     size_t room = sizeof(line) - used - 2;
     used += wanted < 0 ? 0 : (size_t)wanted < room ? (size_t)wanted : room;
     line[used++] = '\n';
-    /* One write, so that lines of several threads do not mix; a full or closed stderr is ignored. */
+    /* One write, so that lines of several threads do not mix; a closed stderr is ignored. */
     ssize_t ignored = write(STDERR_FILENO, line, used);
     (void)ignored;
 }

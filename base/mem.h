@@ -8,7 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* NULL when there is no memory. `larder_free(NULL)` is allowed; it frees what each of these gave. */
+/* NULL when there is no memory. larder_free() takes what any of these gave, and NULL. */
 void *larder_alloc(size_t bytes);
 void *larder_alloc_zero(size_t count, size_t bytes);
 void *larder_realloc(void *old, size_t bytes);

@@ -110,7 +110,7 @@ struct wire_model_ok {
 };
 static_assert(sizeof(struct wire_model_ok) == 40, "wire size");
 
-/* LOOKUP and GET: followed by key_count keys of 32 bytes, a chain from a stored block or the root. */
+/* LOOKUP and GET: followed by key_count keys of 32 bytes, a chain from the root or a stored block. */
 struct wire_keys {
     uint32_t model;
     uint32_t key_count; /* 1..LARDER_REQUEST_KEYS_MAX */

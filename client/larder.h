@@ -141,7 +141,7 @@ struct larder_get_result {
 
 /* Writes the KV of the longest stored prefix into `layout`, at token 0 on. What was not stored is a
  * plain miss: 0 with result->tokens smaller than the prompt. A daemon that dies meanwhile is one
- * too: result->tokens are valid, stop_status says why. At most `tokens_max` tokens (0: no limit). */
+ * too: result->tokens are valid, stop_status says why. At most `tokens_max` tokens (0: all). */
 LARDER_API int larder_get(struct larder_model *model, struct larder_get_result *result,
                           const struct larder_prompt *prompt, const struct larder_layout *layout,
                           enum larder_quality worst, uint64_t tokens_max);
@@ -207,7 +207,7 @@ LARDER_API int larder_put_submit(struct larder_model *model, struct larder_job *
                                  const struct larder_put_options *options);
 /* Readable once the job has ended; the job's, do not close. */
 LARDER_API int larder_job_fd(struct larder_job *job);
-/* The job's code once it has ended; -EINPROGRESS while it runs; waits up to timeout_ms (0: polls). */
+/* The job's code once it has ended; -EINPROGRESS while it runs; waits up to timeout_ms. */
 LARDER_API int larder_job_wait(struct larder_job *job, uint32_t timeout_ms);
 /* Asks it to stop soon; it still ends, with -ECANCELED or as if not asked. */
 LARDER_API void larder_job_cancel(struct larder_job *job);

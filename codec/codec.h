@@ -5,8 +5,8 @@
  * deterministic and allocates nothing. Everything is done a section at a time, so that callers can
  * spread sections over threads and decode one layer before the next has arrived.
  *
- * Canonical planes: the K (or V) of one layer as [kv_head][token][dim] in the model's dtype, without
- * padding. That is what encode reads and decode writes; gathering from an engine's layout and
+ * Canonical planes: the K (or V) of one layer as [kv_head][token][dim] in the model's dtype,
+ * without padding. That is what encode reads and decode writes; gathering from an engine's layout and
  * scattering into it is the caller's (client/layout.h).
  *
  * Threads: a recipe is immutable after open; a workspace belongs to one call at a time.
