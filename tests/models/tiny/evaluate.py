@@ -67,9 +67,7 @@ def right_answers(model, cache, questions):
     """For each question whether the greedy answer behind the cached chunks is right."""
     start = cache[0][0].shape[2]
     tokens, lengths = as_tokens([q.prompt + q.answer for q in questions])
-    count = tokens.shape[1]
-    mask = torch.ones(count, start + count, dtype=torch.bool).tril(start)
-    guesses = model(tokens, places(start, tokens), mask, before=cache).argmax(-1)
+    guesses = model(tokens, places(start, tokens), before=cache).argmax(-1)
     right = []
     for row, (question, length) in enumerate(zip(questions, lengths)):
         begin = length - len(question.answer)

@@ -48,6 +48,13 @@ def rotate(x, cos, sin):
     return torch.cat((low * cos - high * sin, high * cos + low * sin), -1).to(x.dtype)
 
 
+def causal(q, k, v):
+    """Attention of queries that are the last of the keys' tokens; k and v have fewer heads."""
+    queries, keys = q.shape[2], k.shape[2]
+    mask = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+
+
 class Attention(nn.Module):
     def __init__(self, c):
         super().__init__()
@@ -58,7 +65,7 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(c.hidden_size, self.kv_heads * self.head_dim, bias=False)
         self.o_proj = nn.Linear(self.heads * self.head_dim, c.hidden_size, bias=False)
 
-    def forward(self, x, rope, mask, plain_rows, before, kept):
+    def forward(self, x, rope, attend, before, kept):
         batch, count, _ = x.shape
         q = self.q_proj(x).view(batch, count, self.heads, -1).transpose(1, 2)
         k = self.k_proj(x).view(batch, count, self.kv_heads, -1).transpose(1, 2)
@@ -69,15 +76,7 @@ class Attention(nn.Module):
         if before is not None:
             k = torch.cat((before[0].expand(batch, -1, -1, -1), k), 2)
             v = torch.cat((before[1].expand(batch, -1, -1, -1), v), 2)
-        group = self.heads // self.kv_heads
-        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-        n = batch if mask is None else plain_rows
-        parts = []
-        if n:
-            parts.append(F.scaled_dot_product_attention(q[:n], k[:n], v[:n], is_causal=True))
-        if n < batch:
-            parts.append(F.scaled_dot_product_attention(q[n:], k[n:], v[n:], attn_mask=mask))
-        y = torch.cat(parts) if len(parts) > 1 else parts[0]
+        y = attend(q, k, v)
         return self.o_proj(y.transpose(1, 2).reshape(batch, count, -1))
 
 
@@ -127,17 +126,17 @@ class Llama(nn.Module):
         """Tables for [batch, tokens] positions, with room for the heads."""
         return self.cos[positions][:, None], self.sin[positions][:, None]
 
-    def forward(self, tokens, positions, mask=None, plain_rows=0, before=None, kept=None):
+    def forward(self, tokens, positions, attend=causal, before=None, kept=None):
         """Logits of [batch, tokens].
 
-        mask: None for causal attention, else for each row from `plain_rows` on what it may see.
-        before: per layer rotated keys and values that come before the tokens (mask covers them).
+        attend: softmax(q k / sqrt(head_dim)) v under some mask.
+        before: per layer rotated keys and values that come before the tokens.
         kept: a list that receives per layer the tokens' keys before RoPE and their values.
         """
         rope = self.rope(positions)
         x = self.embed_tokens(tokens)
         for number, layer in enumerate(self.layers):
-            x = layer(x, rope, mask, plain_rows, before and before[number], kept)
+            x = layer(x, rope, attend, before and before[number], kept)
         return F.linear(self.norm(x), self.embed_tokens.weight)
 
 

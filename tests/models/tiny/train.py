@@ -134,15 +134,41 @@ def make_batch(rng, sources, shape, copy_share, answer_weight):
             for name in ("tokens", "targets", "weights", "places", "document", "piece")]
 
 
+def blocked(q, k, v, mask):
+    """Attention in blocks of queries: on a CPU faster than the fused one, above all backward."""
+    batch, heads, count, width = q.shape
+    group, size = heads // k.shape[1], 192 if count < 1024 else 128
+    q = (q * width ** -0.5).view(batch, -1, group, count, width)
+    blocks = []
+    for begin in range(0, count, size):
+        end = begin + size
+        rows = q[:, :, :, begin:end].reshape(batch, -1, group * size, width)
+        scores = (rows @ k[:, :, :end].transpose(2, 3)).view(batch, -1, group, size, end)
+        scores = scores.float() + mask[:, None, None, begin:end, :end]
+        shares = torch.softmax(scores, -1).to(v.dtype).view(batch, -1, group * size, end)
+        blocks.append((shares @ v[:, :, :end]).view(batch, -1, group, size, width))
+    return torch.cat(blocks, 3).reshape(batch, heads, count, width)
+
+
 def loss_of(model, tokens, targets, weights, places, document, piece):
-    plain = tokens.shape[0] // 2
+    plain, count = tokens.shape[0] // 2, tokens.shape[1]
     document, piece = document[plain:], piece[plain:]
-    seen = (document[:, :, None] == document[:, None, :]) & (
+    past = torch.ones(count, count, dtype=torch.bool).tril()
+    seen = past & (document[:, :, None] == document[:, None, :]) & (
         (piece[:, None, :] == 0) | (piece[:, None, :] == piece[:, :, None]))
-    seen &= torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool).tril()
-    mask = torch.zeros(seen.shape, dtype=torch.bfloat16).masked_fill(~seen, -math.inf)[:, None]
+    past, seen = (torch.zeros(allowed.shape, dtype=torch.bfloat16).masked_fill(~allowed, -math.inf)
+                  for allowed in (past[None], seen))
+
+    def attend(q, k, v):
+        if count < 1024:
+            natural = blocked(q[:plain], k[:plain], v[:plain], past)
+        else:
+            wide = (x[:plain].repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+            natural = F.scaled_dot_product_attention(q[:plain], *wide, is_causal=True)
+        return torch.cat((natural, blocked(q[plain:], k[plain:], v[plain:], seen)))
+
     with torch.autocast("cpu", torch.bfloat16):
-        logits = model(tokens, places, mask, plain)
+        logits = model(tokens, places, attend)
     nats = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
     weights = weights.flatten()
     return (nats * weights).sum() / weights.sum()
