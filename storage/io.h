@@ -3,7 +3,8 @@
  * it, so that the same store runs over io_uring, a thread pool, or a simulated disk that tears,
  * loses and lies.
  *
- * Names are relative to the directory the backend was opened on.
+ * Names are relative to the directory the backend was opened on. What survives power loss: bytes
+ * and sizes after a SYNC of their file, names after sync_directory(); nothing earlier, in any order.
  * Threads: one thread (the storage thread, or the one that opens the store before it starts) calls
  *          everything except larder_io_wake(), which any thread may call.
  */
@@ -21,8 +22,8 @@ enum larder_io_op {
     LARDER_IO_SYNC, /* fdatasync: everything whose write completed before this was submitted */
 };
 
-/* Belongs to the backend from submit until `done` has begun. Buffer, offset and bytes are multiples
- * of 4096 (O_DIRECT). */
+/* Belongs to the backend from submit until `done` has begun; `done` may free it or submit it again.
+ * Buffer, offset and bytes are multiples of 4096 (O_DIRECT). */
 struct larder_io_request {
     /* caller */
     enum larder_io_op op;
@@ -37,6 +38,7 @@ struct larder_io_request {
      * are continued by the backend; a read beyond the end of the file gives -ENODATA. */
     int result;
     uint32_t progress_bytes;
+    uint32_t retry_count;
     struct larder_io_request *next;
 };
 
@@ -49,11 +51,15 @@ struct larder_io;
 
 struct larder_io_ops {
     const char *name;
+    /* Nothing is in flight and no file is open. */
     void (*close)(struct larder_io *io);
     int (*open_file)(struct larder_io *io, struct larder_file **out, const char *name,
                      enum larder_io_open how);
+    /* No request on it is in flight. */
     void (*close_file)(struct larder_io *io, struct larder_file *file);
     int (*file_bytes)(struct larder_io *io, struct larder_file *file, uint64_t *out);
+    /* Makes the file at least that long, with its space reserved; what was not written reads as
+     * zeros. -ENOSPC. */
     int (*preallocate)(struct larder_io *io, struct larder_file *file, uint64_t bytes);
     int (*truncate)(struct larder_io *io, struct larder_file *file, uint64_t bytes);
     /* Gives the space of a range back; it reads as zeros. -EOPNOTSUPP where the file system can't. */
@@ -81,6 +87,11 @@ int larder_io_threads_open(struct larder_io **out, const char *directory, uint32
 /* `name`: "uring", "threads", or "auto": uring where the kernel allows it, threads otherwise, with
  * a log line that says which and why. */
 int larder_io_open(struct larder_io **out, const char *name, const char *directory, uint32_t depth);
+
+static inline void larder_io_wake(struct larder_io *io)
+{
+    io->ops->wake(io);
+}
 
 /* One request, waited for. For start-up and tools, when nothing else is in flight. */
 int larder_io_run(struct larder_io *io, enum larder_io_op op, struct larder_file *file,
