@@ -38,7 +38,7 @@ static int check_header(const struct larder_record *record)
     if (record->version != LARDER_RECORD_VERSION)
         return larder_fail(LARDER_EVERSION, "record: version %u, this release knows %u",
                            record->version, LARDER_RECORD_VERSION);
-    if (record->type < LARDER_RECORD_ENTRY || record->type > LARDER_RECORD_MARK)
+    if (record->type < LARDER_RECORD_ENTRY || record->type > LARDER_RECORD_MODEL)
         return larder_fail(LARDER_ECORRUPT, "record: type %u is unknown", record->type);
     if (record->tag_kind != LARDER_TAG_XXH3_128)
         return larder_fail(LARDER_EVERSION, "record: tag kind %u, this release knows %u",
@@ -58,6 +58,10 @@ static int check_header(const struct larder_record *record)
     if (record->type == LARDER_RECORD_TOMBSTONE &&
         (record->extra_bytes % sizeof(struct larder_key) != 0 || record->section_count != 0))
         return larder_fail(LARDER_ECORRUPT, "record: tombstone of %u bytes of keys, %u sections",
+                           record->extra_bytes, record->section_count);
+    if (record->type == LARDER_RECORD_MODEL &&
+        (record->extra_bytes != sizeof(struct larder_model_desc) || record->section_count != 0))
+        return larder_fail(LARDER_ECORRUPT, "record: model of %u bytes, %u sections",
                            record->extra_bytes, record->section_count);
 
     struct larder_head_layout layout;

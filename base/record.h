@@ -9,6 +9,8 @@
  *   padding:  zeros, to a multiple of 4096 bytes
  *
  * Tombstones have no tokens and no sections: `extra` holds the keys they remove, 32 bytes each.
+ * Model records have neither: `extra` is a struct larder_model_desc, `model` its fingerprint. One
+ * stands in every segment before the first entry of its model, so that segments alone tell all.
  * Threads: plain functions over the caller's bytes.
  */
 #ifndef LARDER_BASE_RECORD_H
@@ -25,6 +27,7 @@ enum larder_record_type {
     LARDER_RECORD_ENTRY = 1,
     LARDER_RECORD_TOMBSTONE = 2,
     LARDER_RECORD_MARK = 3, /* pin, expiry, priority: reserved in v1, not written yet */
+    LARDER_RECORD_MODEL = 4,
 };
 
 enum larder_tag_kind {

@@ -27,6 +27,9 @@ struct larder_identity;
 int larder_identity_open(struct larder_identity **out, const char *directory, bool must_exist);
 void larder_identity_close(struct larder_identity *identity);
 
+/* The store's random id of 16 bytes, as in its segments' headers; valid while open. */
+const uint8_t *larder_identity_store_id(const struct larder_identity *identity);
+
 uint32_t larder_identity_tenant_count(const struct larder_identity *identity);
 /* Valid while open: tenants are never moved or forgotten. */
 const struct larder_tenant_info *larder_identity_tenant(const struct larder_identity *identity,
