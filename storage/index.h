@@ -45,10 +45,9 @@ static_assert(sizeof(struct index_entry) == 192, "on-disk size");
 struct index_segment {
     uint64_t committed_bytes; /* 00-07  everything below is named by the index or dead */
     uint64_t tombstone_bytes; /* 08-15  of tombstones in it: keeps it while older segments live */
-    uint8_t salt[16];         /* 16-31  copy of its header's: tags cannot be checked without */
-    uint64_t check;           /* 32-39 */
+    uint64_t check;           /* 16-23 */
 };
-static_assert(sizeof(struct index_segment) == 40, "on-disk size");
+static_assert(sizeof(struct index_segment) == 24, "on-disk size");
 
 /* What the index is told at load, in no particular order; a negative value stops the load. */
 struct index_visitor {
