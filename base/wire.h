@@ -46,7 +46,7 @@ enum wire_type {
 
     /* control socket: admin to daemon */
     WIRE_ADMIN_STATUS = 100,  /* (nothing)          -> wire_admin_status_ok */
-    WIRE_ADMIN_LIST = 101,    /* wire_admin_list    -> wire_admin_list_ok + infos */
+    WIRE_ADMIN_LIST = 101,    /* wire_admin_list    -> wire_admin_list_ok + entries */
     WIRE_ADMIN_SHOW = 102,    /* wire_admin_key     -> wire_admin_show_ok */
     WIRE_ADMIN_VERIFY = 103,  /* wire_admin_key     -> wire_admin_verify_ok */
     WIRE_ADMIN_REMOVE = 104,  /* wire_admin_key     -> wire_remove_ok */
@@ -65,7 +65,8 @@ struct wire_frame {
     uint32_t bytes;    /* 00-03  of the whole frame: must equal the message's length */
     uint16_t type;     /* 04-05  enum wire_type */
     uint16_t reserved; /* 06-07 */
-    uint64_t request;  /* 08-15  chosen by the client, not 0; 0 in frames that answer nothing */
+    uint64_t request;  /* 08-15  chosen by the client, not 0 and not that of an unanswered request
+                                 or of a held lease; 0 in frames that answer nothing */
 };
 static_assert(sizeof(struct wire_frame) == 16, "wire size");
 
@@ -190,21 +191,22 @@ struct wire_staging_ok {
 static_assert(sizeof(struct wire_staging_ok) == 8, "wire size");
 
 /* One block. Staging holds, from staging_offset (a multiple of 64) on: extra, padded to 4 | tokens
- * (u32) | padding to 64 | canonical planes (codec/codec.h) of all layers, layer-major, K before V.
- * The region is the daemon's until the answer, and is read once. */
+ * (u32) | padding to 64 | canonical planes (codec/codec.h) of all layers, layer-major, K before V;
+ * staging_bytes is exactly the sum. The region is the daemon's until the answer, and is read once.
+ * PUTs of one connection are carried out in order, so that a chain may be sent without waiting. */
 struct wire_put {
     uint32_t model;
     uint32_t wait;   /* enum larder_wait */
-    uint8_t key[32]; /* checked against tokens, extra and parent, unless token_count is 0 */
+    uint8_t key[32]; /* checked against tokens, extra and parent */
     uint8_t parent[32];
     uint64_t staging_offset;
     uint64_t staging_bytes;
     uint64_t position;
-    uint32_t token_count;
+    uint32_t token_count; /* 1..block_tokens of the hello */
     uint32_t extra_bytes;
-    uint32_t computed_on;  /* enum larder_quality */
-    uint32_t recipe_bytes; /* 0: the default */
-    char recipe[LARDER_RECIPE_BYTES_MAX];
+    uint32_t computed_on;                 /* enum larder_quality */
+    uint32_t recipe_bytes;                /* 0: the default */
+    char recipe[LARDER_RECIPE_BYTES_MAX]; /* the rest 0 */
 };
 static_assert(sizeof(struct wire_put) == 1136, "wire size");
 
@@ -218,10 +220,12 @@ static_assert(sizeof(struct wire_put_ok) == 16, "wire size");
 struct wire_remove {
     uint8_t key[32];
 };
+static_assert(sizeof(struct wire_remove) == 32, "wire size");
 
 struct wire_remove_ok {
     uint64_t removed; /* entries, the subtree included */
 };
+static_assert(sizeof(struct wire_remove_ok) == 8, "wire size");
 
 struct wire_stat_ok {
     uint64_t entries;
@@ -238,23 +242,142 @@ struct wire_stat_ok {
 };
 static_assert(sizeof(struct wire_stat_ok) == 88, "wire size");
 
-/* --- control socket -------------------------------------------------------------------------- */
+/* --- control socket: wire_hello first, as on the engine socket ------------------------------- */
+
+/* Entries a list may answer with: they fit a frame. */
+#define LARDER_ADMIN_LIST_MAX 128u
 
 struct wire_admin_key {
     uint8_t key[32];
 };
+static_assert(sizeof(struct wire_admin_key) == 32, "wire size");
 
 struct wire_admin_index {
     uint32_t index; /* 0, 1, ...; LARDER_ENOTFOUND at the end */
     uint32_t reserved;
 };
+static_assert(sizeof(struct wire_admin_index) == 8, "wire size");
 
 struct wire_admin_list {
-    uint64_t cursor;    /* 0 to start, then what the answer said */
-    uint32_t count_max; /* 1..LARDER_ADMIN_LIST_MAX */
+    uint64_t cursor;        /* 0 to start, then what the answer said */
+    uint32_t count_max;     /* 1..LARDER_ADMIN_LIST_MAX */
+    uint32_t prefix_digits; /* only keys that begin so, in hex digits, 0..64 */
+    uint8_t prefix[32];     /* the first digit is the high half of byte 0; the rest 0 */
+};
+static_assert(sizeof(struct wire_admin_list) == 48, "wire size");
+
+struct wire_admin_entry {
+    uint8_t key[32];
+    uint8_t parent[32];
+    uint32_t tenant; /* index for WIRE_ADMIN_TENANTS */
+    uint32_t model;  /* index for WIRE_ADMIN_MODELS */
+    uint32_t token_count;
+    uint32_t depth; /* blocks before it in its chain */
+    uint32_t children;
+    uint32_t lease_count;
+    uint64_t record_bytes; /* stored, with padding */
+    uint64_t raw_bytes;
+    uint64_t created_s; /* Unix time */
+    uint64_t position;
+    uint64_t uses;       /* leases since the daemon started */
+    uint32_t segment_id; /* 0: not on SSD */
+    uint32_t segment_page;
+    uint8_t quality;     /* enum larder_quality */
+    uint8_t computed_on; /* enum larder_quality */
+    uint8_t in_host;
+    uint8_t durable;
+    uint8_t reserved[4];
+    char recipe[64]; /* NUL-terminated, cut when longer */
+};
+static_assert(sizeof(struct wire_admin_entry) == 208, "wire size");
+
+/* Followed by `count` struct wire_admin_entry. An answer may hold fewer than wanted, even none,
+ * before the end. */
+struct wire_admin_list_ok {
+    uint64_t cursor; /* for the next request; 0: that was all */
+    uint32_t count;
     uint32_t reserved;
 };
+static_assert(sizeof(struct wire_admin_list_ok) == 16, "wire size");
+static_assert(LARDER_ADMIN_LIST_MAX * 208 + 32 <= LARDER_FRAME_BYTES_MAX, "a list fits a frame");
 
-#define LARDER_ADMIN_LIST_MAX 128u
+struct wire_admin_show_ok {
+    struct wire_admin_entry entry;
+    uint8_t fingerprint[32]; /* of the model */
+    char model_name[64];
+    char tenant_name[LARDER_TENANT_NAME_MAX];
+};
+static_assert(sizeof(struct wire_admin_show_ok) == 368, "wire size");
+
+/* What reading one entry from SSD gave. */
+struct wire_admin_verify_ok {
+    int32_t result; /* 0, LARDER_ECORRUPT (dropped), LARDER_ENOTFOUND (not on SSD), or -errno */
+    uint32_t reserved;
+};
+static_assert(sizeof(struct wire_admin_verify_ok) == 8, "wire size");
+
+struct wire_admin_model_ok {
+    uint32_t index;
+    uint32_t reserved;
+    uint8_t fingerprint[32];
+    struct larder_model_desc desc;
+};
+static_assert(sizeof(struct wire_admin_model_ok) == 232, "wire size");
+
+struct wire_admin_tenant_ok {
+    uint32_t index;
+    uint32_t connections;
+    uint8_t id[16];
+    char name[LARDER_TENANT_NAME_MAX];
+    struct wire_stat_ok stat;
+};
+static_assert(sizeof(struct wire_admin_tenant_ok) == 176, "wire size");
+
+struct wire_admin_status_ok {
+    char version[32];
+    char directory[256]; /* cut when longer */
+    char io[16];         /* backend */
+    char recipe[64];     /* default; cut when longer */
+    uint64_t pid;
+    uint64_t uptime_s;
+    uint32_t block_tokens;
+    uint32_t threads;
+    uint32_t connections;
+    uint32_t leases;
+    uint32_t in_flight; /* requests not yet answered */
+    uint32_t read_only; /* 1 after a failed sync: an alarm */
+    uint64_t entries;
+    uint64_t entries_host;
+    uint64_t entries_durable;
+    uint64_t raw_bytes; /* of all entries */
+    uint64_t bytes_host;
+    uint64_t bytes_ssd;
+    uint64_t host_bytes_max;
+    uint64_t slab_bytes;
+    uint64_t ssd_bytes_max;
+    uint64_t segment_bytes;
+    uint64_t segments;
+    uint64_t staging_bytes;
+    uint64_t puts;
+    uint64_t puts_refused;
+    uint64_t gets;
+    uint64_t blocks_hit_host;
+    uint64_t blocks_hit_ssd;
+    uint64_t blocks_missed;
+    uint64_t corrupt;
+    uint64_t evicted_host;
+    uint64_t evicted_ssd;
+    uint64_t removed;
+    uint64_t synced_groups;
+    uint64_t bytes_written;
+    uint64_t bytes_read;
+    uint64_t io_errors;
+    uint64_t recovered_entries;
+    uint64_t recovered_from_tail;
+    uint64_t index_rebuilt;
+    uint64_t recovery_us;
+    uint64_t frames_refused; /* malformed ones */
+};
+static_assert(sizeof(struct wire_admin_status_ok) == 656, "wire size");
 
 #endif
