@@ -1,10 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* identity.h - what a store's directory says of itself: its lock, its format, its tenants.
  *
- *   DIR/lock     OFD-locked while a daemon runs
- *   DIR/format   "larder store 1\n" and the store's random id; written once
+ *   DIR/lock     OFD-locked while a daemon runs; holds its process id, for people
+ *   DIR/format   "larder store 1\n" and the store's random id; written once, after all else
  *   DIR/tenants  the tenants' ids, names and keys; two checksummed copies (tenants, tenants.copy),
  *                replaced by write, fsync, rename, fsync of the directory, one after the other
+ *
+ * A directory without `format` and without tenants is a store whose making was cut short (or never
+ * began): it is made anew.
  *
  * Threads: the opener, then under the store's lock.
  */
@@ -21,13 +24,18 @@
 
 struct larder_identity;
 
-/* Creates DIR (0700) and its files when missing, unless `must_exist`. LARDER_ELOCKED;
+/* Creates DIR (0700) and its files when missing, unless `must_exist` (LARDER_ENOTFOUND then).
+ * LARDER_ELOCKED;
  * LARDER_EVERSION for another format (nothing is touched); LARDER_ECORRUPT when both copies of the
- * tenants are bad: without their keys no entry can be found again, so this is for the operator. */
+ * tenants are bad, or `format` is gone from a store with tenants: without the tenants' keys no entry
+ * can be found again, so this is for the operator. */
 int larder_identity_open(struct larder_identity **out, const char *directory, bool must_exist);
 void larder_identity_close(struct larder_identity *identity);
 
 /* The store's random id of 16 bytes, as in its segments' headers; valid while open. */
+const uint8_t *larder_identity_store_id(const struct larder_identity *identity);
+
+/* 16 random bytes, made with the store; in every segment's header. Valid while open. */
 const uint8_t *larder_identity_store_id(const struct larder_identity *identity);
 
 uint32_t larder_identity_tenant_count(const struct larder_identity *identity);
