@@ -111,14 +111,16 @@ struct wire_model_ok {
 };
 static_assert(sizeof(struct wire_model_ok) == 40, "wire size");
 
-/* LOOKUP and GET: followed by key_count keys of 32 bytes, a chain from the root or a stored block. */
+/* LOOKUP and GET: followed by key_count keys of 32 bytes, a chain from the root or a stored block.
+ * The parent is told so that shorter blocks behind it can be named when no key matches. */
 struct wire_keys {
     uint32_t model;
     uint32_t key_count; /* 1..LARDER_REQUEST_KEYS_MAX */
     uint32_t worst;     /* enum larder_quality */
     uint32_t reserved;
+    uint8_t parent[32]; /* of the first key; zeros: the root */
 };
-static_assert(sizeof(struct wire_keys) == 16, "wire size");
+static_assert(sizeof(struct wire_keys) == 48, "wire size");
 
 /* Followed by tail_count struct wire_tail. */
 struct wire_lookup_ok {
