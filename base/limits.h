@@ -49,6 +49,20 @@
 #define LARDER_STAGING_BYTES_DEFAULT (64ull << 20)
 #define LARDER_STAGING_BYTES_MAX     (1ull << 30)
 
+/* Models that one connection may describe; an engine has one or two. */
+#define LARDER_SESSION_MODELS_MAX 64u
+/* A client that connects and says nothing, and one that asks and does not read, are closed. */
+#define LARDER_HELLO_MS_DEFAULT 5000u
+#define LARDER_SEND_MS_DEFAULT  10000u
+/* A lease lasts longer than any decode of one request; a stopped client loses it. */
+#define LARDER_LEASE_MS_DEFAULT 30000u
+/* Of one UID. A request in flight costs the daemon about 2 KB, a lease about 100 bytes. */
+#define LARDER_CONNECTIONS_DEFAULT 256u
+#define LARDER_LEASES_DEFAULT      4096u
+#define LARDER_IN_FLIGHT_DEFAULT   1024u
+/* Answers waiting for one client: enough for any one answer and the slabs in front of it. */
+#define LARDER_OUTPUT_BYTES_MAX (1u << 20)
+
 /* A tenant's name as it stands in the configuration. */
 #define LARDER_TENANT_NAME_MAX 64u
 #define LARDER_TENANTS_MAX     1024u
