@@ -12,6 +12,17 @@
 #define LARDER_KV_HEADS_MAX  1024u
 #define LARDER_HEAD_DIMS_MAX 1024u
 #define LARDER_VOCAB_MAX     (1u << 24)
+/* Query heads that share a KV head: 16 is the most seen in a Llama-family model. */
+#define LARDER_HEAD_GROUP_MAX 96u
+/* Widths of hidden state and feed-forward: 16,384 and 53,248 in the largest open dense model. */
+#define LARDER_HIDDEN_MAX      (1u << 16)
+#define LARDER_FEEDFORWARD_MAX (1u << 19)
+/* A .safetensors header; the format's own limit. */
+#define LARDER_SAFETENSORS_HEADER_BYTES_MAX 100000000u
+/* Files that one model is spread over. */
+#define LARDER_WEIGHT_FILES_MAX 1024u
+/* config.json and the index of a model's files. */
+#define LARDER_MODEL_JSON_BYTES_MAX (16u << 20)
 
 /* A block of more tokens would make a lookup too coarse and a record too large. */
 #define LARDER_BLOCK_TOKENS_MAX     4096u
