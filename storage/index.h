@@ -59,10 +59,12 @@ struct index_visitor {
                  const struct larder_model_desc *desc);
 };
 
-/* Opens or creates. Any sign of damage (a bad check, a bad LMDB page, a missing or truncated file,
- * a crash of the probe: LMDB can SIGBUS or SIGSEGV on damaged files, so a child process walks it
- * first) gives LARDER_ECORRUPT: the caller calls larder_index_destroy(), opens again and rebuilds
- * from segments. `path` is the directory DIR/index; *created tells that there was none. */
+/* Opens or creates. Any sign of damage (a bad check, a bad LMDB page, a truncated file, a crash of
+ * the probe: LMDB can SIGBUS or SIGSEGV on damaged files, so a child process walks it first) gives
+ * LARDER_ECORRUPT: the caller calls larder_index_destroy(), opens again and rebuilds from segments.
+ * `path` is the directory DIR/index; *created tells that there was none, or none that ever had a
+ * commit: then too the segments, if there are any, are to be read. Forks: call it before threads
+ * exist where that can be arranged. */
 int larder_index_open(struct larder_index **out, const char *path, bool *created);
 void larder_index_close(struct larder_index *index);
 /* Removes the files under `path`; keeps what it removes as `path`.bad (one older copy at most). */
@@ -73,8 +75,11 @@ int larder_index_load(struct larder_index *index, const struct index_visitor *vi
 
 /* One transaction at a time. Puts and deletes between begin and commit become durable together or
  * not at all. After a failed commit or sync the index refuses everything (-EIO): no retry.
- * A map that is full is made larger and the transaction replayed by the caller: commit or put
- * returns -ENOSPC only when the disk is full. */
+ * Begin reserves room for 8 MiB of pages, 500 or more puts at random places: -ENOSPC there means a
+ * full disk and changes nothing. A put, delete or commit that gives -EAGAIN found the map full:
+ * abort, begin again (the map is larger then), and do the same once more. Deleting what is not
+ * there is no error. The caller aborts after any other failure of a put or delete; a failed commit
+ * has ended the transaction itself. */
 int larder_index_begin(struct larder_index *index);
 int larder_index_put_entry(struct larder_index *index, const struct larder_key *key,
                            uint32_t variant, struct index_entry *entry);
@@ -92,5 +97,7 @@ void larder_index_abort(struct larder_index *index);
 /* Tests: called before each commit; a non-zero answer makes the commit fail with it, before
  * anything is written (the simulated machine has stopped). */
 void larder_index_set_gate(struct larder_index *index, int (*gate)(void *context), void *context);
+/* Tests: maps larger than this are not tried by the next open; 0: the usual 1 TiB. */
+void larder_index_set_map_limit(uint64_t bytes);
 
 #endif
