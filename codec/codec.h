@@ -14,6 +14,7 @@
 #ifndef LARDER_CODEC_CODEC_H
 #define LARDER_CODEC_CODEC_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -25,11 +26,11 @@ struct larder_recipe;
  * names the position, what was found and what is allowed. */
 int larder_recipe_open(struct larder_recipe **out, const char *text);
 void larder_recipe_close(struct larder_recipe *recipe);
-/* The text to store: presets stay names. Lives as long as the recipe. */
+/* The text to store: presets stay names, spaces are normalised. Lives as long as the recipe. */
 const char *larder_recipe_text(const struct larder_recipe *recipe);
 /* Of what comes out of decode, when what went in was exact. */
 enum larder_quality larder_recipe_quality(const struct larder_recipe *recipe);
-/* For people: a line a stage. */
+/* For people: a line a stage. -ENOSPC when `out_bytes` is too small. */
 int larder_recipe_describe(const struct larder_recipe *recipe, char *out, size_t out_bytes);
 
 /* Presets, for `larder recipe ls`: index = 0, 1, ...; NULL at the end. */
@@ -53,22 +54,23 @@ void larder_recipe_slice(const struct larder_recipe *recipe, struct larder_slice
 uint64_t larder_slice_raw_bytes(const struct larder_model_desc *model,
                                 const struct larder_slice *slice, uint32_t token_count);
 
-/* Upper bound of one encoded section, and of the caller's memory for encode and decode (aligned to
- * 64). */
+/* Upper bound of one encoded section, and of the caller's memory for encode and decode of any
+ * section (aligned to 64; any contents). Here and below token_count is the number of tokens whose
+ * KV is in the block: 1..LARDER_BLOCK_TOKENS_MAX, checked by the caller. */
 uint64_t larder_recipe_bound(const struct larder_recipe *recipe,
                              const struct larder_model_desc *model, uint32_t section,
                              uint32_t token_count);
 uint64_t larder_recipe_workspace_bytes(const struct larder_recipe *recipe,
                                        const struct larder_model_desc *model, uint32_t token_count);
 
-/* What encode measured on its section. */
+/* What encode measured on its section. Bit-exact stages leave both 0. */
 struct larder_section_error {
-    double error_energy;  /* sum over elements of (decoded - original)^2; 0: exact */
+    double error_energy;  /* sum over elements of (decoded - original)^2 */
     double signal_energy; /* sum of original^2 */
 };
 
 /* Encodes one section from its canonical planes. *out_bytes <= out_capacity, which is at least the
- * bound. */
+ * bound; -EINVAL when it is not, or when the workspace is too small or not aligned. */
 int larder_recipe_encode(const struct larder_recipe *recipe, void *out, uint64_t out_capacity,
                          uint64_t *out_bytes, struct larder_section_error *error,
                          const struct larder_model_desc *model, uint32_t section,
@@ -76,7 +78,8 @@ int larder_recipe_encode(const struct larder_recipe *recipe, void *out, uint64_t
                          uint64_t workspace_bytes);
 
 /* Decodes one section into its canonical planes (exactly larder_slice_raw_bytes). LARDER_ECORRUPT
- * with a message for bytes that no encode made; never reads or writes out of bounds. */
+ * or LARDER_EVERSION with a message for bytes that no encode made; never reads or writes out of
+ * bounds, and what the planes hold after a failure is undefined. -EINVAL like encode. */
 int larder_recipe_decode(const struct larder_recipe *recipe, void *planes, uint64_t planes_bytes,
                          const struct larder_model_desc *model, uint32_t section,
                          const void *encoded, uint64_t encoded_bytes, uint32_t token_count,
@@ -84,6 +87,6 @@ int larder_recipe_decode(const struct larder_recipe *recipe, void *planes, uint6
 
 /* The encoded bytes are the canonical planes themselves (recipe "raw"): a reader may scatter from
  * them without decode. */
-int larder_recipe_is_raw(const struct larder_recipe *recipe);
+bool larder_recipe_is_raw(const struct larder_recipe *recipe);
 
 #endif
