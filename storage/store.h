@@ -90,10 +90,11 @@ struct larder_match {
     struct larder_tail tails[LARDER_TAILS_MAX]; /* `block_tokens`; longest first */
 };
 
-/* `keys` is a chain from some stored block or the root: key i + 1's parent is key i. */
+/* `keys` is a chain: key 0's parent is `parent` (larder_key_root, or the key of some block), key
+ * i + 1's is key i. Tails of `parent` are named when no key matches. */
 int larder_store_lookup(struct larder_store *store, struct larder_match *out, uint32_t tenant,
-                        const struct larder_key *keys, uint32_t key_count,
-                        enum larder_quality worst, uint32_t block_tokens);
+                        const struct larder_key *parent, const struct larder_key *keys,
+                        uint32_t key_count, enum larder_quality worst, uint32_t block_tokens);
 
 /* --- get: leases on slots -------------------------------------------------------------------- */
 
@@ -150,7 +151,7 @@ struct larder_put_desc {
     const char *recipe; /* text */
     enum larder_quality quality;
     enum larder_quality computed_on;
-    float k_error;
+    float k_error; /* 0: exact, or not known yet (larder_put_set_errors) */
     float v_error;
     uint64_t raw_bytes;
     uint32_t section_count_max;
@@ -181,6 +182,9 @@ void larder_store_put_commit(struct larder_store *store, struct larder_put *put,
                              uint32_t section_count, uint64_t payload_bytes, enum larder_wait wait,
                              larder_put_done done, void *context);
 void larder_store_put_abort(struct larder_store *store, struct larder_put *put);
+/* What encoding measured, before commit: relative RMS errors; without the call they are the ones of
+ * the description. */
+void larder_put_set_errors(struct larder_put *put, float k_error, float v_error);
 
 /* Calls `done` once the entry of `key` is visible or durable: at once if it is, with
  * LARDER_ENOTFOUND when it is not there or is given up. */
