@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* config.h - larderd.conf(5): `key = value` lines, and the rules that map peers to tenants.
+ *
+ * A value that was accepted is within its limits; relations between values are checked at the end
+ * of a file. Everything that is wrong is LARDER_ECONFIG with file:line, value, limit and remedy.
+ * Threads: plain data; the event thread owns the one in use.
+ */
+#ifndef LARDER_DAEMON_CONFIG_H
+#define LARDER_DAEMON_CONFIG_H
+
+#include <limits.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/limits.h"
+#include "base/log.h"
+
+#define CONFIG_FILE_DEFAULT "/etc/larder/larderd.conf"
+/* sun_path, with its NUL. */
+#define CONFIG_SOCKET_BYTES_MAX 108
+
+enum rule_kind {
+    RULE_UID,
+    RULE_GID,
+    RULE_SOCKET,
+};
+
+/* Who is which tenant: a peer's listening socket counts first, then its UID, then its groups. */
+struct tenant_rule {
+    enum rule_kind kind;
+    uint32_t id; /* UID or GID */
+    char name[LARDER_TENANT_NAME_MAX];
+    char path[CONFIG_SOCKET_BYTES_MAX];
+};
+
+struct config {
+    char directory[PATH_MAX];
+    char socket[CONFIG_SOCKET_BYTES_MAX];
+    char control_socket[CONFIG_SOCKET_BYTES_MAX]; /* empty in a file: beside `socket` */
+    char io[16];
+    char recipe[LARDER_RECIPE_BYTES_MAX + 1];
+    uint64_t host_bytes;
+    uint64_t ssd_bytes;
+    uint64_t slab_bytes;
+    uint64_t segment_bytes;
+    uint64_t staging_bytes_max; /* of a connection */
+    uint64_t staging_bytes_all; /* of all connections */
+    uint32_t block_tokens;
+    uint32_t io_depth;
+    uint32_t threads; /* 0 in a file: one a CPU */
+    uint32_t lease_ms;
+    uint32_t hello_ms;
+    uint32_t send_ms;
+    uint32_t connections_max; /* of a UID, as the next two */
+    uint32_t leases_max;
+    uint32_t in_flight_max;
+    uint32_t core_dumps; /* 0: off */
+    enum larder_log_level log_level;
+    uint32_t rule_count;
+    struct tenant_rule *rules;
+    /* While reading: the line that set a key, so that a second one can name it. */
+    uint32_t lines[32];
+};
+
+void config_init(struct config *config);
+void config_free(struct config *config);
+
+/* Adds what `text` says; `name` stands in messages. */
+int config_parse(struct config *config, const char *name, const char *text, size_t text_bytes);
+int config_read_file(struct config *config, const char *path);
+/* A command line's value for a key; it stands over the file's. */
+int config_set(struct config *config, const char *key, const char *value);
+/* Fills in what follows from other values, then checks relations and the recipe. */
+int config_finish(struct config *config, const char *name);
+
+/* Takes from `fresh` what can change while running and logs the rest as needing a restart. */
+void config_reload(struct config *config, struct config *fresh);
+
+/* Which rule meets a peer: NULL for none. `socket` is the path it connected to. */
+const struct tenant_rule *config_find_rule(const struct config *config, const char *socket,
+                                           uint32_t uid, const uint32_t *gids, size_t gid_count);
+
+#endif

@@ -1,0 +1,196 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "daemon/frame.h"
+
+#include <assert.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "base/error.h"
+#include "base/wire.h"
+
+static int bad(const char *what, uint64_t value, const char *rule)
+{
+    return larder_fail(LARDER_EPROTO, "%s=%llu is not valid: %s; see PROTOCOL.md", what,
+                       (unsigned long long)value, rule);
+}
+
+static int check_hello(const void *body)
+{
+    const struct wire_hello *hello = body;
+    if (hello->magic != WIRE_MAGIC)
+        return bad("magic", hello->magic, "this is larder's socket, it wants LDR1");
+    if (hello->version_min > hello->version_max)
+        return bad("version_min", hello->version_min, "must not be above version_max");
+    return hello->reserved ? bad("reserved", hello->reserved, "must be 0") : 0;
+}
+
+static int check_model(const void *body)
+{
+    const struct wire_model *model = body;
+    /* The rest is larder_model_check's, whose refusals leave the connection open. */
+    if (!memchr(model->desc.name, 0, sizeof(model->desc.name)))
+        return bad("name", 0, "must end with a NUL");
+    return 0;
+}
+
+static int check_keys(const void *body)
+{
+    const struct wire_keys *keys = body;
+    if (keys->worst > LARDER_QUALITY_BLENDED)
+        return bad("worst", keys->worst, "must be an enum larder_quality");
+    return keys->reserved ? bad("reserved", keys->reserved, "must be 0") : 0;
+}
+
+static int check_release(const void *body)
+{
+    const struct wire_release *release = body;
+    return release->reserved ? bad("reserved", release->reserved, "must be 0") : 0;
+}
+
+static int check_staging(const void *body)
+{
+    const struct wire_staging *staging = body;
+    return staging->bytes ? 0 : bad("bytes", 0, "must be at least 1");
+}
+
+static int check_put(const void *body)
+{
+    const struct wire_put *put = body;
+    uint64_t end;
+    if (put->wait > LARDER_DURABLE)
+        return bad("wait", put->wait, "must be an enum larder_wait");
+    if (put->computed_on > LARDER_QUALITY_BLENDED)
+        return bad("computed_on", put->computed_on, "must be an enum larder_quality");
+    if (put->token_count < 1 || put->token_count > LARDER_BLOCK_TOKENS_MAX)
+        return bad("token_count", put->token_count, "must be 1..4096");
+    if (put->extra_bytes > LARDER_EXTRA_BYTES_MAX)
+        return bad("extra_bytes", put->extra_bytes, "must be at most 1024");
+    if (put->recipe_bytes > LARDER_RECIPE_BYTES_MAX)
+        return bad("recipe_bytes", put->recipe_bytes, "must be at most 1024");
+    if (memchr(put->recipe, 0, put->recipe_bytes))
+        return bad("recipe_bytes", put->recipe_bytes, "the text must not hold a NUL");
+    if (!larder_all_zero(put->recipe + put->recipe_bytes, sizeof(put->recipe) - put->recipe_bytes))
+        return bad("recipe_bytes", put->recipe_bytes, "what is behind the text must be 0");
+    if (put->staging_offset % 64 != 0)
+        return bad("staging_offset", put->staging_offset, "must be a multiple of 64");
+    if (!larder_add_u64(&end, put->staging_offset, put->staging_bytes))
+        return bad("staging_bytes", put->staging_bytes, "must not overflow with the offset");
+    return 0;
+}
+
+static int check_index(const void *body)
+{
+    const struct wire_admin_index *index = body;
+    return index->reserved ? bad("reserved", index->reserved, "must be 0") : 0;
+}
+
+static int check_list(const void *body)
+{
+    const struct wire_admin_list *list = body;
+    if (list->count_max < 1 || list->count_max > LARDER_ADMIN_LIST_MAX)
+        return bad("count_max", list->count_max, "must be 1..128");
+    if (list->prefix_digits > 64)
+        return bad("prefix_digits", list->prefix_digits, "must be at most 64");
+    uint32_t whole = list->prefix_digits / 2;
+    bool odd = list->prefix_digits % 2 != 0;
+    if ((odd && (list->prefix[whole] & 0x0f)) ||
+        !larder_all_zero(list->prefix + whole + odd, sizeof(list->prefix) - whole - odd))
+        return bad("prefix_digits", list->prefix_digits, "what is behind the prefix must be 0");
+    return 0;
+}
+
+/* What a type's frame holds. Items are `item_bytes` each; the u32 at `count_offset` of the body
+ * says how many, 1..item_max. */
+struct shape {
+    uint16_t type;
+    uint8_t side; /* enum frame_side */
+    bool one_way; /* answers nothing and gets no answer: its request is not looked at */
+    uint32_t body_bytes;
+    uint32_t count_offset;
+    uint32_t item_bytes; /* 0: no items */
+    uint32_t item_max;
+    int (*check)(const void *body);
+};
+
+static const struct shape engine_hello = {
+    WIRE_HELLO, FRAME_ENGINE, false, sizeof(struct wire_hello), 0, 0, 0, check_hello};
+
+static const struct shape shapes[] = {
+    {WIRE_MODEL, FRAME_ENGINE, false, sizeof(struct wire_model), 0, 0, 0, check_model},
+    {WIRE_LOOKUP, FRAME_ENGINE, false, sizeof(struct wire_keys),
+     offsetof(struct wire_keys, key_count), 32, LARDER_REQUEST_KEYS_MAX, check_keys},
+    {WIRE_GET, FRAME_ENGINE, false, sizeof(struct wire_keys), offsetof(struct wire_keys, key_count),
+     32, LARDER_REQUEST_KEYS_MAX, check_keys},
+    {WIRE_RELEASE, FRAME_ENGINE, true, sizeof(struct wire_release),
+     offsetof(struct wire_release, count), 8, LARDER_REQUEST_KEYS_MAX, check_release},
+    {WIRE_STAGING, FRAME_ENGINE, false, sizeof(struct wire_staging), 0, 0, 0, check_staging},
+    {WIRE_PUT, FRAME_ENGINE, false, sizeof(struct wire_put), 0, 0, 0, check_put},
+    {WIRE_REMOVE, FRAME_ENGINE, false, sizeof(struct wire_remove), 0, 0, 0, NULL},
+    {WIRE_STAT, FRAME_ENGINE, false, 0, 0, 0, 0, NULL},
+    {WIRE_ADMIN_STATUS, FRAME_CONTROL, false, 0, 0, 0, 0, NULL},
+    {WIRE_ADMIN_LIST, FRAME_CONTROL, false, sizeof(struct wire_admin_list), 0, 0, 0, check_list},
+    {WIRE_ADMIN_SHOW, FRAME_CONTROL, false, sizeof(struct wire_admin_key), 0, 0, 0, NULL},
+    {WIRE_ADMIN_VERIFY, FRAME_CONTROL, false, sizeof(struct wire_admin_key), 0, 0, 0, NULL},
+    {WIRE_ADMIN_REMOVE, FRAME_CONTROL, false, sizeof(struct wire_admin_key), 0, 0, 0, NULL},
+    {WIRE_ADMIN_MODELS, FRAME_CONTROL, false, sizeof(struct wire_admin_index), 0, 0, 0,
+     check_index},
+    {WIRE_ADMIN_TENANTS, FRAME_CONTROL, false, sizeof(struct wire_admin_index), 0, 0, 0,
+     check_index},
+};
+
+static const struct shape *find_shape(enum frame_side side, uint16_t type)
+{
+    if (type == WIRE_HELLO)
+        return &engine_hello;
+    for (size_t i = 0; i < LARDER_COUNT_OF(shapes); i++) {
+        if (shapes[i].type == type && shapes[i].side == side)
+            return &shapes[i];
+    }
+    return NULL;
+}
+
+static int wrong_length(uint16_t type, size_t byte_count, uint64_t wanted)
+{
+    return larder_fail(LARDER_EPROTO,
+                       "a frame of type %u has %zu bytes, not the %llu that its type and counts "
+                       "demand; see PROTOCOL.md",
+                       type, byte_count, (unsigned long long)wanted);
+}
+
+int frame_parse(struct frame *out, enum frame_side side, const void *bytes, size_t byte_count)
+{
+    assert((uintptr_t)bytes % 8 == 0);
+    memset(out, 0, sizeof(*out));
+    const struct wire_frame *header = bytes;
+    if (byte_count < sizeof(*header))
+        return bad("frame bytes", byte_count, "a frame has at least 16");
+    out->request = header->request;
+    out->type = header->type;
+    if (byte_count > LARDER_FRAME_BYTES_MAX)
+        return bad("frame bytes", byte_count, "a frame has at most 65536");
+    if (header->bytes != byte_count)
+        return wrong_length(header->type, byte_count, header->bytes);
+    if (header->reserved)
+        return bad("reserved", header->reserved, "must be 0");
+
+    const struct shape *shape = find_shape(side, header->type);
+    if (!shape)
+        return bad("type", header->type, "no request of this socket has it");
+    if (!shape->one_way && header->request == 0)
+        return bad("request", 0, "0 is for frames that answer nothing");
+
+    uint64_t wanted = sizeof(*header) + shape->body_bytes;
+    if (byte_count < wanted)
+        return wrong_length(header->type, byte_count, wanted);
+    out->body = header + 1;
+    out->items = (const uint8_t *)out->body + shape->body_bytes;
+    if (shape->item_bytes) {
+        memcpy(&out->item_count, (const uint8_t *)out->body + shape->count_offset, 4);
+        if (out->item_count < 1 || out->item_count > shape->item_max)
+            return bad("count", out->item_count, "must be 1..1024");
+        wanted += (uint64_t)out->item_count * shape->item_bytes;
+    }
+    if (byte_count != wanted)
+        return wrong_length(header->type, byte_count, wanted);
+    return shape->check ? shape->check(out->body) : 0;
+}

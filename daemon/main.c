@@ -1,0 +1,293 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* main.c - larderd(8): command line, start, stop. */
+#include <argp.h>
+#include <assert.h>
+#include <errno.h>
+#include <event2/event.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "base/mem.h"
+#include "codec/codec.h"
+#include "daemon/completions.h"
+#include "daemon/larderd.h"
+#include "daemon/server.h"
+#include "daemon/session.h"
+#include "daemon/workers.h"
+
+/* Exit codes: larderd(8). */
+enum {
+    EXIT_USAGE = 2,
+    EXIT_LOCKED = 3,
+    EXIT_VERSION = 4,
+};
+
+const char *argp_program_version = "larderd " LARDER_VERSION;
+
+struct command_line {
+    const char *config_path; /* NULL: the default, which may be missing */
+    const char *directory;
+    const char *socket;
+    const char *control_socket;
+    bool check_config;
+};
+
+enum {
+    OPTION_CHECK_CONFIG = 256,
+    OPTION_CONTROL,
+};
+
+static const struct argp_option options[] = {
+    {"config", 'c', "FILE", 0, "Read FILE instead of " CONFIG_FILE_DEFAULT, 0},
+    {"dir", 'd', "DIR", 0, "Keep the store in DIR", 0},
+    {"socket", 's', "PATH", 0, "Listen on PATH", 0},
+    {"control-socket", OPTION_CONTROL, "PATH", 0, "Listen for larder(1) on PATH", 0},
+    {"check-config", OPTION_CHECK_CONFIG, NULL, 0, "Check the configuration, then exit", 0},
+    {0},
+};
+
+static error_t parse_option(int key, char *argument, struct argp_state *state)
+{
+    struct command_line *line = state->input;
+    switch (key) {
+    case 'c':
+        line->config_path = argument;
+        return 0;
+    case 'd':
+        line->directory = argument;
+        return 0;
+    case 's':
+        line->socket = argument;
+        return 0;
+    case OPTION_CONTROL:
+        line->control_socket = argument;
+        return 0;
+    case OPTION_CHECK_CONFIG:
+        line->check_config = true;
+        return 0;
+    case ARGP_KEY_ARG:
+        argp_error(state, "'%s' is no option", argument);
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
+static const struct argp parser = {
+    .options = options,
+    .parser = parse_option,
+    .doc = "larderd - keeps KV caches of language models on SSD and in host memory\v"
+           "It stays in the foreground; SIGHUP reloads what can change, SIGTERM stops it. Options "
+           "stand over the configuration file. See larderd(8), larderd.conf(5).",
+};
+
+static struct command_line command_line;
+
+uint64_t larderd_now_ms(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
+/* --- configuration ---------------------------------------------------------------------------- */
+
+static int apply_command_line(struct config *config)
+{
+    if (command_line.directory)
+        LARDER_TRY(config_set(config, "directory", command_line.directory));
+    if (command_line.socket)
+        LARDER_TRY(config_set(config, "socket", command_line.socket));
+    if (command_line.control_socket)
+        LARDER_TRY(config_set(config, "control_socket", command_line.control_socket));
+    return 0;
+}
+
+static int load_config(struct config *config)
+{
+    const char *path = command_line.config_path ? command_line.config_path : CONFIG_FILE_DEFAULT;
+    config_init(config);
+    int err = config_read_file(config, path);
+    if (err == -ENOENT && !command_line.config_path)
+        err = 0;
+    if (err == 0)
+        err = apply_command_line(config);
+    if (err == 0)
+        err = config_finish(config, path);
+    if (err < 0)
+        config_free(config);
+    return err;
+}
+
+static void reload(struct larderd *daemon)
+{
+    struct config fresh;
+    if (load_config(&fresh) < 0) {
+        larder_log(LARDER_LOG_ERROR, "reload: nothing was changed: %s", larder_error_message());
+        return;
+    }
+    config_reload(&daemon->config, &fresh);
+    config_free(&fresh);
+    larder_log_set_level(daemon->config.log_level);
+    larder_log(LARDER_LOG_INFO, "reload: done");
+}
+
+/* --- process ---------------------------------------------------------------------------------- */
+
+/* Memory of the daemon is other people's prompts: no core dumps unless asked for. */
+static void forbid_core_dumps(void)
+{
+    const struct rlimit none = {0, 0};
+    if (setrlimit(RLIMIT_CORE, &none) < 0 || prctl(PR_SET_DUMPABLE, 0) < 0)
+        larder_log(LARDER_LOG_WARN, "core dumps cannot be switched off: %s", strerror(errno));
+}
+
+static void raise_open_files(void)
+{
+    struct rlimit files;
+    if (getrlimit(RLIMIT_NOFILE, &files) == 0 && files.rlim_cur < files.rlim_max) {
+        files.rlim_cur = files.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &files);
+    }
+}
+
+/* Signals are the event thread's: threads started meanwhile inherit the block. */
+static void block_signals(int how)
+{
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGHUP);
+    pthread_sigmask(how, &set, NULL);
+}
+
+static void tell_start(const struct larderd *daemon)
+{
+    struct larder_store_stats stats;
+    larder_store_stats(daemon->store, &stats);
+    larder_log(LARDER_LOG_INFO,
+               "larderd " LARDER_VERSION " serves %s on %s: %llu entries found in %.1f ms%s, "
+               "%llu of them not yet in the index",
+               daemon->config.directory, daemon->config.socket,
+               (unsigned long long)stats.recovered_entries, (double)stats.recovery_us / 1000,
+               stats.index_rebuilt ? ", the index made anew" : "",
+               (unsigned long long)stats.recovered_from_tail);
+}
+
+static int open_events(struct larderd *daemon)
+{
+    struct event_config *config = event_config_new();
+    if (config) {
+        event_config_set_flag(config, EVENT_BASE_FLAG_NOLOCK | EVENT_BASE_FLAG_IGNORE_ENV);
+        daemon->events = event_base_new_with_config(config);
+        event_config_free(config);
+    }
+    return daemon->events ? 0 : larder_fail(-ENOMEM, "libevent cannot start");
+}
+
+static int open_store(struct larderd *daemon)
+{
+    const struct config *config = &daemon->config;
+    const struct larder_store_options store = {.directory = config->directory,
+                                               .io = config->io,
+                                               .io_depth = config->io_depth,
+                                               .host_bytes = config->host_bytes,
+                                               .ssd_bytes = config->ssd_bytes,
+                                               .slab_bytes = config->slab_bytes,
+                                               .segment_bytes = config->segment_bytes};
+    return larder_store_open(&daemon->store, &store);
+}
+
+/* Nothing is in flight. */
+static void shut_down(struct larderd *daemon)
+{
+    session_close_all(daemon);
+    workers_close(daemon->workers);
+    if (daemon->completions)
+        completions_drain(daemon->completions);
+    assert(daemon->busy_count == 0);
+    if (daemon->store)
+        larder_store_close(daemon->store);
+    completions_close(daemon->completions);
+    larder_recipe_close(daemon->recipe);
+    if (daemon->events)
+        event_base_free(daemon->events);
+    session_free_pool(daemon);
+    larder_free(daemon->tenants);
+    config_free(&daemon->config);
+}
+
+static int run(struct larderd *daemon)
+{
+    struct server *server = NULL;
+    LARDER_TRY(larder_recipe_open(&daemon->recipe, daemon->config.recipe));
+    LARDER_TRY(open_events(daemon));
+    LARDER_TRY(completions_open(&daemon->completions));
+    LARDER_TRY(open_store(daemon));
+    LARDER_TRY(workers_open(&daemon->workers, daemon->config.threads));
+    LARDER_TRY(server_open(&server, daemon, reload));
+    tell_start(daemon);
+    block_signals(SIG_UNBLOCK);
+    bool all_answered = server_run(server);
+    server_close(server);
+    if (!all_answered) {
+        /* The disk hangs. The store survives this as it survives a kill. */
+        larder_log(LARDER_LOG_ERROR, "ends without closing the store");
+        _exit(EXIT_FAILURE);
+    }
+    return 0;
+}
+
+static int exit_code(int err)
+{
+    switch (err) {
+    case 0:
+        return EXIT_SUCCESS;
+    case LARDER_ELOCKED:
+        return EXIT_LOCKED;
+    case LARDER_EVERSION:
+        return EXIT_VERSION;
+    default:
+        return EXIT_FAILURE;
+    }
+}
+
+int main(int argc, char **argv)
+{
+    static struct larderd daemon;
+    argp_err_exit_status = EXIT_USAGE;
+    argp_parse(&parser, argc, argv, 0, NULL, &command_line);
+    if (load_config(&daemon.config) < 0) {
+        fprintf(stderr, "larderd: %s\n", larder_error_message());
+        return EXIT_USAGE;
+    }
+    if (command_line.check_config) {
+        config_free(&daemon.config);
+        return EXIT_SUCCESS;
+    }
+
+    larder_log_set_level(daemon.config.log_level);
+    if (!daemon.config.core_dumps)
+        forbid_core_dumps();
+    raise_open_files();
+    umask(0007);
+    signal(SIGPIPE, SIG_IGN);
+    block_signals(SIG_BLOCK);
+    daemon.started_ms = larderd_now_ms();
+    int err = run(&daemon);
+    if (err < 0)
+        larder_log(LARDER_LOG_ERROR, "cannot start: %s", larder_error_message());
+    shut_down(&daemon);
+    if (err == 0)
+        larder_log(LARDER_LOG_INFO, "stopped");
+    return exit_code(err);
+}

@@ -1,0 +1,493 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "daemon/put.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <math.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "base/key.h"
+#include "base/mem.h"
+#include "base/record.h"
+#include "codec/codec.h"
+#include "daemon/completions.h"
+#include "daemon/workers.h"
+
+/* Workers that may help with the sections of one PUT. */
+#define HELPERS_MAX 16u
+
+struct operation;
+
+struct helper {
+    struct job job;
+    struct operation *operation;
+};
+
+struct operation {
+    struct put put; /* first: what others see */
+    struct job job;
+    struct completion idle;
+    struct completion answer;
+    void (*idle_done)(struct put *put);
+    void (*answer_done)(struct put *put);
+    /* `idle`, `answer`, and every helper that has not ended. The last one frees. */
+    _Atomic uint32_t refs;
+
+    /* the first worker; the others read */
+    struct larder_recipe *recipe;
+    bool recipe_is_own;
+    struct larder_key key;
+    uint8_t *copy; /* of extra, padded to 4, and tokens */
+    struct larder_put *slot;
+    uint8_t *payload;
+    uint64_t payload_offset; /* in the record */
+    struct larder_section *directory;
+    uint32_t section_count;
+    bool in_place;    /* one worker alone: sections follow each other from the start */
+    uint64_t *places; /* of sections in the payload: room for the bound of each */
+    struct larder_section_error *errors;
+    struct helper helpers[HELPERS_MAX];
+
+    /* Sections are taken with an atomic add, which orders nothing. Acquire-release on the second
+     * counter: whoever ends the last section sees what the others wrote. */
+    _Atomic uint32_t section_next;
+    _Atomic uint32_t section_left;
+    _Atomic int32_t section_err;
+};
+
+static struct operation *operation_of(struct put *put)
+{
+    return (struct operation *)put;
+}
+
+static void unref(struct operation *operation)
+{
+    if (atomic_fetch_sub_explicit(&operation->refs, 1, memory_order_acq_rel) != 1)
+        return;
+    if (operation->recipe_is_own)
+        larder_recipe_close(operation->recipe);
+    larder_free(operation->copy);
+    larder_free(operation->places);
+    larder_free(operation->errors);
+    larder_free(operation);
+}
+
+void put_region(struct put_region *out, const struct larder_model_desc *model, uint32_t extra_bytes,
+                uint32_t token_count)
+{
+    out->tokens = larder_round_up(extra_bytes, 4);
+    out->planes = larder_round_up(out->tokens + 4ull * token_count, 64);
+    out->bytes = out->planes + larder_model_kv_bytes(model, token_count);
+}
+
+/* --- the two ends ----------------------------------------------------------------------------- */
+
+static void post_answer(struct operation *operation)
+{
+    completions_post(operation->put.session->daemon->completions, &operation->answer);
+}
+
+static void post_idle(struct operation *operation)
+{
+    completions_post(operation->put.session->daemon->completions, &operation->idle);
+}
+
+static void idle_run(struct completion *completion)
+{
+    struct operation *operation =
+        (struct operation *)((char *)completion - offsetof(struct operation, idle));
+    operation->idle_done(&operation->put);
+    unref(operation);
+}
+
+static void answer_run(struct completion *completion)
+{
+    struct operation *operation =
+        (struct operation *)((char *)completion - offsetof(struct operation, answer));
+    operation->answer_done(&operation->put);
+    unref(operation);
+}
+
+static void set_error(struct operation *operation, int err, const char *message)
+{
+    operation->put.err = err;
+    snprintf(operation->put.message, sizeof(operation->put.message), "%s", message);
+}
+
+/* Before the commit, with the thread's last message. */
+static void give_up(struct operation *operation, int err)
+{
+    set_error(operation, err, larder_error_message());
+    post_answer(operation);
+    post_idle(operation);
+}
+
+/* From the store, on whatever thread. */
+static void committed(void *context, int err)
+{
+    struct operation *operation = context;
+    if (err < 0)
+        set_error(operation, err, larder_error_message());
+    post_answer(operation);
+}
+
+/* Of an entry that another PUT stores or has stored. */
+static void existing(void *context, int err)
+{
+    struct operation *operation = context;
+    operation->put.existed = 1;
+    if (err == LARDER_ENOTFOUND)
+        set_error(operation, -EBUSY,
+                  "another put of the same block was given up meanwhile; put it again");
+    else if (err < 0)
+        set_error(operation, err, larder_error_message());
+    post_answer(operation);
+}
+
+/* --- sections --------------------------------------------------------------------------------- */
+
+/* Canonical planes of a slice as they lie in staging: layer-major, K before V. */
+static void gather(const struct operation *operation, void *out, const struct larder_slice *slice)
+{
+    const struct put *put = &operation->put;
+    const struct larder_model_desc *model = &put->model->info.desc;
+    struct put_region region;
+    put_region(&region, model, put->wire.extra_bytes, put->wire.token_count);
+    uint64_t element = larder_dtype_bytes(model->dtype);
+    uint64_t k_head = (uint64_t)put->wire.token_count * model->k_dims * element;
+    uint64_t v_head = (uint64_t)put->wire.token_count * model->v_dims * element;
+    uint64_t layer_bytes = model->kv_heads * (k_head + v_head);
+    bool is_v = slice->kind == LARDER_SECTION_V;
+    uint64_t head_bytes = is_v ? v_head : k_head;
+    uint64_t plane = is_v ? model->kv_heads * k_head : 0;
+
+    const volatile uint8_t *planes =
+        put->session->staging.memory + put->wire.staging_offset + region.planes;
+    uint8_t *to = out;
+    for (uint32_t i = 0; i < slice->layer_count; i++) {
+        uint64_t from =
+            (slice->layer_first + i) * layer_bytes + plane + slice->head_first * head_bytes;
+        memcpy(to, (const void *)(uintptr_t)(planes + from), slice->head_count * head_bytes);
+        to += slice->head_count * head_bytes;
+    }
+}
+
+static int encode(struct operation *operation, uint32_t index, uint64_t place,
+                  struct scratch *scratch)
+{
+    const struct put *put = &operation->put;
+    const struct larder_model_desc *model = &put->model->info.desc;
+    uint32_t token_count = put->wire.token_count;
+    struct larder_section *section = &operation->directory[index];
+    struct larder_slice slice;
+    larder_recipe_slice(operation->recipe, &slice, model, index);
+    uint64_t raw_bytes = larder_slice_raw_bytes(model, &slice, token_count);
+    uint64_t bytes = raw_bytes;
+    uint8_t *out = operation->payload + place;
+
+    if (larder_recipe_is_raw(operation->recipe)) {
+        gather(operation, out, &slice);
+    } else {
+        uint64_t workspace_bytes =
+            larder_recipe_workspace_bytes(operation->recipe, model, token_count);
+        uint64_t copy_bytes = larder_round_up(raw_bytes, 64);
+        uint8_t *memory = scratch_reserve(scratch, copy_bytes + workspace_bytes + 64);
+        if (!memory)
+            return larder_fail(-ENOMEM, "no memory to encode %llu bytes",
+                               (unsigned long long)raw_bytes);
+        gather(operation, memory, &slice);
+        uint64_t bound = larder_recipe_bound(operation->recipe, model, index, token_count);
+        LARDER_TRY(larder_recipe_encode(operation->recipe, out, bound, &bytes,
+                                        &operation->errors[index], model, index, memory,
+                                        token_count, memory + copy_bytes, workspace_bytes));
+        assert(bytes <= bound);
+    }
+    section->layer_first = slice.layer_first;
+    section->layer_count = slice.layer_count;
+    section->head_first = slice.head_first;
+    section->head_count = slice.head_count;
+    section->kind = slice.kind;
+    section->offset = operation->payload_offset + place;
+    section->bytes = bytes;
+    return 0;
+}
+
+/* Closes the gaps that bounds left, zeroes the padding; returns the payload's length. */
+static uint64_t close_gaps(struct operation *operation)
+{
+    uint64_t used = 0;
+    for (uint32_t i = 0; i < operation->section_count; i++) {
+        struct larder_section *section = &operation->directory[i];
+        uint64_t place = section->offset - operation->payload_offset;
+        assert(place >= used);
+        if (place != used)
+            memmove(operation->payload + used, operation->payload + place, section->bytes);
+        section->offset = operation->payload_offset + used;
+        uint64_t end = used + section->bytes;
+        used = larder_round_up(end, LARDER_SECTION_ALIGN);
+        memset(operation->payload + end, 0, used - end);
+    }
+    return used;
+}
+
+static float relative_rms(double error_energy, double signal_energy)
+{
+    if (!(error_energy > 0))
+        return 0;
+    return signal_energy > 0 ? (float)sqrt(error_energy / signal_energy) : 1;
+}
+
+static void tell_errors(struct operation *operation)
+{
+    double error[2] = {0, 0};
+    double signal[2] = {0, 0};
+    for (uint32_t i = 0; i < operation->section_count; i++) {
+        bool is_v = operation->directory[i].kind == LARDER_SECTION_V;
+        error[is_v] += operation->errors[i].error_energy;
+        signal[is_v] += operation->errors[i].signal_energy;
+    }
+    larder_put_set_errors(operation->slot, relative_rms(error[0], signal[0]),
+                          relative_rms(error[1], signal[1]));
+}
+
+/* By the worker that ended the last section. */
+static void finish(struct operation *operation)
+{
+    struct larder_store *store = operation->put.session->daemon->store;
+    int err = atomic_load_explicit(&operation->section_err, memory_order_relaxed);
+    if (err < 0) {
+        larder_store_put_abort(store, operation->slot);
+        larder_fail(err, "cannot encode: %s", larder_error_text(err));
+        give_up(operation, err);
+        return;
+    }
+    uint64_t payload_bytes = close_gaps(operation);
+    if (larder_recipe_quality(operation->recipe) != LARDER_QUALITY_EXACT)
+        tell_errors(operation);
+    operation->put.stored_bytes =
+        larder_round_up(operation->payload_offset + payload_bytes, LARDER_PAGE_BYTES);
+    larder_store_put_commit(store, operation->slot, operation->section_count, payload_bytes,
+                            (enum larder_wait)operation->put.wire.wait, committed, operation);
+    /* `answer` may have run, but `idle` has not: the operation is still there. */
+    post_idle(operation);
+}
+
+static void encode_sections(struct operation *operation, struct scratch *scratch)
+{
+    uint32_t count = operation->section_count;
+    uint64_t place = 0;
+    for (;;) {
+        uint32_t index =
+            atomic_fetch_add_explicit(&operation->section_next, 1, memory_order_relaxed);
+        if (index >= count)
+            return;
+        if (atomic_load_explicit(&operation->section_err, memory_order_relaxed) == 0) {
+            if (!operation->in_place)
+                place = operation->places[index];
+            int err = encode(operation, index, place, scratch);
+            if (err < 0)
+                atomic_store_explicit(&operation->section_err, err, memory_order_relaxed);
+            else
+                place += larder_round_up(operation->directory[index].bytes, LARDER_SECTION_ALIGN);
+        }
+        if (atomic_fetch_sub_explicit(&operation->section_left, 1, memory_order_acq_rel) == 1) {
+            finish(operation);
+            return;
+        }
+    }
+}
+
+static void help(struct job *job, struct scratch *scratch)
+{
+    struct operation *operation = ((struct helper *)job)->operation;
+    encode_sections(operation, scratch);
+    unref(operation);
+}
+
+/* --- the first worker ------------------------------------------------------------------------- */
+
+/* Copies extra and tokens, then checks them: against the vocabulary, and the key against them. */
+static int check_key(struct operation *operation)
+{
+    struct put *put = &operation->put;
+    const struct wire_put *wire = &put->wire;
+    struct put_region region;
+    put_region(&region, &put->model->info.desc, wire->extra_bytes, wire->token_count);
+    uint64_t bytes = region.tokens + 4ull * wire->token_count;
+    operation->copy = larder_alloc(bytes);
+    if (!operation->copy)
+        return larder_fail(-ENOMEM, "no memory for %u tokens", wire->token_count);
+    memcpy(operation->copy,
+           (const void *)(uintptr_t)(put->session->staging.memory + wire->staging_offset), bytes);
+
+    const uint32_t *tokens = (const uint32_t *)(operation->copy + region.tokens);
+    uint32_t vocab = put->model->info.desc.vocab;
+    for (uint32_t i = 0; i < wire->token_count; i++) {
+        if (tokens[i] >= vocab)
+            return larder_fail(-EINVAL, "token %u is %u, the model's vocab is %u", i, tokens[i],
+                               vocab);
+    }
+    struct larder_key parent;
+    struct larder_key key;
+    memcpy(parent.bytes, wire->parent, sizeof(parent.bytes));
+    LARDER_TRY(larder_hasher_block(put->model->hasher, &key, &parent, operation->copy,
+                                   wire->extra_bytes, tokens, wire->token_count));
+    memcpy(operation->key.bytes, wire->key, sizeof(operation->key.bytes));
+    if (!larder_key_equal(&key, &operation->key))
+        return larder_fail(LARDER_EMISMATCH,
+                           "the key is not the hash of parent, extra and the "
+                           "%u tokens in staging",
+                           wire->token_count);
+    return 0;
+}
+
+static int open_recipe(struct operation *operation)
+{
+    struct larderd *daemon = operation->put.session->daemon;
+    const struct wire_put *wire = &operation->put.wire;
+    if (wire->recipe_bytes == 0) {
+        operation->recipe = daemon->recipe;
+        return 0;
+    }
+    char text[LARDER_RECIPE_BYTES_MAX + 1];
+    memcpy(text, wire->recipe, wire->recipe_bytes);
+    text[wire->recipe_bytes] = 0;
+    LARDER_TRY(larder_recipe_open(&operation->recipe, text));
+    operation->recipe_is_own = true;
+    return 0;
+}
+
+/* Where each section may go at most, and how long all may become. */
+static int plan_sections(struct operation *operation, uint64_t *payload_bytes_max)
+{
+    const struct larder_model_desc *model = &operation->put.model->info.desc;
+    uint32_t token_count = operation->put.wire.token_count;
+    uint32_t count = larder_recipe_section_count(operation->recipe, model);
+    if (count == 0 || count > LARDER_SECTIONS_MAX)
+        return larder_fail(LARDER_ELIMIT, "recipe '%s' makes %u sections, at most %u fit a record",
+                           larder_recipe_text(operation->recipe), count, LARDER_SECTIONS_MAX);
+    operation->places = larder_alloc(count * sizeof(operation->places[0]));
+    operation->errors = larder_alloc_zero(count, sizeof(operation->errors[0]));
+    if (!operation->places || !operation->errors)
+        return larder_fail(-ENOMEM, "no memory for %u sections", count);
+    uint64_t used = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        operation->places[i] = used;
+        used += larder_round_up(larder_recipe_bound(operation->recipe, model, i, token_count),
+                                LARDER_SECTION_ALIGN);
+    }
+    if (used > LARDER_RECORD_BYTES_MAX)
+        return larder_fail(LARDER_ELIMIT,
+                           "a block of %u tokens may become %llu bytes, a record has at most %llu; "
+                           "use smaller blocks",
+                           token_count, (unsigned long long)used,
+                           (unsigned long long)LARDER_RECORD_BYTES_MAX);
+    operation->section_count = count;
+    *payload_bytes_max = used;
+    return 0;
+}
+
+static int reserve(struct operation *operation)
+{
+    struct put *put = &operation->put;
+    const struct wire_put *wire = &put->wire;
+    struct put_region region;
+    put_region(&region, &put->model->info.desc, wire->extra_bytes, wire->token_count);
+    enum larder_quality quality = larder_recipe_quality(operation->recipe);
+    if (quality < (enum larder_quality)wire->computed_on)
+        quality = (enum larder_quality)wire->computed_on;
+    struct larder_put_desc desc = {
+        .tenant = put->session->tenant.index,
+        .model = put->model->info.index,
+        .key = operation->key,
+        .extra = operation->copy,
+        .extra_bytes = wire->extra_bytes,
+        .tokens = (const uint32_t *)(operation->copy + region.tokens),
+        .token_count = wire->token_count,
+        .position = wire->position,
+        .recipe = larder_recipe_text(operation->recipe),
+        .quality = quality,
+        .computed_on = (enum larder_quality)wire->computed_on,
+        .raw_bytes = larder_model_kv_bytes(&put->model->info.desc, wire->token_count),
+    };
+    memcpy(desc.parent.bytes, wire->parent, sizeof(desc.parent.bytes));
+    LARDER_TRY(plan_sections(operation, &desc.payload_bytes_max));
+    desc.section_count_max = operation->section_count;
+    LARDER_TRY(larder_store_put_reserve(put->session->daemon->store, &operation->slot, &desc));
+    operation->payload = larder_put_payload(operation->slot, &operation->payload_offset);
+    operation->directory = larder_put_directory(operation->slot);
+    return 0;
+}
+
+static void call_helpers(struct operation *operation)
+{
+    struct workers *workers = operation->put.session->daemon->workers;
+    uint32_t count = workers_count(workers) - 1;
+    if (count > operation->section_count - 1)
+        count = operation->section_count - 1;
+    if (count > HELPERS_MAX)
+        count = HELPERS_MAX;
+    operation->in_place = count == 0;
+    atomic_fetch_add_explicit(&operation->refs, count, memory_order_relaxed);
+    for (uint32_t i = 0; i < count; i++) {
+        operation->helpers[i].operation = operation;
+        operation->helpers[i].job.run = help;
+        workers_submit(workers, &operation->helpers[i].job);
+    }
+}
+
+static void put_run(struct job *job, struct scratch *scratch)
+{
+    struct operation *operation =
+        (struct operation *)((char *)job - offsetof(struct operation, job));
+    struct put *put = &operation->put;
+    int err = check_key(operation);
+    if (err == 0)
+        err = open_recipe(operation);
+    if (err == 0)
+        err = reserve(operation);
+    if (err == LARDER_EEXISTS) {
+        larder_store_when(put->session->daemon->store, put->session->tenant.index, &operation->key,
+                          (enum larder_wait)put->wire.wait, existing, operation);
+        post_idle(operation);
+        return;
+    }
+    if (err < 0) {
+        give_up(operation, err);
+        return;
+    }
+    atomic_store_explicit(&operation->section_left, operation->section_count, memory_order_relaxed);
+    /* A helper may end the last section, and with it the operation, before this returns. */
+    atomic_fetch_add_explicit(&operation->refs, 1, memory_order_relaxed);
+    call_helpers(operation);
+    encode_sections(operation, scratch);
+    unref(operation);
+}
+
+struct put *put_new(struct session *session, struct session_model *model, uint64_t request,
+                    const struct wire_put *wire, void (*idle)(struct put *put),
+                    void (*answer)(struct put *put))
+{
+    struct operation *operation = larder_alloc_zero(1, sizeof(*operation));
+    if (!operation)
+        return NULL;
+    operation->put.session = session;
+    operation->put.model = model;
+    operation->put.request = request;
+    operation->put.wire = *wire;
+    operation->job.run = put_run;
+    operation->idle.run = idle_run;
+    operation->idle_done = idle;
+    operation->answer.run = answer_run;
+    operation->answer_done = answer;
+    atomic_init(&operation->refs, 2);
+    return &operation->put;
+}
+
+void put_start(struct put *put)
+{
+    workers_submit(put->session->daemon->workers, &operation_of(put)->job);
+}

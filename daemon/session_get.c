@@ -1,0 +1,329 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* session_get.c - WIRE_LOOKUP, WIRE_GET, WIRE_RELEASE, and the leases between them.
+ *
+ * A lease that is let go while the storage thread still loads it stays until `done` has come back:
+ * its memory is in use until then.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <stddef.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "base/error.h"
+#include "base/key.h"
+#include "base/mem.h"
+#include "daemon/session_priv.h"
+
+static_assert(sizeof(struct larder_tail) == sizeof(struct wire_tail), "tails are sent as they are");
+static_assert(offsetof(struct larder_tail, token_count) == offsetof(struct wire_tail, token_count),
+              "tails are sent as they are");
+static_assert(sizeof(struct larder_ref) == sizeof(struct wire_ref), "refs are sent as they are");
+static_assert(offsetof(struct larder_ref, slot) == offsetof(struct wire_ref, slot),
+              "refs are sent as they are");
+static_assert(offsetof(struct larder_ref, generation) == offsetof(struct wire_ref, generation),
+              "refs are sent as they are");
+
+/* --- lookup ----------------------------------------------------------------------------------- */
+
+static int lookup(struct session *session, struct larder_match *match, const struct frame *frame)
+{
+    const struct wire_keys *wire = frame->body;
+    struct larder_key parent;
+    if (!session_model_of(session, wire->model))
+        return LARDER_EPROTO;
+    memcpy(parent.bytes, wire->parent, sizeof(parent.bytes));
+    return larder_store_lookup(session->daemon->store, match, session->tenant.index, &parent,
+                               frame->items, frame->item_count, (enum larder_quality)wire->worst,
+                               session->daemon->config.block_tokens);
+}
+
+int session_lookup(struct session *session, const struct frame *frame)
+{
+    struct larder_match match;
+    LARDER_TRY(lookup(session, &match, frame));
+    struct wire_lookup_ok ok = {.matched = match.count,
+                                .quality = match.quality,
+                                .tail_count = match.tail_count,
+                                .bytes = match.bytes,
+                                .bytes_host = match.bytes_host};
+    const struct iovec parts[] = {{&ok, sizeof(ok)},
+                                  {match.tails, match.tail_count * sizeof(match.tails[0])}};
+    session_reply_parts(session, WIRE_LOOKUP_OK, frame->request, parts, 2, -1);
+    return 0;
+}
+
+/* --- leases ----------------------------------------------------------------------------------- */
+
+static struct lease *lease_new(struct larderd *daemon)
+{
+    struct lease *lease = daemon->lease_free;
+    if (lease)
+        daemon->lease_free = lease->next;
+    else
+        lease = larder_alloc(sizeof(*lease));
+    if (lease)
+        memset(lease, 0, sizeof(*lease));
+    return lease;
+}
+
+static void lease_recycle(struct larderd *daemon, struct lease *lease)
+{
+    lease->next = daemon->lease_free;
+    daemon->lease_free = lease;
+}
+
+void session_free_pool(struct larderd *daemon)
+{
+    struct lease *lease;
+    while ((lease = daemon->lease_free)) {
+        daemon->lease_free = lease->next;
+        larder_free(lease);
+    }
+}
+
+static void lease_link(struct session *session, struct lease *lease)
+{
+    struct larderd *daemon = session->daemon;
+    lease->next = session->leases;
+    lease->link = &session->leases;
+    if (lease->next)
+        lease->next->link = &lease->next;
+    session->leases = lease;
+
+    lease->older = daemon->lease_newest;
+    if (lease->older)
+        lease->older->newer = lease;
+    else
+        daemon->lease_oldest = lease;
+    daemon->lease_newest = lease;
+    daemon->lease_count++;
+    session->account->leases++;
+}
+
+static void lease_unlink(struct lease *lease)
+{
+    struct larderd *daemon = lease->session->daemon;
+    *lease->link = lease->next;
+    if (lease->next)
+        lease->next->link = lease->link;
+
+    if (lease->older)
+        lease->older->newer = lease->newer;
+    else
+        daemon->lease_oldest = lease->newer;
+    if (lease->newer)
+        lease->newer->older = lease->older;
+    else
+        daemon->lease_newest = lease->older;
+    daemon->lease_count--;
+    lease->session->account->leases--;
+}
+
+static void lease_end(struct lease *lease)
+{
+    struct larderd *daemon = lease->session->daemon;
+    lease_unlink(lease);
+    lease->released = true;
+    if (lease->loading)
+        return;
+    larder_store_release(daemon->store, lease->handle);
+    lease_recycle(daemon, lease);
+}
+
+static void lease_loaded(struct completion *completion)
+{
+    struct lease *lease = (struct lease *)((char *)completion - offsetof(struct lease, completion));
+    struct session *session = lease->session;
+    struct larderd *daemon = session->daemon;
+    assert(lease->loading);
+    lease->loading = false;
+    if (lease->released) {
+        larder_store_release(daemon->store, lease->handle);
+        lease_recycle(daemon, lease);
+    } else {
+        struct wire_loaded loaded = {.loaded = lease->loaded, .error = lease->err};
+        session_reply(session, WIRE_LOADED, lease->request, &loaded, sizeof(loaded));
+    }
+    session_end(session);
+}
+
+/* On the storage thread. */
+static void lease_done(void *context, uint32_t loaded, int err)
+{
+    struct lease *lease = context;
+    lease->loaded = loaded;
+    lease->err = err;
+    completions_post(lease->session->daemon->completions, &lease->completion);
+}
+
+static struct lease *lease_find(const struct session *session, uint64_t request)
+{
+    struct lease *lease = session->leases;
+    while (lease && lease->request != request)
+        lease = lease->next;
+    return lease;
+}
+
+/* --- slabs ------------------------------------------------------------------------------------ */
+
+static bool slab_was_sent(const struct session *session, uint32_t slab_id)
+{
+    return slab_id / 8 < session->slabs_sent_bytes &&
+           (session->slabs_sent[slab_id / 8] & (1u << slab_id % 8));
+}
+
+static int mark_slab_sent(struct session *session, uint32_t slab_id)
+{
+    if (slab_id / 8 >= session->slabs_sent_bytes) {
+        uint32_t bytes = (uint32_t)larder_round_up(slab_id / 8 + 1, 64);
+        uint8_t *grown = larder_realloc(session->slabs_sent, bytes);
+        if (!grown)
+            return larder_fail(-ENOMEM, "no memory to remember slab %u", slab_id);
+        memset(grown + session->slabs_sent_bytes, 0, bytes - session->slabs_sent_bytes);
+        session->slabs_sent = grown;
+        session->slabs_sent_bytes = bytes;
+    }
+    session->slabs_sent[slab_id / 8] |= (uint8_t)(1u << slab_id % 8);
+    return 0;
+}
+
+/* The lease on `refs` keeps their slabs, and so the descriptors, until they are sent. */
+static int send_slabs(struct session *session, const struct larder_ref *refs, uint32_t ref_count)
+{
+    for (uint32_t i = 0; i < ref_count; i++) {
+        uint32_t slab_id = refs[i].slab_id;
+        if (slab_was_sent(session, slab_id))
+            continue;
+        int fd;
+        uint64_t bytes;
+        LARDER_TRY(larder_store_slab_fd(session->daemon->store, &fd, &bytes, session->tenant.index,
+                                        slab_id));
+        LARDER_TRY(mark_slab_sent(session, slab_id));
+        struct wire_slab slab = {.slab_id = slab_id, .bytes = bytes};
+        const struct iovec part = {&slab, sizeof(slab)};
+        session_reply_parts(session, WIRE_SLAB, 0, &part, 1, fd);
+    }
+    return 0;
+}
+
+/* --- get -------------------------------------------------------------------------------------- */
+
+static int check_get(struct session *session, const struct frame *frame)
+{
+    uint32_t max = session->daemon->config.leases_max;
+    if (lease_find(session, frame->request))
+        return larder_fail(LARDER_EPROTO, "request %llu names a lease that is held; release it",
+                           (unsigned long long)frame->request);
+    if (session->account->leases >= max)
+        return larder_fail(-EBUSY, "uid %u holds %u leases, leases_max is %u; release some",
+                           session->uid, session->account->leases, max);
+    return 0;
+}
+
+static void answer_get(struct session *session, uint64_t request, const struct larder_match *match,
+                       const struct larder_ref *refs, uint32_t ref_count, bool ready)
+{
+    struct wire_get_ok ok = {.matched = match->count > ref_count ? match->count : ref_count,
+                             .ref_count = ref_count,
+                             .quality = match->quality,
+                             .ready = ready,
+                             .tail_count = match->tail_count,
+                             .bytes = match->bytes,
+                             .bytes_host = match->bytes_host};
+    const struct iovec parts[] = {
+        {&ok, sizeof(ok)},
+        {(void *)(uintptr_t)refs, ref_count * sizeof(refs[0])},
+        {(void *)(uintptr_t)match->tails, match->tail_count * sizeof(match->tails[0])}};
+    session_reply_parts(session, WIRE_GET_OK, request, parts, 3, -1);
+}
+
+int session_get(struct session *session, const struct frame *frame)
+{
+    /* The event thread's; too large for its stack to be taken lightly. */
+    static struct larder_ref refs[LARDER_REQUEST_KEYS_MAX];
+    const struct wire_keys *wire = frame->body;
+    struct larderd *daemon = session->daemon;
+    struct larder_match match;
+    LARDER_TRY(check_get(session, frame));
+    LARDER_TRY(lookup(session, &match, frame));
+    LARDER_TRY(session_begin(session));
+
+    struct lease *lease = lease_new(daemon);
+    uint32_t ref_count = 0;
+    bool ready = false;
+    int err;
+    if (!lease) {
+        err = larder_fail(-ENOMEM, "no memory for a lease");
+        goto end;
+    }
+    lease->session = session;
+    lease->request = frame->request;
+    lease->started_ms = larderd_now_ms();
+    lease->completion.run = lease_loaded;
+    err = larder_store_lease(daemon->store, &lease->handle, refs, &ref_count, &ready,
+                             session->tenant.index, frame->items, frame->item_count,
+                             (enum larder_quality)wire->worst, lease_done, lease);
+    if (err < 0 || ref_count == 0) {
+        if (err == 0)
+            answer_get(session, frame->request, &match, refs, 0, true);
+        lease_recycle(daemon, lease);
+        goto end;
+    }
+
+    lease->loading = !ready;
+    lease_link(session, lease);
+    err = send_slabs(session, refs, ref_count);
+    /* A session that was closed while sending has let go of the lease already. */
+    if (err < 0 && session->state != SESSION_CLOSED)
+        lease_end(lease);
+    else if (err == 0)
+        answer_get(session, frame->request, &match, refs, ref_count, ready);
+    if (!ready)
+        return err; /* lease_loaded() ends the request */
+
+end:
+    session_end(session);
+    return err;
+}
+
+int session_release(struct session *session, const struct frame *frame)
+{
+    const uint64_t *requests = frame->items;
+    for (uint32_t i = 0; i < frame->item_count; i++) {
+        /* Unknown ones are no error: the lease may have been revoked, or never have been. */
+        struct lease *lease = lease_find(session, requests[i]);
+        if (lease)
+            lease_end(lease);
+    }
+    return 0;
+}
+
+void session_release_all(struct session *session)
+{
+    while (session->leases)
+        lease_end(session->leases);
+}
+
+void session_expire_leases(struct larderd *daemon, uint64_t now_ms)
+{
+    uint32_t lease_ms = daemon->config.lease_ms;
+    uint32_t revoked = 0;
+    int32_t pid = 0;
+    struct lease *newer;
+    for (struct lease *lease = daemon->lease_oldest; lease; lease = newer) {
+        newer = lease->newer;
+        if (now_ms - lease->started_ms <= lease_ms)
+            break;
+        /* One that still loads waits for the disk, not for its client. */
+        if (lease->loading)
+            continue;
+        pid = lease->session->pid;
+        revoked++;
+        larder_store_revoke(daemon->store, lease->handle);
+        lease_end(lease);
+    }
+    if (revoked)
+        larder_log(LARDER_LOG_WARN, "%u leases were held for more than %u ms (by pid %d); revoked",
+                   revoked, lease_ms, pid);
+}

@@ -1,0 +1,146 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* session_priv.h - the parts of a session, for the files session*.c and admin.c.
+ * Threads: event thread, unless a field says otherwise.
+ */
+#ifndef LARDER_DAEMON_SESSION_PRIV_H
+#define LARDER_DAEMON_SESSION_PRIV_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#include "base/wire.h"
+#include "daemon/completions.h"
+#include "daemon/frame.h"
+#include "daemon/larderd.h"
+#include "daemon/output.h"
+#include "daemon/session.h"
+#include "daemon/staging.h"
+
+struct account;
+struct event;
+struct larder_hasher;
+struct put;
+
+enum session_state {
+    SESSION_NEW,
+    SESSION_SETUP,
+    SESSION_READY,
+    SESSION_CLOSED,
+};
+
+/* Why a session's requests are not read now; bits. */
+enum session_pause {
+    PAUSE_OUTPUT = 1, /* the client does not read its answers */
+    PAUSE_SETUP = 2,  /* a hello or a model is at a worker: what follows may depend on it */
+    PAUSE_STOP = 4,   /* the daemon ends */
+};
+
+/* Lives as long as its session. */
+struct session_model {
+    struct larder_model_info info;
+    struct larder_hasher *hasher; /* the session's running PUT's, on whatever worker */
+};
+
+/* A client's hold on entries, or one that is loading and already let go. */
+struct lease {
+    struct lease *older; /* all leases of the daemon, by age */
+    struct lease *newer;
+    struct lease *next; /* of the session */
+    struct lease **link;
+    struct session *session;
+    struct larder_lease *handle;
+    uint64_t request;
+    uint64_t started_ms;
+    bool loading;  /* `done` has not come back */
+    bool released; /* ended before that */
+    /* storage thread, until the completion is posted */
+    struct completion completion;
+    uint32_t loaded;
+    int err;
+};
+
+struct session {
+    struct larderd *daemon;
+    struct session *next;
+    struct session **link;
+    enum frame_side side;
+    enum session_state state;
+    uint32_t refs;  /* 1 while open, and 1 for everything in flight */
+    uint32_t pause; /* enum session_pause */
+    int fd;
+    uint32_t uid;
+    int32_t pid;
+    struct account *account;
+    struct event *read_event;
+    struct event *write_event;
+    uint64_t opened_ms;
+
+    struct output output;
+    uint64_t output_since_ms; /* since when nothing of it went out */
+
+    char tenant_name[LARDER_TENANT_NAME_MAX];
+    struct larder_tenant_info tenant; /* from SESSION_READY on */
+    struct session_model *models[LARDER_SESSION_MODELS_MAX];
+    uint32_t model_count;
+
+    struct lease *leases; /* newest first */
+    uint8_t *slabs_sent;  /* a bit a slab id */
+    uint32_t slabs_sent_bytes;
+
+    struct staging staging;
+    struct put *put_first; /* in order; the first one runs */
+    struct put **put_last_next;
+    uint32_t put_open; /* that may still read staging */
+};
+
+void session_ref(struct session *session);
+void session_unref(struct session *session);
+void session_pause(struct session *session, enum session_pause why);
+void session_resume(struct session *session, enum session_pause why);
+
+/* Answers; nothing happens when the session is closed. */
+void session_reply(struct session *session, enum wire_type type, uint64_t request, const void *body,
+                   size_t body_bytes);
+void session_reply_parts(struct session *session, enum wire_type type, uint64_t request,
+                         const struct iovec *parts, int part_count, int pass_fd);
+/* The calling thread's last error message goes along. */
+void session_fail(struct session *session, uint64_t request, int code);
+/* The same with a message that another thread had. */
+void session_fail_text(struct session *session, uint64_t request, int code, const char *message);
+/* A frame that breaks the protocol: says so, then closes. */
+void session_refuse(struct session *session, uint64_t request);
+
+/* Around work that is answered later: holds the session and counts it; -EBUSY over the limit. */
+int session_begin(struct session *session);
+void session_end(struct session *session);
+
+/* Which of the connection's models; NULL, with a message, for a handle it was not given. */
+struct session_model *session_model_of(struct session *session, uint32_t handle);
+
+/* --- requests: LARDER_EPROTO closes the session, any other error is its answer ---------------- */
+
+int session_hello(struct session *session, const struct frame *frame);
+int session_model(struct session *session, const struct frame *frame);
+void session_models_free(struct session *session);
+
+int session_lookup(struct session *session, const struct frame *frame);
+int session_get(struct session *session, const struct frame *frame);
+int session_release(struct session *session, const struct frame *frame);
+void session_release_all(struct session *session);
+/* Revokes what is older than lease_ms. */
+void session_expire_leases(struct larderd *daemon, uint64_t now_ms);
+
+int session_staging(struct session *session, const struct frame *frame);
+int session_put(struct session *session, const struct frame *frame);
+
+int session_remove(struct session *session, const struct frame *frame);
+int session_stat(struct session *session, const struct frame *frame);
+/* What they share with the control socket. */
+int session_remove_key(struct session *session, uint64_t request, uint32_t tenant,
+                       const struct larder_key *key);
+int session_tenant_stat(const struct larderd *daemon, struct wire_stat_ok *out, uint32_t tenant);
+
+int admin_request(struct session *session, const struct frame *frame);
+
+#endif
