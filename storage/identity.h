@@ -32,9 +32,6 @@ struct larder_identity;
 int larder_identity_open(struct larder_identity **out, const char *directory, bool must_exist);
 void larder_identity_close(struct larder_identity *identity);
 
-/* The store's random id of 16 bytes, as in its segments' headers; valid while open. */
-const uint8_t *larder_identity_store_id(const struct larder_identity *identity);
-
 /* 16 random bytes, made with the store; in every segment's header. Valid while open. */
 const uint8_t *larder_identity_store_id(const struct larder_identity *identity);
 

@@ -34,6 +34,9 @@ struct larder_store_options {
     uint64_t segment_bytes;
     /* Tests: a backend to use (and to own) instead of opening one on DIR/segments. */
     struct larder_io *io_override;
+    /* Tests: see larder_index_set_gate(). */
+    int (*index_gate)(void *context);
+    void *index_gate_context;
     /* Refuse to create a store where there is none. */
     bool must_exist;
 };
