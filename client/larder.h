@@ -87,13 +87,16 @@ LARDER_API int larder_lookup(struct larder_model *model, struct larder_lookup_re
 /* --- layouts --------------------------------------------------------------------------------- */
 
 /* Where the engine keeps K and V. The element (layer, kv, token, head, dim) lies at
- *   base[layer] or base[0] + layer * layer_stride
+ *   bases[layer] or base + layer * layer_stride
  *   + kv * kv_stride + block(token) * block_stride + row(token) * token_stride
  *   + head * head_stride + dim * dim_stride              (strides in bytes)
  * with block(token) = block_table[token / block_tokens], row(token) = token % block_tokens, or
- * block 0 and row = token without a block table. Layouts seen: docs of larder_layout(3). */
+ * block 0 and row = token without a block table. With v_bases, V of a layer starts there and
+ * kv_stride is not used. Strides for the engines known: liblarder(3), "Layouts". Unused fields are
+ * zeros. */
 struct larder_layout {
-    void *const *bases; /* one per layer; or NULL to use base */
+    void *const *bases;   /* one per layer; or NULL to use base */
+    void *const *v_bases; /* one per layer, for V when it is apart from K; or NULL */
     void *base;
     int64_t layer_stride; /* unused with bases */
     int64_t kv_stride;    /* from K to V */
@@ -110,6 +113,7 @@ struct larder_layout {
     uint32_t dtype;          /* enum larder_dtype: must be the model's */
     uint32_t memory;         /* 0: host */
     uint64_t token_capacity; /* tokens with room, so that nothing is written beyond */
+    uint64_t token_first;    /* a get leaves tokens before it alone: the engine has them */
 };
 
 /* Fills in a plain layout: [layer][K/V][token][head][dim] without padding at `base`. Needs equal

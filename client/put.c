@@ -1,0 +1,421 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* PUT: gathers blocks into the daemon's staging memory and sends them, several in flight, so that
+ * the daemon encodes one while the next is gathered.
+ *
+ * I1  A region of staging is the daemon's from its PUT until the answer: it is written again only
+ *     after that.
+ * I2  Every call that was sent is waited for before the run ends.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/bytes.h"
+#include "base/error.h"
+#include "base/mem.h"
+#include "base/record.h"
+#include "client/chain.h"
+#include "client/layout.h"
+#include "client/operations.h"
+#include "client/workers.h"
+#include "codec/codec.h"
+
+/* Blocks in flight: one that is gathered, one that is encoded, and some that wait for the disk. */
+#define FLIGHT_MAX 8u
+/* Asked for at once, so that small blocks do not make staging grow step by step. */
+#define STAGING_BYTES_LEAST (1u << 20)
+
+/* A block on its way. */
+struct put_flight {
+    struct client_call call;
+    struct wire_put_ok answer;
+    uint32_t block;
+};
+
+struct put_run {
+    struct larder_model *model;
+    struct larder_link *link;
+    struct client_chain chain;
+    struct layout_view view;
+    const struct larder_put_options *options;
+    const char *recipe;
+    const atomic_bool *cancel;
+    struct larder_put_result *result;
+    enum larder_quality quality; /* of what is stored already and need not be sent */
+    uint32_t handle;
+    uint64_t region_bytes;
+    uint32_t flight_max;
+    struct put_flight flights[FLIGHT_MAX]; /* a ring: block % flight_max */
+};
+
+/* --- staging --------------------------------------------------------------------------------- */
+
+static int map_staging(struct larder_link *link, int fd, uint64_t bytes)
+{
+    struct stat stat;
+    int seals = fcntl(fd, F_GET_SEALS);
+    /* Memory that could shrink would turn a write into a SIGBUS. */
+    if (seals < 0 || !(seals & F_SEAL_SHRINK) || fstat(fd, &stat) < 0 || stat.st_size < 0 ||
+        (uint64_t)stat.st_size < bytes)
+        return client_malformed(link, "STAGING");
+    void *map = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (map == MAP_FAILED)
+        return larder_fail(-errno, "mapping staging of %llu bytes: %s; see ulimit -v",
+                           (unsigned long long)bytes, strerror(errno));
+    if (link->staging)
+        munmap(link->staging, link->staging_bytes);
+    link->staging = map;
+    link->staging_bytes = bytes;
+    return 0;
+}
+
+static int ask_for_staging(struct larder_link *link, uint64_t bytes)
+{
+    const struct wire_staging body = {.bytes = bytes};
+    const struct client_part part = {&body, sizeof(body)};
+    struct wire_staging_ok answer;
+    struct client_call call = {
+        .type = WIRE_STAGING,
+        .answer_type = WIRE_STAGING_OK,
+        .answer = &answer,
+        .answer_capacity = sizeof(answer),
+    };
+    LARDER_TRY(client_call(link, &call, NULL, &part, 1));
+    int err;
+    if (call.answer_bytes != sizeof(answer) || call.fd < 0 || answer.bytes < bytes ||
+        answer.bytes > LARDER_STAGING_BYTES_MAX)
+        err = client_malformed(link, "STAGING");
+    else
+        err = map_staging(link, call.fd, answer.bytes);
+    if (call.fd >= 0)
+        close(call.fd);
+    return err;
+}
+
+/* Bytes before the planes in a region. */
+static uint64_t planes_offset(const struct put_run *run, uint32_t token_count)
+{
+    return larder_round_up(larder_round_up(run->chain.prompt.extra_bytes, 4) + 4ull * token_count,
+                           64);
+}
+
+/* Makes room for as many blocks as are to be sent, within reason. */
+static int prepare_staging(struct put_run *run, uint32_t blocks)
+{
+    struct larder_link *link = run->link;
+    const uint64_t limit = link->hello.staging_bytes_max;
+    const uint32_t tokens =
+        (uint32_t)larder_min_u64(run->chain.block_tokens, run->chain.prompt.token_count);
+    run->region_bytes =
+        larder_round_up(planes_offset(run, tokens) + tokens * run->model->token_bytes, 64);
+    if (run->region_bytes > limit)
+        return larder_fail(LARDER_ELIMIT,
+                           "a block of %u tokens needs %llu bytes of staging, the daemon gives "
+                           "%llu; raise staging_bytes or lower block_tokens in larderd.conf",
+                           tokens, (unsigned long long)run->region_bytes,
+                           (unsigned long long)limit);
+    uint64_t wanted = run->region_bytes * (blocks < FLIGHT_MAX ? blocks : FLIGHT_MAX);
+    if (wanted < STAGING_BYTES_LEAST)
+        wanted = STAGING_BYTES_LEAST;
+    wanted = larder_min_u64(wanted, limit);
+    if (link->staging_bytes < wanted)
+        LARDER_TRY(ask_for_staging(link, wanted));
+    run->flight_max = (uint32_t)larder_min_u64(FLIGHT_MAX, link->staging_bytes / run->region_bytes);
+    assert(run->flight_max > 0);
+    return 0;
+}
+
+/* --- one block ------------------------------------------------------------------------------- */
+
+struct gather {
+    const struct put_run *run;
+    char *planes;
+    uint64_t token_first;
+    uint32_t token_count;
+};
+
+/* On a worker: K or V of one layer; the index counts them layer-major, K before V. */
+static void gather_plane(void *context, uint32_t index, void *scratch)
+{
+    (void)scratch;
+    const struct gather *gather = context;
+    const struct put_run *run = gather->run;
+    const struct larder_model_desc *desc = &run->model->desc;
+    struct layout_move move = {
+        .slice = {.layer_first = (uint16_t)(index / 2),
+                  .layer_count = 1,
+                  .head_count = (uint16_t)desc->kv_heads,
+                  .kind = (uint8_t)(index % 2)},
+        .plane_tokens = gather->token_count,
+        .row_count = gather->token_count,
+        .token_first = gather->token_first,
+    };
+    const uint64_t head_bytes =
+        (uint64_t)gather->token_count * desc->kv_heads * larder_dtype_bytes(desc->dtype);
+    char *planes = gather->planes + (index / 2) * head_bytes * (desc->k_dims + desc->v_dims);
+    if (index % 2 == LARDER_SECTION_V)
+        planes += head_bytes * desc->k_dims;
+    layout_gather(&run->view, planes, &move);
+}
+
+static int fill_region(struct put_run *run, char *region, uint64_t token_first,
+                       uint32_t token_count)
+{
+    const struct larder_prompt *prompt = &run->chain.prompt;
+    const uint64_t tokens_offset = larder_round_up(prompt->extra_bytes, 4);
+    const uint64_t offset = planes_offset(run, token_count);
+    /* The gaps are zeroed: an earlier block's bytes are nobody's business. */
+    memset(region, 0, offset);
+    if (prompt->extra_bytes > 0)
+        memcpy(region, prompt->extra, prompt->extra_bytes);
+    memcpy(region + tokens_offset, prompt->tokens + token_first, 4ull * token_count);
+    struct gather gather = {
+        .run = run,
+        .planes = region + offset,
+        .token_first = token_first,
+        .token_count = token_count,
+    };
+    return client_workers_run(run->model->larder->workers, gather_plane, &gather,
+                              2 * run->model->desc.layers, 0);
+}
+
+static int send_block(struct put_run *run, uint32_t block)
+{
+    const struct larder_put_options *options = run->options;
+    const uint64_t first = client_chain_tokens(&run->chain, block);
+    const uint32_t count = (uint32_t)(client_chain_tokens(&run->chain, block + 1) - first);
+    const uint64_t offset = run->region_bytes * (block % run->flight_max);
+    LARDER_TRY(client_chain_hash(&run->chain, block + 1));
+    LARDER_TRY(fill_region(run, run->link->staging + offset, first, count));
+    struct wire_put body = {
+        .model = run->handle,
+        .wait = options->wait,
+        .staging_offset = offset,
+        .staging_bytes = planes_offset(run, count) + count * run->model->token_bytes,
+        .position = options->position + first,
+        .token_count = count,
+        .extra_bytes = (uint32_t)run->chain.prompt.extra_bytes,
+        .computed_on = options->computed_on,
+        .recipe_bytes = (uint32_t)strlen(run->recipe),
+    };
+    memcpy(body.key, run->chain.keys[block].bytes, sizeof(body.key));
+    memcpy(body.parent, client_chain_parent(&run->chain, block)->bytes, sizeof(body.parent));
+    memcpy(body.recipe, run->recipe, body.recipe_bytes);
+    struct put_flight *flight = &run->flights[block % run->flight_max];
+    flight->block = block;
+    flight->call = (struct client_call){
+        .type = WIRE_PUT,
+        .answer_type = WIRE_PUT_OK,
+        .answer = &flight->answer,
+        .answer_capacity = sizeof(flight->answer),
+    };
+    const struct client_part part = {&body, sizeof(body)};
+    return client_send(run->link, &flight->call, NULL, &part, 1);
+}
+
+static int collect_block(struct put_run *run, uint32_t block)
+{
+    struct put_flight *flight = &run->flights[block % run->flight_max];
+    assert(flight->block == block);
+    LARDER_TRY(client_wait(run->link, &flight->call));
+    if (flight->call.answer_bytes != sizeof(flight->answer))
+        return client_malformed(run->link, "PUT");
+    if (!flight->answer.existed) {
+        const uint64_t tokens =
+            client_chain_tokens(&run->chain, block + 1) - client_chain_tokens(&run->chain, block);
+        run->result->tokens_new += tokens;
+        run->result->bytes_raw += tokens * run->model->token_bytes;
+        run->result->bytes_stored += flight->answer.stored_bytes;
+    }
+    return 0;
+}
+
+/* --- a run of blocks ------------------------------------------------------------------------- */
+
+static bool is_cancelled(const struct put_run *run)
+{
+    return run->cancel && atomic_load_explicit(run->cancel, memory_order_relaxed);
+}
+
+/* Sends blocks from *at on until all are stored or one is not; *at is then the first that is not.
+ * The first failure is the one to tell: what was sent behind it fails for want of a parent. */
+static int put_blocks(struct put_run *run, uint32_t *at)
+{
+    uint32_t sent = *at;
+    uint32_t waited = *at;
+    int err = 0;
+    while (err == 0 && waited < run->chain.block_count) {
+        if (sent < run->chain.block_count && sent - waited < run->flight_max) {
+            err = is_cancelled(run) ? larder_fail(-ECANCELED, "the put was cancelled")
+                                    : send_block(run, sent);
+            sent += err == 0;
+        } else {
+            err = collect_block(run, waited++);
+            *at += err == 0;
+        }
+    }
+    if (err == 0)
+        return 0;
+    char message[LARDER_MESSAGE_BYTES_MAX];
+    snprintf(message, sizeof(message), "%s", larder_error_message());
+    for (; waited < sent; waited++)
+        if (collect_block(run, waited) == 0 && *at == waited)
+            (*at)++;
+    return larder_fail(err, "%s", message);
+}
+
+/* Leading blocks that are stored at the quality this put would give. */
+static int count_stored(struct put_run *run, uint32_t *blocks)
+{
+    *blocks = 0;
+    while (*blocks < run->chain.block_count) {
+        uint32_t count = run->chain.block_count - *blocks;
+        if (count > LARDER_REQUEST_KEYS_MAX)
+            count = LARDER_REQUEST_KEYS_MAX;
+        struct client_match match;
+        LARDER_TRY(
+            client_chain_lookup(&run->chain, &match, run->handle, *blocks, count, run->quality));
+        *blocks += match.matched;
+        if (match.matched < count)
+            break;
+    }
+    /* Stored is not yet durable. The last one is sent again: its answer waits for the disk, and
+     * what was written before it is there then too. */
+    if (run->options->wait == LARDER_DURABLE && *blocks > 0)
+        (*blocks)--;
+    return 0;
+}
+
+/* Where to start. */
+static int first_block(struct put_run *run, uint32_t *at)
+{
+    const uint64_t stored = run->options->tokens_stored;
+    if (stored == 0)
+        return count_stored(run, at);
+    *at = stored == run->chain.prompt.token_count ? run->chain.block_count
+                                                  : (uint32_t)(stored / run->chain.block_tokens);
+    return client_chain_hash(&run->chain, *at);
+}
+
+static int put_chain(struct put_run *run)
+{
+    uint32_t at;
+    LARDER_TRY(first_block(run, &at));
+    run->result->tokens = client_chain_tokens(&run->chain, at);
+    if (at == run->chain.block_count)
+        return 0;
+    LARDER_TRY(prepare_staging(run, run->chain.block_count - at));
+
+    const uint64_t timeout_ns = run->model->larder->timeout_ms * 1000000ull;
+    uint64_t progress_ns = client_now_ns();
+    bool looked_again = false;
+    for (;;) {
+        const uint32_t before = at;
+        int err = put_blocks(run, &at);
+        run->result->tokens = client_chain_tokens(&run->chain, at);
+        if (at > before)
+            progress_ns = client_now_ns();
+        if (err == LARDER_ENOPARENT && at > 0 && !looked_again) {
+            /* What was stored has been evicted since: start where the chain ends now. */
+            looked_again = true;
+            LARDER_TRY(count_stored(run, &at));
+            run->result->tokens = client_chain_tokens(&run->chain, at);
+        } else if (err == -EBUSY && run->options->wait == LARDER_DURABLE &&
+                   client_now_ns() - progress_ns < timeout_ns) {
+            /* Who waits for the disk can as well wait for room. */
+            client_poll(run->link, 1000);
+        } else {
+            return err;
+        }
+    }
+}
+
+/* --- the call -------------------------------------------------------------------------------- */
+
+static int check_options(struct put_run *run)
+{
+    const struct larder_put_options *options = run->options;
+    if ((unsigned)options->wait > LARDER_DURABLE)
+        return larder_fail(-EINVAL, "put: wait=%d is unknown; known are 0 (cached), 1 (durable)",
+                           (int)options->wait);
+    if (!larder_all_zero(options->reserved, sizeof(options->reserved)))
+        return larder_fail(-EINVAL, "put: reserved bytes are not zero");
+    LARDER_TRY(client_check_quality(options->computed_on));
+    run->recipe = options->recipe ? options->recipe : "";
+    const size_t bytes = strlen(run->recipe);
+    if (bytes > LARDER_RECIPE_BYTES_MAX)
+        return larder_fail(LARDER_ELIMIT, "put: a recipe of %zu bytes is longer than %u", bytes,
+                           LARDER_RECIPE_BYTES_MAX);
+    return 0;
+}
+
+/* What a stored block must be at least, so that this put would not better it. */
+static int set_quality(struct put_run *run)
+{
+    const char *text = run->recipe[0] ? run->recipe : run->link->hello.recipe;
+    run->quality = run->options->computed_on;
+    if (text[0] == '\0')
+        return 0;
+    const struct larder_recipe *recipe;
+    LARDER_TRY(client_recipe(run->model->larder, &recipe, text, strlen(text)));
+    if (larder_recipe_quality(recipe) > run->quality)
+        run->quality = larder_recipe_quality(recipe);
+    return 0;
+}
+
+static int put(struct put_run *run, const struct larder_prompt *prompt,
+               const struct larder_layout *layout)
+{
+    struct larder_model *model = run->model;
+    LARDER_TRY(check_options(run));
+    LARDER_TRY(layout_open(&run->view, layout, &model->desc));
+    if (prompt->token_count > run->view.token_capacity)
+        return larder_fail(-EINVAL, "put: the prompt has %zu tokens, the layout room for %llu",
+                           prompt->token_count, (unsigned long long)run->view.token_capacity);
+    if (run->options->tokens_stored > prompt->token_count)
+        return larder_fail(-EINVAL, "put: tokens_stored=%llu of a prompt of %zu tokens",
+                           (unsigned long long)run->options->tokens_stored, prompt->token_count);
+    LARDER_TRY(client_link_acquire(model->larder, &run->link));
+    LARDER_TRY(set_quality(run));
+    LARDER_TRY(client_model_handle(model, run->link, &run->handle));
+    LARDER_TRY(client_chain_open(&run->chain, model, run->link, prompt));
+    /* Staging is the connection's: puts take turns. */
+    pthread_mutex_lock(&model->larder->put_turn);
+    int err = put_chain(run);
+    pthread_mutex_unlock(&model->larder->put_turn);
+    return err;
+}
+
+int client_put(struct larder_model *model, struct larder_put_result *result,
+               const struct larder_prompt *prompt, const struct larder_layout *layout,
+               const struct larder_put_options *options, const atomic_bool *cancel)
+{
+    static const struct larder_put_options defaults;
+    memset(result, 0, sizeof(*result));
+    struct put_run *run = larder_alloc_zero(1, sizeof(*run));
+    if (!run)
+        return larder_fail(-ENOMEM, "no memory for a put");
+    run->model = model;
+    run->options = options ? options : &defaults;
+    run->cancel = cancel;
+    run->result = result;
+    int err = put(run, prompt, layout);
+    if (run->link) {
+        client_chain_close(&run->chain);
+        client_link_release(run->link);
+    }
+    larder_free(run);
+    return err;
+}
+
+int larder_put(struct larder_model *model, struct larder_put_result *result,
+               const struct larder_prompt *prompt, const struct larder_layout *layout,
+               const struct larder_put_options *options)
+{
+    return client_put(model, result, prompt, layout, options, NULL);
+}
