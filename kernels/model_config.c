@@ -116,10 +116,13 @@ static int read_sizes(struct larder_model_config *c, const struct source *s,
     LARDER_TRY(
         read_u32(&c->positions_max, s, "max_position_embeddings", 2048, LARDER_PROMPT_TOKENS_MAX));
     uint32_t head_dims = family->head_dims ? family->head_dims : c->hidden / c->heads;
+    if (head_dims == 0)
+        head_dims = UINT32_MAX; /* refused below unless head_dim says something else */
     LARDER_TRY(read_u32(&c->head_dims, s, "head_dim", head_dims, LARDER_HEAD_DIMS_MAX));
     if (c->head_dims > LARDER_HEAD_DIMS_MAX)
-        return larder_fail(LARDER_EFORMAT, "%s: heads of %u dimensions are above %u", s->path,
-                           c->head_dims, LARDER_HEAD_DIMS_MAX);
+        return larder_fail(LARDER_EFORMAT,
+                           "%s: %u heads of hidden_size=%u do not have 1..%u dimensions each",
+                           s->path, c->heads, c->hidden, LARDER_HEAD_DIMS_MAX);
     if (c->kv_heads > LARDER_KV_HEADS_MAX || c->heads % c->kv_heads != 0 ||
         c->heads / c->kv_heads > LARDER_HEAD_GROUP_MAX)
         return larder_fail(LARDER_EFORMAT,
