@@ -214,19 +214,23 @@ static int open_databases(struct larder_index *index, bool *created)
         if (rc)
             return fail_lmdb(rc, "open of a database");
     }
-    uint64_t format;
+    uint64_t format, generation;
     int err = get_meta(index, index->txn, "format", &format);
-    if (err < 0 && err != LARDER_ENOTFOUND)
+    if (err == LARDER_ENOTFOUND) {
+        format = INDEX_FORMAT;
+        err = put_meta(index, "format", format);
+    }
+    if (err < 0)
         return err;
-    /* The first transaction of all writes the format, so without it there is nothing else. */
-    *created = err == LARDER_ENOTFOUND;
-    if (*created)
-        LARDER_TRY(put_meta(index, "format", INDEX_FORMAT));
-    else if (format != INDEX_FORMAT)
+    if (format != INDEX_FORMAT)
         return larder_fail(LARDER_EVERSION,
                            "index: format %llu, expected %u: remove the directory "
                            "index, it is made again from the segments",
                            (unsigned long long)format, INDEX_FORMAT);
+    err = get_meta(index, index->txn, "generation", &generation);
+    if (err < 0 && err != LARDER_ENOTFOUND)
+        return err;
+    *created = err == LARDER_ENOTFOUND;
     int rc = mdb_txn_commit(index->txn);
     index->txn = NULL;
     return rc ? fail_lmdb(rc, "commit") : 0;
@@ -362,7 +366,7 @@ int larder_index_load(struct larder_index *index, const struct index_visitor *vi
     static const enum index_database order[] = {INDEX_MODELS, INDEX_SEGMENTS, INDEX_ENTRIES};
     int err = get_meta(index, txn, "generation", next_generation);
     if (err == LARDER_ENOTFOUND)
-        err = 0; /* nothing was ever committed */
+        err = 0; /* *created */
     for (unsigned i = 0; i < LARDER_COUNT_OF(order) && err == 0; i++)
         err = load_database(index, txn, order[i], visitor);
     mdb_txn_abort(txn);
@@ -493,7 +497,7 @@ int larder_index_put_model(struct larder_index *index, const struct larder_key *
 int larder_index_commit(struct larder_index *index, uint64_t next_generation)
 {
     assert(index->txn);
-    int err = put_meta(index, "generation", next_generation);
+    int err = next_generation ? put_meta(index, "generation", next_generation) : 0;
     if (err < 0) {
         larder_index_abort(index);
         return err;
