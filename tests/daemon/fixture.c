@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -115,6 +116,8 @@ static pid_t spawn(struct fixture *fixture, const char *const *arguments)
     if (pid < 0)
         die("fork", program);
     if (pid == 0) {
+        /* A test that fails leaves no daemon behind. */
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
         int log = open(fixture->log_path, O_WRONLY | O_CREAT | O_APPEND, 0600);
         dup2(log, STDERR_FILENO);
         dup2(log, STDOUT_FILENO);
