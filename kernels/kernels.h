@@ -8,6 +8,7 @@
  *     threads. So a prefill in one go, in chunks, or behind restored KV gives the same bits.
  * I3  An operation writes its first tensor only. Shapes that do not fit are bugs (assert); a code
  *     comes back only from a backend that can fail while it runs (a GPU).
+ * Tensors lie in the device's memory; positions, tokens and the indices of argmax in the host's.
  */
 #ifndef LARDER_KERNELS_KERNELS_H
 #define LARDER_KERNELS_KERNELS_H

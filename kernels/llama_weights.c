@@ -19,8 +19,9 @@ struct loader {
     char prefix[NAME_BYTES_MAX]; /* "model.layers.3." */
 };
 
+/* The tensor [rows, columns], or [rows] when `columns` is 0. */
 static int find(const struct larder_weight **out, const struct loader *loader, const char *name,
-                uint32_t rank, uint64_t rows, uint64_t columns)
+                uint64_t rows, uint64_t columns)
 {
     char full[2 * NAME_BYTES_MAX];
     snprintf(full, sizeof(full), "%s%s", loader->prefix, name);
@@ -33,15 +34,14 @@ static int find(const struct larder_weight **out, const struct loader *loader, c
         return larder_fail(LARDER_EUNSUPPORTED,
                            "tensor %s is %s; the forward takes BF16, F16 and F32", full,
                            found->dtype_name);
-    uint64_t last = rank == 2 ? found->shape[1] : rows;
-    if (found->rank != rank || found->shape[0] != rows || last != (rank == 2 ? columns : rows))
-        return larder_fail(
-            LARDER_EFORMAT,
-            "tensor %s has rank %u and first dimensions %llu, %llu; config.json asks "
-            "for %llu, %llu",
-            full, found->rank, (unsigned long long)found->shape[0],
-            (unsigned long long)found->shape[1], (unsigned long long)rows,
-            (unsigned long long)columns);
+    /* Dimensions beyond a tensor's rank are 0. */
+    if (found->rank != (columns ? 2 : 1) || found->shape[0] != rows || found->shape[1] != columns)
+        return larder_fail(LARDER_EFORMAT,
+                           "tensor %s of %u dimensions is %llu x %llu; config.json asks for %llu x "
+                           "%llu",
+                           full, found->rank, (unsigned long long)found->shape[0],
+                           (unsigned long long)found->shape[1], (unsigned long long)rows,
+                           (unsigned long long)columns);
     if ((uintptr_t)found->data % larder_dtype_bytes(found->dtype) != 0)
         return larder_fail(LARDER_EUNSUPPORTED,
                            "tensor %s does not start at a multiple of %zu bytes; save the file "
@@ -55,7 +55,7 @@ static int load_matrix(struct larder_tensor *out, const struct loader *loader, c
                        uint64_t rows, uint64_t columns)
 {
     const struct larder_weight *found = NULL;
-    LARDER_TRY(find(&found, loader, name, 2, rows, columns));
+    LARDER_TRY(find(&found, loader, name, rows, columns));
     struct larder_device *device = loader->weights->device;
     void *placed;
     LARDER_TRY(device->ops->place(device, &placed, found->data, found->bytes));
@@ -68,7 +68,7 @@ static int load_vector(struct larder_tensor *out, const struct loader *loader, c
                        uint64_t count)
 {
     const struct larder_weight *found = NULL;
-    LARDER_TRY(find(&found, loader, name, 1, count, 0));
+    LARDER_TRY(find(&found, loader, name, count, 0));
     struct llama_weights *weights = loader->weights;
     struct larder_device *device = weights->device;
     assert(count <= weights->vector_room - weights->vector_count);

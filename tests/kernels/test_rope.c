@@ -167,14 +167,15 @@ static void rotate(double *out, const double *x, const struct larder_rope_table 
     }
 }
 
-static void check_move(const struct larder_rope *rope, uint32_t dtype, double tolerance)
+static void check_move(const struct larder_rope *rope, uint32_t dtype, double tolerance,
+                       uint32_t far)
 {
     enum { ROWS = 5, HEADS = 2, DIMS = 80 };
-    static const uint32_t from[ROWS] = {0, 7, 1000000, 300, 12};
-    static const uint32_t to[ROWS] = {1000000, 8, 3, 300, 0};
+    const uint32_t from[ROWS] = {0, 7, far, 300, 12};
+    const uint32_t to[ROWS] = {far, 8, 3, 300, 0};
     struct larder_rope_table *table;
     ck_assert_int_eq(larder_rope_table_open(&table, rope, DIMS), 0);
-    ck_assert_int_eq(larder_rope_table_grow(table, 1000001), 0);
+    ck_assert_int_eq(larder_rope_table_grow(table, far + 1), 0);
 
     float block[ROWS * HEADS * DIMS];
     double wanted[ROWS * HEADS * DIMS];
@@ -222,9 +223,9 @@ START_TEST(test_move)
         for (size_t i = 0; i < LARDER_COUNT_OF(ropes); i++) {
             ropes[i].interleaved = interleaved;
             ropes[i].rotary_dims = 64; /* of 80 */
-            check_move(&ropes[i], LARDER_F32, 4e-6);
-            check_move(&ropes[i], LARDER_F16, 1e-3);
-            check_move(&ropes[i], LARDER_BF16, 8e-3);
+            check_move(&ropes[i], LARDER_F32, 4e-6, i == 0 ? 1u << 20 : 5000);
+            check_move(&ropes[i], LARDER_F16, 1e-3, 5000);
+            check_move(&ropes[i], LARDER_BF16, 8e-3, 5000);
         }
     }
 }
