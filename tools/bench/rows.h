@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* rows.h - the rows of larder-bench. Each measures one path of docs and its plain counterpart. */
+#ifndef LARDER_TOOLS_BENCH_ROWS_H
+#define LARDER_TOOLS_BENCH_ROWS_H
+
+#include "tools/bench/bench.h"
+
+/* rows_codec.c */
+int row_exact_encode(const struct bench *bench, struct bench_result *out);
+int row_exact_decode(const struct bench *bench, struct bench_result *out);
+int row_exact_size(const struct bench *bench, struct bench_result *out);
+
+/* rows_host.c */
+int row_get_host(const struct bench *bench, struct bench_result *out);
+int row_get_host_first(const struct bench *bench, struct bench_result *out);
+int row_get_host_exact(const struct bench *bench, struct bench_result *out);
+
+/* rows_ssd.c */
+int row_get_ssd(const struct bench *bench, struct bench_result *out);
+int row_put_durable(const struct bench *bench, struct bench_result *out);
+int row_put_small(const struct bench *bench, struct bench_result *out);
+
+/* rows_request.c */
+int row_lookup(const struct bench *bench, struct bench_result *out);
+int row_round_trip(const struct bench *bench, struct bench_result *out);
+
+#endif
