@@ -30,7 +30,7 @@
 #define WORKSPACE_ALIGN      64u
 /* With fewer tokens a base costs more than half a bit an element. */
 #define BASE_TOKENS_MIN 16u
-/* A quarter of it is a run: a whole row even of heads of 1,024 dims, so that every channel is met. */
+/* A quarter of it is a run: a whole row even of heads of 1,024 dims, so every channel is met. */
 #define SAMPLE_STRIDE_BYTES 4096u
 
 /* A Huffman table each: smaller blocks follow the data better, larger ones decode faster. */
@@ -113,8 +113,8 @@ static uint64_t byteplanes_workspace_bytes(const struct codec_shape *shape)
 /* --- encode ---------------------------------------------------------------------------------- */
 
 /* Sum of the squared counts of a quarter of the bytes, in runs all over them: the more concentrated
- * they are, the larger. Stands in for the entropy without a logarithm, so that every machine decides
- * alike. */
+ * they are, the larger. Stands in for the entropy without a logarithm, so that every machine
+ * decides alike. */
 static uint64_t concentration(const uint8_t *bytes, uint64_t count)
 {
     /* Four tables, so that runs of one value do not wait for their own counter. */

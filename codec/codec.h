@@ -6,8 +6,8 @@
  * spread sections over threads and decode one layer before the next has arrived.
  *
  * Canonical planes: the K (or V) of one layer as [kv_head][token][dim] in the model's dtype,
- * without padding. That is what encode reads and decode writes; gathering from an engine's layout and
- * scattering into it is the caller's (client/layout.h).
+ * without padding. That is what encode reads and decode writes; gathering from an engine's layout
+ * and scattering into it is the caller's (client/layout.h).
  *
  * Threads: a recipe is immutable after open; a workspace belongs to one call at a time.
  */

@@ -89,8 +89,8 @@ static int unexpected(const struct parser *parser, struct word found, const char
                        found.bytes ? shown : 7, found.bytes ? found.at : "the end", quote, allowed);
 }
 
-/* Moves behind a word and appends it to the text to store. The stored text is never longer than what
- * was given and a space. */
+/* Moves behind a word and appends it to the text to store. The stored text is never longer than
+ * what was given and a space. */
 static void accept(struct parser *parser, struct word word, const char *separator)
 {
     parser->at = word.at + word.bytes;
