@@ -77,7 +77,7 @@ struct larder_backend {
     /* Memory. The CPU's is the host's, and `place` gives back `host` itself there: weights are
      * used where they are mapped. */
     int (*alloc)(struct larder_device *device, void **out, size_t bytes);
-    void (*free)(struct larder_device *device, void *memory);
+    void (*release)(struct larder_device *device, void *memory);
     int (*place)(struct larder_device *device, void **out, const void *host, size_t bytes);
     void (*unplace)(struct larder_device *device, void *placed);
     int (*download)(struct larder_device *device, void *host, const void *memory, size_t bytes);

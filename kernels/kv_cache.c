@@ -51,7 +51,7 @@ void larder_kv_cache_close(struct larder_kv_cache *cache)
 {
     if (!cache)
         return;
-    cache->device->ops->free(cache->device, cache->base);
+    cache->device->ops->release(cache->device, cache->base);
     larder_free(cache);
 }
 

@@ -137,7 +137,7 @@ void larder_llama_close(struct larder_llama *model)
     if (!model)
         return;
     if (model->work.block)
-        model->device->ops->free(model->device, model->work.block);
+        model->device->ops->release(model->device, model->work.block);
     larder_rope_table_close(model->rope);
     if (model->weights.device)
         llama_weights_close(&model->weights);

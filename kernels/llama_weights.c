@@ -194,7 +194,7 @@ void llama_weights_close(struct llama_weights *weights)
     if (weights->embedding.data)
         device->ops->unplace(device, weights->embedding.data);
     if (weights->vectors)
-        device->ops->free(device, weights->vectors);
+        device->ops->release(device, weights->vectors);
     larder_free(weights->layers);
     *weights = (struct llama_weights){0};
 }

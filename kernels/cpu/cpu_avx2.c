@@ -7,8 +7,8 @@
 
 static bool usable(void)
 {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-           __builtin_cpu_supports("f16c");
+    /* clang 14 cannot ask for F16C; it came before AVX2. */
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
 
 __attribute__((always_inline)) static inline void
@@ -165,7 +165,7 @@ static void pack_rows(float *out, uint64_t out_stride, const void *data, uint32_
     }
 }
 
-#include "kernels/cpu/cpu_simd.h"
+#include "kernels/cpu/cpu_simd.inc"
 
 const struct cpu_isa cpu_avx2 = {
     .name = "avx2",

@@ -201,7 +201,7 @@ static void pack_rows(float *out, uint64_t out_stride, const void *data, uint32_
     }
 }
 
-#include "kernels/cpu/cpu_simd.h"
+#include "kernels/cpu/cpu_simd.inc"
 
 const struct cpu_isa cpu_avx512 = {
     .name = "avx512",

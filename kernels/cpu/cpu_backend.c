@@ -136,7 +136,7 @@ static int cpu_alloc(struct larder_device *device, void **out, size_t bytes)
     return *out ? 0 : larder_fail(-ENOMEM, "no memory for %zu bytes", bytes);
 }
 
-static void cpu_free(struct larder_device *device, void *memory)
+static void cpu_release(struct larder_device *device, void *memory)
 {
     (void)device;
     larder_free(memory);
@@ -518,7 +518,7 @@ const struct larder_backend larder_cpu_backend = {
     .open = cpu_open,
     .close = cpu_close,
     .alloc = cpu_alloc,
-    .free = cpu_free,
+    .release = cpu_release,
     .place = cpu_place,
     .unplace = cpu_unplace,
     .download = cpu_download,

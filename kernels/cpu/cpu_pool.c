@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* cpu_pool.c - see cpu_pool.h.
- * A job is published by raising `generation`; workers look for it for a few microseconds, since
+ * A job is published by raising `generation`; workers look for it for some 10 microseconds, since
  * a forward's jobs follow each other closely, and then sleep.
  */
 #include "kernels/cpu/cpu_pool.h"
@@ -16,7 +16,7 @@
 #include "base/error.h"
 #include "base/mem.h"
 
-#define SPINS 4000
+#define SPINS 300
 
 struct worker {
     struct cpu_pool *pool;

@@ -124,7 +124,8 @@ def write_model(name):
     text += b" " * (-len(text) % 8)
     folder = MODELS / name
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + b"".join(blobs))
+    data = struct.pack("<Q", len(text)) + text + b"".join(blobs)
+    (folder / "model.safetensors").write_bytes(data)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
