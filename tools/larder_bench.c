@@ -302,6 +302,7 @@ static int run_rows(const struct command_line *line)
 int main(int argc, char **argv)
 {
     struct command_line line = {.directory = ".", .seconds = 0};
+    argp_err_exit_status = 2;
     argp_parse(&parser, argc, argv, 0, NULL, &line);
     if (line.list) {
         for (size_t i = 0; i < LARDER_COUNT_OF(rows); i++)
