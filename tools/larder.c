@@ -1,0 +1,229 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* larder.c - larder(1), the operator's command: options and subcommands. */
+#include <argp.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "base/error.h"
+#include "tools/larder_commands.h"
+
+const char *argp_program_version = "larder " LARDER_VERSION;
+
+struct command {
+    const char *name;
+    const char *arguments; /* for the usage line */
+    const char *summary;
+    int arguments_min;
+    int arguments_max;
+    bool lists; /* takes the options of ls */
+    int (*run)(const struct command_options *options, int argc, char **argv);
+};
+
+static const struct command commands[] = {
+    {"status", "", "What larderd holds, and is it healthy", 0, 0, false, command_status},
+    {"ls", "", "List entries", 0, 0, true, command_ls},
+    {"show", "KEY", "All about one entry", 1, 1, false, command_show},
+    {"verify", "[KEY...]",
+     "Read entries from SSD and check every tag; all of them without KEY. Bad ones are dropped", 0,
+     1 << 16, false, command_verify},
+    {"rm", "KEY...", "Remove entries and all that is stored behind them", 1, 1 << 16, false,
+     command_rm},
+    {"models", "", "List models", 0, 0, false, command_models},
+    {"tenants", "", "List tenants and what each holds", 0, 0, false, command_tenants},
+    {"recipe", "ls | show RECIPE", "List recipes, or show the stages of one (needs no larderd)", 1,
+     2, false, command_recipe},
+};
+
+enum {
+    OPTION_JSON = 256,
+    OPTION_TENANT,
+    OPTION_MODEL,
+    OPTION_LONG,
+};
+
+struct input {
+    struct command_options options;
+    const struct command *command;
+    int argument_first; /* of argv */
+};
+
+static const struct argp_option common_options[] = {
+    {"socket", 's', "PATH", 0, "larderd's control socket", 0},
+    {"json", OPTION_JSON, NULL, 0, "Print JSON", 0},
+    {0},
+};
+
+static const struct argp_option list_options[] = {
+    {"tenant", OPTION_TENANT, "NAME", 0, "Only entries of this tenant", 0},
+    {"model", OPTION_MODEL, "NAME", 0, "Only entries of this model", 0},
+    {"limit", 'n', "N", 0, "At most N entries", 0},
+    {"long", OPTION_LONG, NULL, 0, "Whole keys", 0},
+    {0},
+};
+
+static error_t parse_common(int key, char *argument, struct argp_state *state)
+{
+    struct input *input = state->input;
+    switch (key) {
+    case 's':
+        input->options.socket = argument;
+        return 0;
+    case OPTION_JSON:
+        input->options.json = true;
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
+static error_t parse_list(int key, char *argument, struct argp_state *state)
+{
+    struct input *input = state->input;
+    char *end;
+    switch (key) {
+    case OPTION_TENANT:
+        input->options.tenant = argument;
+        return 0;
+    case OPTION_MODEL:
+        input->options.model = argument;
+        return 0;
+    case OPTION_LONG:
+        input->options.long_keys = true;
+        return 0;
+    case 'n':
+        errno = 0;
+        input->options.limit = strtoull(argument, &end, 10);
+        if (errno || *end || !*argument || *argument == '-' || input->options.limit == 0)
+            argp_error(state, "--limit %s is not a number of entries above 0", argument);
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
+static const struct argp common_parser = {.options = common_options, .parser = parse_common};
+static const struct argp list_parser = {.options = list_options, .parser = parse_list};
+
+/* --- subcommand ------------------------------------------------------------------------------- */
+
+struct arguments {
+    struct input *input;
+    int count;
+    char **values;
+};
+
+static error_t parse_arguments(int key, char *argument, struct argp_state *state)
+{
+    struct arguments *arguments = state->input;
+    const struct command *command = arguments->input->command;
+    switch (key) {
+    case ARGP_KEY_INIT:
+        state->child_inputs[0] = arguments->input;
+        if (command->lists)
+            state->child_inputs[1] = arguments->input;
+        return 0;
+    case ARGP_KEY_ARG:
+        if (arguments->count == command->arguments_max)
+            argp_error(state, "'%s' is one argument too many", argument);
+        arguments->values[arguments->count++] = argument;
+        return 0;
+    case ARGP_KEY_END:
+        if (arguments->count < command->arguments_min)
+            argp_error(state, "%s is missing", command->arguments);
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
+static int run_command(struct input *input, int argc, char **argv)
+{
+    const struct command *command = input->command;
+    const struct argp_child children[] = {
+        {&common_parser, 0, NULL, 0}, {command->lists ? &list_parser : NULL, 0, NULL, 0}, {0}};
+    const struct argp parser = {.parser = parse_arguments,
+                                .args_doc = command->arguments,
+                                .doc = command->summary,
+                                .children = children};
+    struct arguments arguments = {.input = input};
+    arguments.values = calloc((size_t)argc + 1, sizeof(arguments.values[0]));
+    if (!arguments.values)
+        return command_failed(larder_fail(-ENOMEM, "no memory for arguments"));
+
+    char name[64];
+    snprintf(name, sizeof(name), "larder %s", command->name);
+    argv[0] = name;
+    argp_parse(&parser, argc, argv, 0, NULL, &arguments);
+    int code = command->run(&input->options, arguments.count, arguments.values);
+    free(arguments.values);
+    return code;
+}
+
+/* --- top level -------------------------------------------------------------------------------- */
+
+static error_t parse_top(int key, char *argument, struct argp_state *state)
+{
+    struct input *input = state->input;
+    switch (key) {
+    case ARGP_KEY_INIT:
+        state->child_inputs[0] = input;
+        return 0;
+    case ARGP_KEY_ARG:
+        for (size_t i = 0; i < LARDER_COUNT_OF(commands); i++) {
+            if (strcmp(commands[i].name, argument) == 0)
+                input->command = &commands[i];
+        }
+        if (!input->command)
+            argp_error(state, "'%s' is no command", argument);
+        input->argument_first = state->next - 1;
+        state->next = state->argc; /* the rest is the command's */
+        return 0;
+    case ARGP_KEY_NO_ARGS:
+        argp_usage(state);
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
+static char *list_commands(int key, const char *text, void *input)
+{
+    (void)input;
+    if (key != ARGP_KEY_HELP_POST_DOC)
+        return (char *)(uintptr_t)text;
+    size_t bytes = 4096;
+    char *out = malloc(bytes);
+    if (!out)
+        return NULL;
+    size_t used = (size_t)snprintf(out, bytes, "Commands:\n");
+    for (size_t i = 0; i < LARDER_COUNT_OF(commands) && used < bytes; i++) {
+        char usage[64];
+        snprintf(usage, sizeof(usage), "%s %s", commands[i].name, commands[i].arguments);
+        used +=
+            (size_t)snprintf(out + used, bytes - used, "  %-24s %s\n", usage, commands[i].summary);
+    }
+    if (used < bytes)
+        snprintf(
+            out + used, bytes - used,
+            "\nA KEY may be cut short while it is unambiguous. LARDER_CONTROL_SOCKET names the "
+            "socket, too.\nExit codes: 0, 1 when something is wrong (not found, corrupt), 2 "
+            "for bad usage or no larderd.");
+    return out;
+}
+
+int main(int argc, char **argv)
+{
+    static const struct argp_child children[] = {{&common_parser, 0, NULL, 0}, {0}};
+    static const struct argp parser = {.parser = parse_top,
+                                       .args_doc = "COMMAND [ARGUMENT...]",
+                                       .doc = "larder - looks into a running larderd\v ",
+                                       .children = children,
+                                       .help_filter = list_commands};
+    struct input input = {0};
+    argp_err_exit_status = COMMAND_USAGE;
+    argp_parse(&parser, argc, argv, ARGP_IN_ORDER, NULL, &input);
+    return run_command(&input, argc - input.argument_first, argv + input.argument_first);
+}

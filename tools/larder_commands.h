@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* larder_commands.h - the subcommands of larder(1).
+ *
+ * Each prints for people, or JSON, on stdout, and returns an exit code. Messages go to stderr.
+ */
+#ifndef LARDER_TOOLS_LARDER_COMMANDS_H
+#define LARDER_TOOLS_LARDER_COMMANDS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum {
+    COMMAND_OK = 0,
+    COMMAND_PROBLEM = 1, /* asked and answered, but something is wrong: not found, corrupt */
+    COMMAND_USAGE = 2,   /* could not be asked: usage, no daemon */
+};
+
+struct command_options {
+    const char *socket; /* NULL: from the environment, else the default */
+    bool json;
+    /* ls */
+    const char *tenant;
+    const char *model;
+    uint64_t limit; /* 0: all */
+    bool long_keys;
+};
+
+/* `argv` holds what stands behind the subcommand; argc counts it. */
+int command_status(const struct command_options *options, int argc, char **argv);
+int command_models(const struct command_options *options, int argc, char **argv);
+int command_tenants(const struct command_options *options, int argc, char **argv);
+int command_ls(const struct command_options *options, int argc, char **argv);
+int command_show(const struct command_options *options, int argc, char **argv);
+int command_verify(const struct command_options *options, int argc, char **argv);
+int command_rm(const struct command_options *options, int argc, char **argv);
+int command_recipe(const struct command_options *options, int argc, char **argv);
+
+/* Says the last error and gives the exit code that goes with it. */
+int command_failed(int err);
+
+#endif
