@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <zstd.h>
 
 #include "base/error.h"
 #include "base/limits.h"
@@ -389,6 +390,41 @@ START_TEST(lying_frames_stay_within_the_plane)
 }
 END_TEST
 
+START_TEST(any_frame_of_the_right_size_is_read)
+{
+    /* With matches and a checksum, as another encoder may write it. */
+    struct section s;
+    section_open(&s, LARDER_BF16, 1, 64, 64);
+    for (uint64_t i = 0; i < s.planes_bytes / 2; i++)
+        put_elem(&s, i, (float)(1u << i % 7));
+    const size_t count = 64 * 64;
+    uint8_t top[64 * 64];
+    uint8_t *made = larder_alloc_zero(1, s.planes_bytes + 24);
+    for (size_t i = 0; i < count; i++) {
+        uint16_t x;
+        memcpy(&x, s.planes + 2 * i, 2);
+        top[i] = (uint8_t)(x >> 7);
+    }
+    ZSTD_CCtx *context = ZSTD_createCCtx();
+    ZSTD_CCtx_setParameter(context, ZSTD_c_compressionLevel, 19);
+    ZSTD_CCtx_setParameter(context, ZSTD_c_checksumFlag, 1);
+    size_t frame = ZSTD_compress2(context, made + 24, s.planes_bytes, top, count);
+    ZSTD_freeCCtx(context);
+    ck_assert(!ZSTD_isError(frame));
+    ck_assert_uint_lt(frame, 100);
+    const uint32_t plane_bytes[2] = {1, (uint32_t)frame};
+    memcpy(made, "\1\2\0\0\2\1\0\0", 8);
+    memcpy(made + 8, plane_bytes, sizeof(plane_bytes));
+    made[24 + frame] = 0; /* the low plane: no fraction, no sign */
+    uint8_t *back = larder_alloc(s.planes_bytes);
+    ck_assert_int_eq(decode_hostile(&s, back, made, 24 + frame + 1), 0);
+    ck_assert_mem_eq(back, s.planes, s.planes_bytes);
+    larder_free(back);
+    larder_free(made);
+    section_close(&s);
+}
+END_TEST
+
 START_TEST(random_bytes_are_survived)
 {
     struct section s;
@@ -434,6 +470,7 @@ int main(void)
     tcase_add_test(tests, every_truncation_fails);
     tcase_add_test(tests, flipped_bits_are_survived);
     tcase_add_test(tests, lying_frames_stay_within_the_plane);
+    tcase_add_test(tests, any_frame_of_the_right_size_is_read);
     tcase_add_test(tests, random_bytes_are_survived);
     suite_add_tcase(suite, tests);
     SRunner *runner = srunner_create(suite);
