@@ -6,6 +6,7 @@
 #ifndef LARDER_KERNELS_CPU_ISA_H
 #define LARDER_KERNELS_CPU_ISA_H
 
+#include <assert.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -17,6 +18,7 @@
 #define CPU_PANEL_DEPTH   128u
 /* Query rows (tokens x heads of one KV head) that share a block of keys. */
 #define CPU_TILE_ROWS 96u
+static_assert(LARDER_HEAD_GROUP_MAX <= CPU_TILE_ROWS, "a token's heads share a tile");
 
 /* A thread's own scratch. */
 struct cpu_scratch {
