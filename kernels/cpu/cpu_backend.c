@@ -7,6 +7,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -459,7 +460,7 @@ static void argmax_row(const struct light_job *job, uint64_t row)
     const float *x = row_of(job->a, row);
     uint32_t best = 0;
     for (uint32_t i = 1; i < job->a->shape[1]; i++)
-        if (x[i] > x[best] || x[best] != x[best])
+        if (x[i] > x[best] || (isnan(x[best]) && !isnan(x[i])))
             best = i;
     job->indices[row] = best;
 }
