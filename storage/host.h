@@ -1,0 +1,115 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* host.h - the host tier: slabs of shared memory, slots in them, and their order of use.
+ *
+ * Owns:    the slabs' memfds and mappings; which pages of them are free.
+ * Threads: none of its own; all of it under the store's lock, but for host_slab_make(), which takes
+ *          long (it populates a whole slab) and touches nothing shared.
+ * H1  A slab belongs to one tenant until it is retired, whole. Its id is not used again.
+ * H2  A slot's generation is new each time it is taken and rises when it is given back, before its
+ *     pages can be taken by another.
+ * H3  A slot that is leased or pinned keeps its pages; dropped meanwhile, it is freed by the last
+ *     of those who let go.
+ * H4  Slabs together never exceed host_bytes. What clients still map of a retired slab is not
+ *     counted: the kernel keeps it until they unmap, and a client is told to by the rise of all
+ *     generations in it.
+ */
+#ifndef LARDER_STORAGE_HOST_H
+#define LARDER_STORAGE_HOST_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/limits.h"
+#include "base/record.h"
+#include "base/slab.h"
+
+#define HOST_NONE 0u
+
+struct load;
+
+enum host_slot_state {
+    HOST_SLOT_FREE,
+    HOST_SLOT_FILLING, /* reserved by a put, or being read from SSD */
+    HOST_SLOT_READY,   /* published whole; in its tenant's LRU list */
+};
+
+/* What the daemon knows of a slot; the shared half is struct larder_slot. */
+struct host_slot {
+    struct larder_slot *shared;
+    struct load *load; /* filling it from SSD */
+    uint32_t page;     /* of its slab */
+    uint32_t pages;
+    uint32_t entry; /* of the table; TABLE_NONE: dropped */
+    uint32_t leases;
+    uint32_t pins; /* a put's reservation or write, a load */
+    uint32_t newer;
+    uint32_t older;
+    uint32_t next_free; /* in its slab */
+    uint8_t state;
+    uint8_t dropped;
+};
+
+struct host_slab;
+
+struct host_tenant {
+    uint32_t newest; /* LRU of READY slots */
+    uint32_t oldest;
+    uint32_t next_slab_id;
+    uint32_t slab_count;
+};
+
+struct host {
+    struct host_slab **slabs; /* NULL: retired */
+    uint32_t slab_end;
+    uint64_t slab_bytes;
+    uint64_t bytes_max;
+    uint64_t bytes;              /* of slabs, and of those being made */
+    uint64_t *next_generation;   /* the store's */
+    struct host_tenant *tenants; /* LARDER_TENANTS_MAX */
+};
+
+int host_open(struct host *host, uint64_t bytes_max, uint64_t slab_bytes,
+              uint64_t *next_generation);
+void host_close(struct host *host);
+
+/* The largest record that a slab can hold. */
+uint64_t host_record_bytes_max(const struct host *host);
+
+/* Takes a FILLING slot of `bytes`, pinned once. -EAGAIN: no room, but a slab may be added;
+ * -ENOBUFS: no room until something is evicted. */
+int host_take(struct host *host, uint32_t *out, uint32_t tenant, uint64_t bytes);
+/* The record is smaller than what was taken: gives the pages behind it back. */
+void host_shrink(struct host *host, uint32_t id, uint64_t bytes);
+/* All its sections are published: it joins the LRU list as the newest. */
+void host_ready(struct host *host, uint32_t id);
+void host_touch(struct host *host, uint32_t id);
+/* Nobody finds it any more: frees it now, or when the last lease and pin go. */
+void host_drop(struct host *host, uint32_t id);
+void host_unpin(struct host *host, uint32_t id);
+void host_unlease(struct host *host, uint32_t id);
+
+struct host_slot *host_slot(const struct host *host, uint32_t id);
+struct larder_record *host_record(const struct host *host, uint32_t id);
+uint32_t host_slot_tenant(const struct host *host, uint32_t id);
+/* Slab id of its tenant, and number of the slot there, as clients name it. */
+void host_address(const struct host *host, uint32_t id, uint32_t *slab_id, uint32_t *slot);
+/* HOST_NONE for one that does not exist. */
+uint32_t host_slot_at(const struct host *host, uint32_t tenant, uint32_t slab_id, uint32_t slot);
+int host_slab_fd(const struct host *host, uint32_t tenant, uint32_t slab_id);
+
+/* Adding a slab: begin (locked) reserves its bytes and id, -ENOBUFS when there is no budget; make
+ * (unlocked); end (locked) takes it in, or with NULL gives the bytes back. */
+int host_grow_begin(struct host *host, uint32_t tenant, uint32_t *out_slab_id);
+int host_slab_make(struct host_slab **out, uint32_t tenant, uint32_t slab_id, uint64_t slab_bytes);
+int host_grow_end(struct host *host, struct host_slab *slab);
+
+/* Slab number `index` (below slab_end): its tenant and slots; false when it was retired. */
+bool host_slab_slots(const struct host *host, uint32_t index, uint32_t *tenant, uint32_t *first,
+                     uint32_t *count);
+/* All its slots are free. */
+void host_retire(struct host *host, uint32_t index);
+
+/* Tests: extents and slots of all slabs fit together; LARDER_ECORRUPT with a message. */
+int host_check(const struct host *host);
+
+#endif

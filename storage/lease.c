@@ -1,0 +1,331 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* lease.c - holding slots of the host tier for a reader, and filling them from SSD.
+ *
+ * A lease counts once on each of its slots. It is freed by larder_store_release(), or behind the
+ * callback that is just being run.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "base/error.h"
+#include "base/mem.h"
+#include "storage/store_priv.h"
+
+static void run_lease(struct larder_store *store, struct completion *completion)
+{
+    struct larder_lease *lease = (struct larder_lease *)completion;
+    pthread_mutex_lock(&store->lock);
+    lease->queued = false;
+    lease->calling = !lease->released;
+    pthread_mutex_unlock(&store->lock);
+    if (!lease->calling) {
+        larder_free(lease);
+        return;
+    }
+    lease->done(lease->context, lease->loaded, lease->err);
+    pthread_mutex_lock(&store->lock);
+    lease->calling = false;
+    bool released = lease->released;
+    pthread_mutex_unlock(&store->lock);
+    if (released)
+        larder_free(lease);
+}
+
+void lease_ref_done_locked(struct larder_store *store, struct lease_ref *ref, int err)
+{
+    struct larder_lease *lease = ref->lease;
+    uint32_t index = (uint32_t)(ref - lease->refs);
+    assert(ref->waiting);
+    ref->waiting = false;
+    lease->waiting--;
+    if (err < 0 && index < lease->loaded) {
+        lease->loaded = index;
+        lease->err = err;
+    }
+    if (lease->waiting == 0 && !lease->queued) {
+        lease->queued = true;
+        store_complete_locked(store, &lease->completion);
+    }
+}
+
+static void stop_waiting_locked(struct larder_store *store, struct lease_ref *ref)
+{
+    struct load *load = host_slot(&store->host, ref->slot)->load;
+    assert(load);
+    struct lease_ref **at = &load->waiters;
+    while (*at != ref)
+        at = &(*at)->next;
+    *at = ref->next;
+    ref->waiting = false;
+    ref->lease->waiting--;
+}
+
+static void let_go_locked(struct larder_store *store, struct larder_lease *lease)
+{
+    if (lease->let_go)
+        return;
+    lease->let_go = true;
+    for (uint32_t i = 0; i < lease->count; i++) {
+        if (lease->refs[i].waiting)
+            stop_waiting_locked(store, &lease->refs[i]);
+        host_unlease(&store->host, lease->refs[i].slot);
+    }
+}
+
+static void unlink_lease_locked(struct larder_store *store, struct larder_lease *lease)
+{
+    if (lease->prev)
+        lease->prev->next = lease->next;
+    else
+        store->leases = lease->next;
+    if (lease->next)
+        lease->next->prev = lease->prev;
+}
+
+void larder_store_release(struct larder_store *store, struct larder_lease *lease)
+{
+    pthread_mutex_lock(&store->lock);
+    assert(!lease->released);
+    let_go_locked(store, lease);
+    unlink_lease_locked(store, lease);
+    lease->released = true;
+    bool free_now = !lease->queued && !lease->calling;
+    pthread_mutex_unlock(&store->lock);
+    if (free_now)
+        larder_free(lease);
+}
+
+void larder_store_revoke(struct larder_store *store, struct larder_lease *lease)
+{
+    pthread_mutex_lock(&store->lock);
+    bool waited = lease->waiting > 0;
+    let_go_locked(store, lease);
+    if (waited && !lease->queued) {
+        /* What was still on its way will not be told any more. */
+        lease->loaded = 0;
+        lease->err = -ECANCELED;
+        lease->queued = true;
+        store_complete_locked(store, &lease->completion);
+    }
+    pthread_mutex_unlock(&store->lock);
+    if (waited)
+        store_wake(store);
+}
+
+void lease_free_all(struct larder_store *store)
+{
+    while (store->leases) {
+        struct larder_lease *lease = store->leases;
+        store->leases = lease->next;
+        larder_free(lease);
+    }
+}
+
+/* --- taking ---------------------------------------------------------------------------------- */
+
+/* Starts reading the entry into a slot of its own. */
+static int start_load_locked(struct larder_store *store, uint32_t id)
+{
+    struct entry *entry = table_entry(&store->table, id);
+    assert(entry->flags & ENTRY_DURABLE);
+    uint32_t slot_id;
+    uint64_t bytes = (uint64_t)entry->variant.record_pages * LARDER_PAGE_BYTES;
+    if (bytes > host_record_bytes_max(&store->host))
+        return larder_fail(-EBUSY, "a record of %llu bytes does not fit a slab of %llu",
+                           (unsigned long long)bytes,
+                           (unsigned long long)store->options.slab_bytes);
+    LARDER_TRY(evict_take_locked(store, &slot_id, entry->tenant, bytes));
+    struct load *load = load_new(entry, slot_id);
+    if (!load) {
+        host_drop(&store->host, slot_id);
+        host_unpin(&store->host, slot_id);
+        return larder_fail(-ENOMEM, "load: no memory");
+    }
+    struct host_slot *slot = host_slot(&store->host, slot_id);
+    slot->entry = id;
+    slot->load = load;
+    load->shared = slot->shared;
+    load->buffer = host_record(&store->host, slot_id);
+    stats_leave_locked(store, id);
+    entry->slot = slot_id;
+    stats_enter_locked(store, id);
+    load_queue_locked(store, load);
+    return 0;
+}
+
+static void hold_locked(struct larder_store *store, struct larder_lease *lease, uint32_t index,
+                        uint32_t slot_id)
+{
+    struct lease_ref *ref = &lease->refs[index];
+    ref->lease = lease;
+    ref->slot = slot_id;
+    host_slot(&store->host, slot_id)->leases++;
+}
+
+/* Holds what is in the host tier first, so that making room for the rest cannot evict it. */
+static int hold_run_locked(struct larder_store *store, struct larder_lease *lease, uint32_t *ids,
+                           uint32_t count)
+{
+    int err = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t slot = table_entry(&store->table, ids[i])->slot;
+        lease->refs[i].slot = HOST_NONE;
+        if (slot != HOST_NONE)
+            hold_locked(store, lease, i, slot);
+    }
+    uint32_t held = 0;
+    for (; held < count; held++) {
+        if (lease->refs[held].slot != HOST_NONE)
+            continue;
+        err = start_load_locked(store, ids[held]);
+        if (err < 0)
+            break;
+        hold_locked(store, lease, held, table_entry(&store->table, ids[held])->slot);
+    }
+    for (uint32_t i = held; i < count; i++) {
+        if (lease->refs[i].slot != HOST_NONE)
+            host_unlease(&store->host, lease->refs[i].slot);
+    }
+    lease->count = lease->loaded = held;
+    return err;
+}
+
+static void count_hit(struct larder_store *store, uint32_t tenant, bool loading)
+{
+    struct larder_store_stats *own = &store->tenants[tenant].stats;
+    if (loading) {
+        store->stats.blocks_hit_ssd++;
+        own->blocks_hit_ssd++;
+    } else {
+        store->stats.blocks_hit_host++;
+        own->blocks_hit_host++;
+    }
+}
+
+/* From the chain's end to its start, so that parents come out younger than their children. */
+static void use_run_locked(struct larder_store *store, struct larder_lease *lease,
+                           const uint32_t *ids, struct larder_ref *refs, uint32_t tenant)
+{
+    for (uint32_t i = lease->count; i-- > 0;) {
+        struct lease_ref *ref = &lease->refs[i];
+        struct host_slot *slot = host_slot(&store->host, ref->slot);
+        struct entry *entry = table_entry(&store->table, ids[i]);
+        if (slot->load) {
+            ref->waiting = true;
+            ref->next = slot->load->waiters;
+            slot->load->waiters = ref;
+            lease->waiting++;
+        }
+        count_hit(store, tenant, slot->load != NULL);
+        host_touch(&store->host, ref->slot);
+        if (entry->flags & ENTRY_DURABLE)
+            table_ssd_touch(&store->table, ids[i]);
+        entry->uses++;
+        host_address(&store->host, ref->slot, &refs[i].slab_id, &refs[i].slot);
+        refs[i].generation = atomic_load_explicit(&slot->shared->generation, memory_order_relaxed);
+    }
+}
+
+static int lease_locked(struct larder_store *store, struct larder_lease *lease, uint32_t *ids,
+                        struct larder_ref *refs, uint32_t tenant, const struct larder_key *keys,
+                        uint32_t key_count, enum larder_quality worst)
+{
+    uint32_t count;
+    uint32_t last;
+    lease->count = 0;
+    LARDER_TRY(find_run_locked(store, &count, &last, tenant, keys, key_count, worst));
+    for (uint32_t i = count; i-- > 0;) {
+        ids[i] = last;
+        last = table_entry(&store->table, last)->parent;
+    }
+    int err = hold_run_locked(store, lease, ids, count);
+    if (err == -EAGAIN) {
+        /* A slab is to be added without the lock. What is being read already goes on. */
+        for (uint32_t i = 0; i < lease->count; i++)
+            host_unlease(&store->host, lease->refs[i].slot);
+        return err;
+    }
+    use_run_locked(store, lease, ids, refs, tenant);
+    store->stats.gets++;
+    store->stats.blocks_missed += key_count - count;
+    store->tenants[tenant].stats.gets++;
+    store->tenants[tenant].stats.blocks_missed += key_count - count;
+    if (lease->count > 0) {
+        lease->prev = NULL;
+        lease->next = store->leases;
+        if (store->leases)
+            store->leases->prev = lease;
+        store->leases = lease;
+        return 0;
+    }
+    return count > 0 ? err : 0;
+}
+
+int larder_store_lease(struct larder_store *store, struct larder_lease **out,
+                       struct larder_ref *refs, uint32_t *ref_count, bool *ready, uint32_t tenant,
+                       const struct larder_key *keys, uint32_t key_count, enum larder_quality worst,
+                       larder_lease_done done, void *context)
+{
+    *out = NULL;
+    *ref_count = 0;
+    *ready = false;
+    if (key_count > LARDER_REQUEST_KEYS_MAX)
+        return larder_fail(LARDER_ELIMIT, "key_count=%u is above %u", key_count,
+                           LARDER_REQUEST_KEYS_MAX);
+    uint32_t ids[LARDER_REQUEST_KEYS_MAX];
+    struct larder_lease *lease =
+        larder_alloc_zero(1, sizeof(*lease) + key_count * sizeof(struct lease_ref));
+    if (!lease)
+        return larder_fail(-ENOMEM, "lease: no memory");
+    lease->completion.run = run_lease;
+    lease->done = done;
+    lease->context = context;
+
+    int err;
+    for (;;) {
+        pthread_mutex_lock(&store->lock);
+        err = lease_locked(store, lease, ids, refs, tenant, keys, key_count, worst);
+        *ref_count = lease->count;
+        *ready = lease->waiting == 0;
+        pthread_mutex_unlock(&store->lock);
+        if (err != -EAGAIN)
+            break;
+        err = evict_grow(store, tenant);
+        if (err < 0)
+            break;
+    }
+    if (err < 0 || *ref_count == 0) {
+        *ref_count = 0;
+        *ready = false;
+        larder_free(lease);
+        return err;
+    }
+    *out = lease;
+    if (!*ready)
+        store_wake(store);
+    return 0;
+}
+
+/* --- slabs ----------------------------------------------------------------------------------- */
+
+int larder_store_slab_fd(struct larder_store *store, int *out_fd, uint64_t *out_bytes,
+                         uint32_t tenant, uint32_t slab_id)
+{
+    pthread_mutex_lock(&store->lock);
+    *out_fd = host_slab_fd(&store->host, tenant, slab_id);
+    pthread_mutex_unlock(&store->lock);
+    *out_bytes = store->options.slab_bytes;
+    return *out_fd >= 0 ? 0 : larder_fail(LARDER_ENOTFOUND, "slab=%u does not exist", slab_id);
+}
+
+const struct larder_record *larder_store_ref_record(struct larder_store *store, uint32_t tenant,
+                                                    const struct larder_ref *ref)
+{
+    pthread_mutex_lock(&store->lock);
+    uint32_t id = host_slot_at(&store->host, tenant, ref->slab_id, ref->slot);
+    const struct larder_record *record = id != HOST_NONE ? host_record(&store->host, id) : NULL;
+    pthread_mutex_unlock(&store->lock);
+    return record;
+}

@@ -1,0 +1,398 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* load.c - reading records from SSD: into slots for leases, or into a buffer to verify them.
+ *
+ * Reads of LARDER_IO_BYTES_MAX run in parallel over all loads, oldest load first. As a record's
+ * leading bytes arrive, its head is checked against what the index says, then section after section
+ * against its tag, and published. One load serves every lease that wants the entry.
+ *
+ * Threads: loads are queued by any thread and run by the storage thread. Between being queued and
+ * being finished a load is only touched by the storage thread, but for its list links and waiters,
+ * which are under the lock.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "base/error.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "storage/planted.h"
+#include "storage/store_priv.h"
+#include "storage/tag.h"
+
+struct load *load_new(const struct entry *entry, uint32_t slot)
+{
+    uint64_t bytes = (uint64_t)entry->variant.record_pages * LARDER_PAGE_BYTES;
+    uint32_t chunks = (uint32_t)((bytes + LARDER_IO_BYTES_MAX - 1) / LARDER_IO_BYTES_MAX);
+    struct load *load = larder_alloc_zero(1, sizeof(*load) + chunks);
+    if (!load)
+        return NULL;
+    load->slot = slot;
+    load->key = entry->key;
+    load->variant = entry->variant;
+    load->bytes = bytes;
+    load->chunk_count = chunks;
+    load->extends = HOST_NONE;
+    return load;
+}
+
+void load_queue_locked(struct larder_store *store, struct load *load)
+{
+    load->store = store;
+    load->next = NULL;
+    load->prev = store->loads_end;
+    if (store->loads_end)
+        store->loads_end->next = load;
+    else
+        store->loads = load;
+    store->loads_end = load;
+}
+
+static void unlink_load_locked(struct larder_store *store, struct load *load)
+{
+    if (load->prev)
+        load->prev->next = load->next;
+    else
+        store->loads = load->next;
+    if (load->next)
+        load->next->prev = load->prev;
+    else
+        store->loads_end = load->prev;
+}
+
+bool load_takes_dead_locked(struct larder_store *store, const struct dead_extent *extent)
+{
+    for (struct load *load = store->loads; load; load = load->next) {
+        if (load->variant.segment_id == extent->segment_id &&
+            load->variant.segment_page == extent->segment_page && !load->dead) {
+            load->dead = true;
+            return true;
+        }
+    }
+    return false;
+}
+
+bool load_idle(const struct larder_store *store)
+{
+    return store->loads == NULL;
+}
+
+/* --- verification of what arrived ------------------------------------------------------------- */
+
+static int check_head(const struct load *load)
+{
+    const struct larder_record *record = load->buffer;
+    const struct entry_variant *variant = &load->variant;
+    int err = larder_record_check(record, variant->head_bytes);
+    if (err == -EAGAIN)
+        return larder_fail(LARDER_ECORRUPT, "record: head of %u bytes, the index says %u",
+                           record->head_bytes, variant->head_bytes);
+    if (err < 0)
+        return err;
+    if (record->type != LARDER_RECORD_ENTRY || record->head_bytes != variant->head_bytes ||
+        record->record_bytes != (uint64_t)variant->record_pages * LARDER_PAGE_BYTES ||
+        record->generation != variant->generation || record->segment_id != variant->segment_id ||
+        record->segment_page != variant->segment_page ||
+        memcmp(record->key, load->key.bytes, sizeof(record->key)) != 0)
+        return larder_fail(LARDER_ECORRUPT, "record: not the one that the index names");
+    if (!tag_head_matches(record))
+        return larder_fail(LARDER_ECORRUPT, "record: the tag of its head does not match");
+    return 0;
+}
+
+static void advance(struct load *load)
+{
+    if (load->err < 0)
+        return;
+    if (!load->head_good) {
+        if (load->arrived_bytes < load->variant.head_bytes)
+            return;
+        load->err = check_head(load);
+        if (load->err < 0)
+            return;
+        load->head_good = true;
+    }
+    const struct larder_record *record = load->buffer;
+    const struct larder_section *sections = larder_record_directory(record);
+    while (load->sections_good < record->section_count) {
+        const struct larder_section *section = &sections[load->sections_good];
+        if (section->offset + section->bytes > load->arrived_bytes)
+            return;
+        if (!tag_section_matches(record, load->sections_good)) {
+            load->err = larder_fail(LARDER_ECORRUPT, "record: the tag of section %u does not match",
+                                    load->sections_good);
+            return;
+        }
+        load->sections_good++;
+        if (load->shared)
+            atomic_store_explicit(&load->shared->published_sections, load->sections_good,
+                                  memory_order_release);
+    }
+}
+
+/* --- the end of a load ------------------------------------------------------------------------ */
+
+static void tell_waiters_locked(struct larder_store *store, struct load *load)
+{
+    while (load->waiters) {
+        struct lease_ref *ref = load->waiters;
+        load->waiters = ref->next;
+        lease_ref_done_locked(store, ref, load->err);
+    }
+}
+
+static void drop_corrupt_locked(struct larder_store *store, const struct load *load)
+{
+    char hex[17];
+    larder_hex(hex, load->key.bytes, 8);
+    larder_log(LARDER_LOG_ERROR, "entry %s... in segment %u at page %u is damaged (%s); dropped",
+               hex, load->variant.segment_id, load->variant.segment_page, larder_error_message());
+    store->stats.corrupt++;
+    uint32_t id = table_find(&store->table, &load->key);
+    if (id == TABLE_NONE)
+        return;
+    const struct entry *entry = table_entry(&store->table, id);
+    store->tenants[entry->tenant].stats.corrupt++;
+    /* Replaced meanwhile: the new record is another. */
+    if (entry->variant.generation == load->variant.generation)
+        remove_corrupt_locked(store, id);
+}
+
+static void end_slot_locked(struct larder_store *store, struct load *load)
+{
+    struct host_slot *slot = host_slot(&store->host, load->slot);
+    slot->load = NULL;
+    if (slot->state == HOST_SLOT_FILLING) {
+        if (load->err == 0) {
+            host_ready(&store->host, load->slot);
+        } else {
+            atomic_store_explicit(&slot->shared->failed, load->err, memory_order_release);
+            if (!slot->dropped)
+                evict_detach_slot_locked(store, slot->entry);
+        }
+    }
+    tell_waiters_locked(store, load);
+    host_unpin(&store->host, load->slot);
+}
+
+/* Do the tokens of the record that was read begin those of the longer one? */
+static bool is_prefix(const struct larder_record *shorter, const struct larder_record *longer)
+{
+    return shorter->token_count > 0 && shorter->token_count < longer->token_count &&
+           shorter->extra_bytes == longer->extra_bytes &&
+           memcmp(larder_record_extra(shorter), larder_record_extra(longer),
+                  shorter->extra_bytes) == 0 &&
+           memcmp(larder_record_tokens(shorter), larder_record_tokens(longer),
+                  sizeof(uint32_t) * shorter->token_count) == 0;
+}
+
+static void end_tail_check_locked(struct larder_store *store, struct load *load)
+{
+    uint32_t id = table_find(&store->table, &load->key);
+    if (load->head_good && id != TABLE_NONE &&
+        table_entry(&store->table, id)->variant.generation == load->variant.generation &&
+        is_prefix(load->buffer, host_record(&store->host, load->extends)))
+        remove_tail_locked(store, id);
+    host_unpin(&store->host, load->extends);
+}
+
+static void finish(struct larder_store *store, struct load *load)
+{
+    pthread_mutex_lock(&store->lock);
+    unlink_load_locked(store, load);
+    if (load->segment)
+        load->segment->users--;
+    store->stats.bytes_read += load->arrived_bytes;
+    if (load->err == LARDER_ECORRUPT || load->err == LARDER_EVERSION)
+        drop_corrupt_locked(store, load);
+    if (load->slot != HOST_NONE)
+        end_slot_locked(store, load);
+    if (load->extends != HOST_NONE)
+        end_tail_check_locked(store, load);
+    if (load->dead)
+        writer_extent_dead_locked(store, &load->variant);
+    if (load->slot == HOST_NONE)
+        larder_free(load->buffer);
+    if (load->done)
+        store_complete_locked(store, &load->completion);
+    else
+        larder_free(load);
+    pthread_mutex_unlock(&store->lock);
+}
+
+static void finish_if_over(struct load *load)
+{
+    bool whole = load->arrived_bytes == load->bytes;
+    if (load->in_flight == 0 && (whole || load->err < 0))
+        finish(load->store, load);
+}
+
+/* --- reading ---------------------------------------------------------------------------------- */
+
+static void read_done(struct larder_io_request *io)
+{
+    struct load_request *request = (struct load_request *)io;
+    struct load *load = request->load;
+    struct larder_store *store = load->store;
+    if (io->result < 0 && io->result != -ENODATA && !request->retried) {
+        request->retried = true;
+        store->io->ops->submit(store->io, io);
+        return;
+    }
+    load->in_flight--;
+    if (io->result == -ENODATA) {
+        load->err = load->err < 0 ? load->err
+                                  : larder_fail(LARDER_ECORRUPT, "segment %u ends within a record",
+                                                load->variant.segment_id);
+    } else if (io->result < 0) {
+        load->err = load->err < 0 ? load->err : io->result;
+        pthread_mutex_lock(&store->lock);
+        store->stats.io_errors++;
+        pthread_mutex_unlock(&store->lock);
+    } else {
+        uint64_t from = (uint64_t)load->variant.segment_page * LARDER_PAGE_BYTES;
+        load->arrived[(io->offset - from) / LARDER_IO_BYTES_MAX] = 1;
+        while (load->arrived_bytes < load->bytes &&
+               load->arrived[load->arrived_bytes / LARDER_IO_BYTES_MAX])
+            load->arrived_bytes =
+                larder_min_u64(load->arrived_bytes + LARDER_IO_BYTES_MAX, load->bytes);
+        advance(load);
+    }
+    request->next = store->free_load_requests;
+    store->free_load_requests = request;
+    finish_if_over(load);
+}
+
+/* A planted bug: readers are let in before the bytes are there. */
+static void publish_early(struct larder_store *store, struct load *load)
+{
+    if (load->slot == HOST_NONE)
+        return;
+    pthread_mutex_lock(&store->lock);
+    atomic_store_explicit(&load->shared->published_sections, LARDER_SECTIONS_MAX,
+                          memory_order_release);
+    tell_waiters_locked(store, load);
+    pthread_mutex_unlock(&store->lock);
+}
+
+static void start(struct larder_store *store, struct load *load)
+{
+    load->started = true;
+    uint64_t end = (uint64_t)load->variant.segment_page * LARDER_PAGE_BYTES + load->bytes;
+    load->segment = seglog_find(&store->log, load->variant.segment_id);
+    if (!load->segment || end > load->segment->end_bytes) {
+        load->segment = NULL;
+        load->err = larder_fail(LARDER_ECORRUPT, "segment %u is missing or too short",
+                                load->variant.segment_id);
+        return;
+    }
+    load->segment->users++;
+    if (!load->buffer)
+        load->buffer = larder_alloc_aligned(LARDER_PAGE_BYTES, load->bytes);
+    if (!load->buffer)
+        load->err = -ENOMEM;
+    else if (LARDER_PLANT(EARLY_PUBLISH))
+        publish_early(store, load);
+}
+
+static void submit_next(struct larder_store *store, struct load *load)
+{
+    struct load_request *request = store->free_load_requests;
+    store->free_load_requests = request->next;
+    uint32_t bytes =
+        (uint32_t)larder_min_u64(load->bytes - load->submitted_bytes, LARDER_IO_BYTES_MAX);
+    request->load = load;
+    request->retried = false;
+    request->io = (struct larder_io_request){
+        .op = LARDER_IO_READ,
+        .file = load->segment->file,
+        .buffer = (uint8_t *)load->buffer + load->submitted_bytes,
+        .offset = (uint64_t)load->variant.segment_page * LARDER_PAGE_BYTES + load->submitted_bytes,
+        .bytes = bytes,
+        .done = read_done,
+    };
+    load->submitted_bytes += bytes;
+    load->in_flight++;
+    store->io->ops->submit(store->io, &request->io);
+}
+
+/* The oldest load that has something left to submit. */
+static struct load *next_load(struct larder_store *store)
+{
+    pthread_mutex_lock(&store->lock);
+    struct load *load = store->loads;
+    while (load && load->started && (load->err < 0 || load->submitted_bytes == load->bytes))
+        load = load->next;
+    pthread_mutex_unlock(&store->lock);
+    return load;
+}
+
+void load_pump(struct larder_store *store)
+{
+    while (store->free_load_requests) {
+        struct load *load = next_load(store);
+        if (!load)
+            return;
+        if (!load->started)
+            start(store, load);
+        while (load->err == 0 && load->submitted_bytes < load->bytes && store->free_load_requests)
+            submit_next(store, load);
+        if (load->err < 0)
+            finish_if_over(load);
+    }
+}
+
+/* --- verification by request ------------------------------------------------------------------ */
+
+static void run_verify(struct larder_store *store, struct completion *completion)
+{
+    (void)store;
+    struct load *load = (struct load *)completion;
+    load->done(load->context, load->err);
+    larder_free(load);
+}
+
+void larder_store_verify(struct larder_store *store, const struct larder_key *key,
+                         larder_put_done done, void *context)
+{
+    int err = LARDER_ENOTFOUND;
+    pthread_mutex_lock(&store->lock);
+    uint32_t id = table_find(&store->table, key);
+    const struct entry *entry = id != TABLE_NONE ? table_entry(&store->table, id) : NULL;
+    if (entry && find_sees(store, id, entry->tenant) && entry->variant.segment_id != 0) {
+        struct load *load = load_new(entry, HOST_NONE);
+        err = load ? 0 : -ENOMEM;
+        if (load) {
+            load->completion.run = run_verify;
+            load->done = done;
+            load->context = context;
+            load_queue_locked(store, load);
+        }
+    }
+    pthread_mutex_unlock(&store->lock);
+    if (err < 0)
+        done(context, err);
+    else
+        store_wake(store);
+}
+
+void load_check_tail_locked(struct larder_store *store, uint32_t tail, uint32_t slot)
+{
+    const struct entry *entry = table_entry(&store->table, tail);
+    if (entry->slot != HOST_NONE &&
+        host_slot(&store->host, entry->slot)->state == HOST_SLOT_READY) {
+        if (is_prefix(host_record(&store->host, entry->slot), host_record(&store->host, slot)))
+            remove_tail_locked(store, tail);
+        return;
+    }
+    /* Never without having compared. Without memory it stays, which costs only its space. */
+    struct load *load = load_new(entry, HOST_NONE);
+    if (!load)
+        return;
+    load->bytes =
+        larder_min_u64(load->bytes, larder_round_up(entry->variant.head_bytes, LARDER_PAGE_BYTES));
+    load->extends = slot;
+    host_slot(&store->host, slot)->pins++;
+    load_queue_locked(store, load);
+}

@@ -1,0 +1,583 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* put.c - from a reservation to a visible entry; and waiting for one.
+ *
+ * A put owns a pin on its slot from reservation until its record is durable or given up. Its entry
+ * is PUTTING all that time; the entry may be removed meanwhile, the put then ends without it.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/bytes.h"
+#include "base/error.h"
+#include "base/key.h"
+#include "base/mem.h"
+#include "storage/store_priv.h"
+
+/* --- waiting --------------------------------------------------------------------------------- */
+
+static void run_watch(struct larder_store *store, struct completion *completion)
+{
+    (void)store;
+    struct watch *watch = (struct watch *)completion;
+    watch->done(watch->context, watch->err);
+    larder_free(watch);
+}
+
+/* What a watch of this entry would be told now; 1: not yet. */
+static int watch_answer(const struct entry *entry, enum larder_wait wait, int err)
+{
+    if (!(entry->flags & ENTRY_VISIBLE) && !(entry->flags & ENTRY_PUTTING))
+        return LARDER_ENOTFOUND;
+    if (entry->flags & ENTRY_DOOMED)
+        return LARDER_ENOTFOUND;
+    if (wait == LARDER_CACHED)
+        return entry->flags & ENTRY_VISIBLE ? 0 : 1;
+    if (entry->flags & ENTRY_PUTTING)
+        return 1;
+    return entry->flags & ENTRY_DURABLE ? 0 : err < 0 ? err : -ENOSPC;
+}
+
+void put_watches_locked(struct larder_store *store, uint32_t id, int err)
+{
+    struct entry *entry = table_entry(&store->table, id);
+    if (!(entry->flags & ENTRY_WATCHED))
+        return;
+    bool more = false;
+    for (struct watch **at = &store->watches; *at;) {
+        struct watch *watch = *at;
+        int answer = 1;
+        bool ours = larder_key_equal(&watch->key, &entry->key);
+        if (ours)
+            answer = watch_answer(entry, watch->wait, err);
+        if (answer == 1) {
+            more = more || ours;
+            at = &watch->next;
+            continue;
+        }
+        *at = watch->next;
+        watch->err = answer;
+        store_complete_locked(store, &watch->completion);
+    }
+    if (!more)
+        entry->flags &= (uint16_t)~ENTRY_WATCHED;
+}
+
+static void queue_put_locked(struct larder_store *store, struct larder_put *put)
+{
+    put->state = PUT_QUEUED;
+    put->next = NULL;
+    *store->put_queue_end = put;
+    store->put_queue_end = &put->next;
+    store->queued_bytes += (uint64_t)put->variant.record_pages * LARDER_PAGE_BYTES;
+}
+
+/* *waits: the watch is in the list. Otherwise the answer is known already. */
+static int watch_locked(struct larder_store *store, struct watch *watch, bool *waits)
+{
+    *waits = false;
+    uint32_t id = table_find(&store->table, &watch->key);
+    if (id == TABLE_NONE || table_entry(&store->table, id)->tenant != watch->tenant)
+        return LARDER_ENOTFOUND;
+    struct entry *entry = table_entry(&store->table, id);
+    bool idle = !(entry->flags & (ENTRY_PUTTING | ENTRY_DURABLE | ENTRY_DOOMED));
+    if (watch->wait == LARDER_DURABLE && idle) {
+        /* It was given up once, for lack of space. */
+        if (store->read_only)
+            return LARDER_EREADONLY;
+        struct larder_put *put = put_make_rewrite_locked(store, id);
+        if (!put)
+            return -ENOMEM;
+        queue_put_locked(store, put);
+    }
+    int answer = watch_answer(entry, watch->wait, 0);
+    if (answer != 1)
+        return answer;
+    entry->flags |= ENTRY_WATCHED;
+    watch->next = store->watches;
+    store->watches = watch;
+    *waits = true;
+    return 0;
+}
+
+void larder_store_when(struct larder_store *store, uint32_t tenant, const struct larder_key *key,
+                       enum larder_wait wait, larder_put_done done, void *context)
+{
+    struct watch *watch = larder_alloc_zero(1, sizeof(*watch));
+    if (!watch) {
+        done(context, -ENOMEM);
+        return;
+    }
+    *watch = (struct watch){.completion.run = run_watch,
+                            .key = *key,
+                            .tenant = tenant,
+                            .wait = wait,
+                            .done = done,
+                            .context = context};
+    bool waits;
+    pthread_mutex_lock(&store->lock);
+    int answer = watch_locked(store, watch, &waits);
+    pthread_mutex_unlock(&store->lock);
+    if (waits) {
+        store_wake(store);
+        return;
+    }
+    larder_free(watch);
+    done(context, answer);
+}
+
+/* --- reservation ----------------------------------------------------------------------------- */
+
+static void run_put(struct larder_store *store, struct completion *completion)
+{
+    (void)store;
+    struct larder_put *put = (struct larder_put *)completion;
+    put->done(put->context, put->err);
+    larder_free(put);
+}
+
+static void link_put_locked(struct larder_store *store, struct larder_put *put)
+{
+    put->all_prev = NULL;
+    put->all_next = store->puts;
+    if (store->puts)
+        store->puts->all_prev = put;
+    store->puts = put;
+}
+
+static void unlink_put_locked(struct larder_store *store, struct larder_put *put)
+{
+    if (put->all_prev)
+        put->all_prev->all_next = put->all_next;
+    else
+        store->puts = put->all_next;
+    if (put->all_next)
+        put->all_next->all_prev = put->all_prev;
+}
+
+static int check_desc(const struct larder_put_desc *desc, size_t recipe_bytes)
+{
+    if (desc->token_count > LARDER_BLOCK_TOKENS_MAX)
+        return larder_fail(LARDER_ELIMIT, "token_count=%u is above %u", desc->token_count,
+                           LARDER_BLOCK_TOKENS_MAX);
+    if (desc->extra_bytes > LARDER_EXTRA_BYTES_MAX)
+        return larder_fail(LARDER_ELIMIT, "extra_bytes=%u is above %u", desc->extra_bytes,
+                           LARDER_EXTRA_BYTES_MAX);
+    if (recipe_bytes > LARDER_RECIPE_BYTES_MAX)
+        return larder_fail(LARDER_ELIMIT, "recipe of %zu bytes is above %u", recipe_bytes,
+                           LARDER_RECIPE_BYTES_MAX);
+    if (desc->section_count_max == 0 || desc->section_count_max > LARDER_SECTIONS_MAX)
+        return larder_fail(LARDER_ELIMIT, "section_count_max=%u is not 1 to %u",
+                           desc->section_count_max, LARDER_SECTIONS_MAX);
+    if (desc->payload_bytes_max > LARDER_RECORD_BYTES_MAX ||
+        desc->raw_bytes > LARDER_RECORD_BYTES_MAX)
+        return larder_fail(LARDER_ELIMIT, "payload_bytes_max=%llu or raw_bytes=%llu is above %llu",
+                           (unsigned long long)desc->payload_bytes_max,
+                           (unsigned long long)desc->raw_bytes, LARDER_RECORD_BYTES_MAX);
+    if (desc->quality > LARDER_QUALITY_BLENDED || desc->computed_on > LARDER_QUALITY_BLENDED)
+        return larder_fail(LARDER_EPROTO, "quality=%d or computed_on=%d is unknown",
+                           (int)desc->quality, (int)desc->computed_on);
+    if (larder_all_zero(desc->key.bytes, sizeof(desc->key.bytes)))
+        return larder_fail(LARDER_EPROTO, "the key is that of a root");
+    if (desc->tenant >= LARDER_TENANTS_MAX || desc->model >= LARDER_MODELS_MAX)
+        return larder_fail(-EINVAL, "tenant=%u or model=%u does not exist", desc->tenant,
+                           desc->model);
+    return 0;
+}
+
+static int find_parent_locked(struct larder_store *store, uint32_t *out,
+                              const struct larder_put_desc *desc)
+{
+    *out = store->tenants[desc->tenant].root;
+    if (*out == TABLE_NONE || desc->model >= store->model_count)
+        return larder_fail(-EINVAL, "tenant=%u or model=%u does not exist", desc->tenant,
+                           desc->model);
+    if (larder_key_equal(&desc->parent, &larder_key_root))
+        return 0;
+    *out = table_find(&store->table, &desc->parent);
+    if (!find_sees(store, *out, desc->tenant))
+        return larder_fail(LARDER_ENOPARENT, "the parent block is not stored; put it first");
+    return 0;
+}
+
+/* The entry that this put makes or replaces, marked PUTTING. */
+static int claim_entry_locked(struct larder_store *store, struct larder_put *put,
+                              const struct larder_put_desc *desc)
+{
+    uint32_t parent;
+    LARDER_TRY(find_parent_locked(store, &parent, desc));
+    uint32_t id = table_find(&store->table, &desc->key);
+    if (id != TABLE_NONE) {
+        const struct entry *entry = table_entry(&store->table, id);
+        if (entry->tenant != desc->tenant || entry->parent != parent)
+            return larder_fail(LARDER_EPROTO, "the key is stored behind another parent");
+        if (entry->flags & ENTRY_DOOMED)
+            return larder_fail(-EBUSY, "the entry is being removed; try again");
+        if ((entry->flags & ENTRY_VISIBLE) && entry->variant.quality <= desc->quality)
+            return larder_fail(LARDER_EEXISTS, "stored at this quality or better");
+        if (entry->flags & ENTRY_PUTTING)
+            return entry->pending_quality <= desc->quality
+                       ? larder_fail(LARDER_EEXISTS, "being stored at this quality or better")
+                       : larder_fail(-EBUSY, "being stored at a worse quality; try again");
+        put->replaces = true;
+    } else {
+        id = table_add(&store->table, &desc->key, parent, (uint16_t)desc->token_count);
+        if (id == TABLE_NONE)
+            return larder_fail(-ENOMEM, "table: no memory");
+        table_entry(&store->table, id)->model = (uint16_t)desc->model;
+    }
+    struct entry *entry = table_entry(&store->table, id);
+    entry->flags |= ENTRY_PUTTING;
+    entry->pending_quality = (uint8_t)desc->quality;
+    put->entry = id;
+    return 0;
+}
+
+static void unclaim_entry_locked(struct larder_store *store, struct larder_put *put)
+{
+    if (put->entry == TABLE_NONE)
+        return;
+    struct entry *entry = table_entry(&store->table, put->entry);
+    entry->flags &= (uint16_t) ~(ENTRY_PUTTING | ENTRY_GROUPED);
+    put_watches_locked(store, put->entry, LARDER_ENOTFOUND);
+    if (!(entry->flags & (ENTRY_VISIBLE | ENTRY_DOOMED)))
+        table_remove(&store->table, put->entry);
+    put->entry = TABLE_NONE;
+}
+
+/* -EAGAIN: a slab is to be added first. */
+static int reserve_locked(struct larder_store *store, struct larder_put *put,
+                          const struct larder_put_desc *desc, uint64_t bytes)
+{
+    if (store->read_only)
+        return larder_fail(LARDER_EREADONLY, "store is read-only after a failed sync; restart it");
+    put->entry = TABLE_NONE;
+    put->replaces = false;
+    /* Claimed before room is made: the parent must not be what is evicted. */
+    LARDER_TRY(claim_entry_locked(store, put, desc));
+    int err = 0;
+    uint64_t queue_max = store->options.host_bytes / 2;
+    if (store->queued_bytes > 0 && store->queued_bytes + bytes > queue_max)
+        err = larder_fail(-EBUSY, "%llu bytes wait to be written, at most %llu may; try again",
+                          (unsigned long long)store->queued_bytes, (unsigned long long)queue_max);
+    if (err == 0)
+        err = evict_take_locked(store, &put->slot, desc->tenant, bytes);
+    if (err < 0) {
+        unclaim_entry_locked(store, put);
+        return err;
+    }
+    link_put_locked(store, put);
+    return 0;
+}
+
+static void write_head(struct larder_put *put, const struct larder_put_desc *desc,
+                       const struct larder_head_layout *layout, const uint8_t tenant_id[16],
+                       const struct larder_key *fingerprint, size_t recipe_bytes)
+{
+    struct larder_record *record = put->append.record;
+    uint8_t *bytes = (uint8_t *)record;
+    memset(bytes, 0, layout->sections);
+    record->magic = LARDER_RECORD_MAGIC;
+    record->version = LARDER_RECORD_VERSION;
+    record->type = LARDER_RECORD_ENTRY;
+    record->tag_kind = LARDER_TAG_XXH3_128;
+    record->raw_bytes = desc->raw_bytes;
+    memcpy(record->key, desc->key.bytes, sizeof(record->key));
+    memcpy(record->parent, desc->parent.bytes, sizeof(record->parent));
+    memcpy(record->model, fingerprint->bytes, sizeof(record->model));
+    memcpy(record->tenant, tenant_id, sizeof(record->tenant));
+    record->extra_bytes = desc->extra_bytes;
+    record->token_count = desc->token_count;
+    record->position = desc->position;
+    record->recipe_bytes = (uint16_t)recipe_bytes;
+    record->quality = (uint8_t)desc->quality;
+    record->computed_on = (uint8_t)desc->computed_on;
+    record->k_error = desc->k_error;
+    record->v_error = desc->v_error;
+    if (desc->extra_bytes > 0)
+        memcpy(bytes + layout->extra, desc->extra, desc->extra_bytes);
+    memcpy(bytes + layout->recipe, desc->recipe, recipe_bytes);
+    if (desc->token_count > 0)
+        memcpy(bytes + layout->tokens, desc->tokens, sizeof(uint32_t) * desc->token_count);
+}
+
+int larder_store_put_reserve(struct larder_store *store, struct larder_put **out,
+                             const struct larder_put_desc *desc)
+{
+    *out = NULL;
+    size_t recipe_bytes = strlen(desc->recipe);
+    LARDER_TRY(check_desc(desc, recipe_bytes));
+    struct larder_head_layout layout;
+    larder_head_layout(&layout, desc->extra_bytes, (uint32_t)recipe_bytes, desc->token_count,
+                       desc->section_count_max);
+    uint64_t bytes = larder_round_up(layout.sections + desc->payload_bytes_max, LARDER_PAGE_BYTES);
+    /* A segment also holds its header and a record of the model. */
+    uint64_t bytes_max = larder_min_u64(host_record_bytes_max(&store->host),
+                                        store->options.segment_bytes - 2 * LARDER_PAGE_BYTES);
+    bytes_max = larder_min_u64(bytes_max, LARDER_RECORD_BYTES_MAX);
+    if (bytes > bytes_max)
+        return larder_fail(LARDER_EFULL,
+                           "a record of %llu bytes, at most %llu fit; raise slab_bytes and "
+                           "segment_bytes, or use smaller blocks",
+                           (unsigned long long)bytes, (unsigned long long)bytes_max);
+    struct larder_put *put = larder_alloc_zero(1, sizeof(*put));
+    if (!put)
+        return larder_fail(-ENOMEM, "put: no memory");
+
+    int err;
+    for (;;) {
+        pthread_mutex_lock(&store->lock);
+        err = reserve_locked(store, put, desc, bytes);
+        if (err != -EAGAIN)
+            break;
+        pthread_mutex_unlock(&store->lock);
+        err = evict_grow(store, desc->tenant);
+        if (err < 0) {
+            larder_free(put);
+            return err;
+        }
+    }
+    if (err < 0) {
+        store->stats.puts_refused += err == -EBUSY;
+        pthread_mutex_unlock(&store->lock);
+        larder_free(put);
+        return err;
+    }
+    put->append.record = host_record(&store->host, put->slot);
+    put->variant.recipe = table_recipe(&store->table, desc->recipe, (uint32_t)recipe_bytes);
+    const uint8_t *tenant_id = larder_identity_tenant(store->identity, desc->tenant)->id;
+    struct larder_key fingerprint = store->models[desc->model]->info.fingerprint;
+    pthread_mutex_unlock(&store->lock);
+
+    put->completion.run = run_put;
+    put->store = store;
+    put->key = desc->key;
+    put->model = desc->model;
+    put->payload_offset = layout.sections;
+    put->payload_bytes_max = bytes - layout.sections;
+    put->section_count_max = desc->section_count_max;
+    write_head(put, desc, &layout, tenant_id, &fingerprint, recipe_bytes);
+    *out = put;
+    return 0;
+}
+
+void *larder_put_payload(struct larder_put *put, uint64_t *offset_in_record)
+{
+    *offset_in_record = put->payload_offset;
+    return (uint8_t *)put->append.record + put->payload_offset;
+}
+
+struct larder_section *larder_put_directory(struct larder_put *put)
+{
+    return (struct larder_section *)larder_record_directory(put->append.record);
+}
+
+void larder_put_set_errors(struct larder_put *put, float k_error, float v_error)
+{
+    put->append.record->k_error = k_error;
+    put->append.record->v_error = v_error;
+}
+
+/* --- publication ----------------------------------------------------------------------------- */
+
+/* Completes the head, and zeroes what the sections leave open: slots are used again, and nothing of
+ * an older record may go to disk in this one's padding. What the directory says came from outside
+ * the store. */
+static int complete_record(struct larder_put *put, uint32_t section_count, uint64_t payload_bytes)
+{
+    struct larder_record *record = put->append.record;
+    struct larder_section *sections = larder_put_directory(put);
+    if (section_count == 0 || section_count > put->section_count_max ||
+        payload_bytes > put->payload_bytes_max)
+        return larder_fail(LARDER_EPROTO, "%u sections, %llu bytes; reserved were %u and %llu",
+                           section_count, (unsigned long long)payload_bytes, put->section_count_max,
+                           (unsigned long long)put->payload_bytes_max);
+    memset(sections + section_count, 0,
+           (put->section_count_max - section_count) * sizeof(*sections));
+    uint64_t payload_end = put->payload_offset + payload_bytes;
+    struct larder_head_layout layout;
+    larder_head_layout(&layout, record->extra_bytes, record->recipe_bytes, record->token_count,
+                       section_count);
+    record->section_count = (uint16_t)section_count;
+    record->head_bytes = layout.head_bytes;
+    record->record_bytes = larder_round_up(payload_end, LARDER_PAGE_BYTES);
+    LARDER_TRY(larder_record_check(record, record->record_bytes));
+
+    uint8_t *bytes = (uint8_t *)record;
+    uint64_t end = put->payload_offset;
+    for (uint32_t i = 0; i < section_count; i++) {
+        if (sections[i].offset < end || sections[i].offset + sections[i].bytes > payload_end)
+            return larder_fail(LARDER_EPROTO, "section %u lies outside of the payload", i);
+        memset(bytes + end, 0, sections[i].offset - end);
+        end = sections[i].offset + sections[i].bytes;
+    }
+    memset(bytes + end, 0, record->record_bytes - end);
+    record->created_s = (uint64_t)time(NULL);
+    return 0;
+}
+
+static void set_variant(struct larder_put *put)
+{
+    struct larder_record *record = put->append.record;
+    put->variant.generation = record->generation;
+    put->variant.created_s = record->created_s;
+    put->variant.position = record->position;
+    put->variant.raw_bytes = (uint32_t)record->raw_bytes;
+    put->variant.record_pages = (uint32_t)(record->record_bytes / LARDER_PAGE_BYTES);
+    put->variant.head_bytes = record->head_bytes;
+    put->variant.quality = record->quality;
+    put->variant.computed_on = record->computed_on;
+}
+
+/* From here on everybody finds the entry, with this record. */
+static void publish_locked(struct larder_store *store, struct larder_put *put)
+{
+    struct larder_record *record = put->append.record;
+    struct entry *entry = table_entry(&store->table, put->entry);
+    record->generation = store->next_generation++;
+    set_variant(put);
+    host_shrink(&store->host, put->slot, record->record_bytes);
+    if (put->replaces && entry->slot != HOST_NONE)
+        evict_detach_slot_locked(store, put->entry);
+    stats_leave_locked(store, put->entry);
+    put->old = entry->variant;
+    entry->variant = put->variant;
+    entry->slot = put->slot;
+    entry->flags |= ENTRY_VISIBLE;
+    stats_enter_locked(store, put->entry);
+    struct host_slot *slot = host_slot(&store->host, put->slot);
+    slot->entry = put->entry;
+    atomic_store_explicit(&slot->shared->published_sections, record->section_count,
+                          memory_order_release);
+    host_ready(&store->host, put->slot);
+    store->stats.puts++;
+    store->tenants[entry->tenant].stats.puts++;
+    put_watches_locked(store, put->entry, 0);
+}
+
+static void drop_reserved_locked(struct larder_store *store, struct larder_put *put)
+{
+    unclaim_entry_locked(store, put);
+    unlink_put_locked(store, put);
+    host_drop(&store->host, put->slot);
+    host_unpin(&store->host, put->slot);
+}
+
+void larder_store_put_commit(struct larder_store *store, struct larder_put *put,
+                             uint32_t section_count, uint64_t payload_bytes, enum larder_wait wait,
+                             larder_put_done done, void *context)
+{
+    int err = complete_record(put, section_count, payload_bytes);
+    pthread_mutex_lock(&store->lock);
+    assert(put->state == PUT_RESERVED);
+    if (err == 0 && (put->entry == TABLE_NONE ||
+                     (table_entry(&store->table, put->entry)->flags & ENTRY_DOOMED)))
+        err = larder_fail(LARDER_ENOPARENT, "the entry or its parent was removed meanwhile");
+    if (err < 0) {
+        drop_reserved_locked(store, put);
+        pthread_mutex_unlock(&store->lock);
+        larder_free(put);
+        done(context, err);
+        return;
+    }
+    publish_locked(store, put);
+    if (wait == LARDER_DURABLE) {
+        put->done = done;
+        put->context = context;
+    }
+    /* Read-only meanwhile: the storage thread takes it out of the queue again and says so. */
+    queue_put_locked(store, put);
+    pthread_mutex_unlock(&store->lock);
+    store_wake(store);
+    if (wait == LARDER_CACHED)
+        done(context, 0);
+}
+
+void larder_store_put_abort(struct larder_store *store, struct larder_put *put)
+{
+    pthread_mutex_lock(&store->lock);
+    assert(put->state == PUT_RESERVED);
+    drop_reserved_locked(store, put);
+    pthread_mutex_unlock(&store->lock);
+    larder_free(put);
+}
+
+/* --- the end of a put ------------------------------------------------------------------------ */
+
+struct larder_put *put_make_rewrite_locked(struct larder_store *store, uint32_t id)
+{
+    struct entry *entry = table_entry(&store->table, id);
+    assert(!(entry->flags & (ENTRY_PUTTING | ENTRY_DURABLE)));
+    assert(entry->slot != HOST_NONE);
+    struct larder_put *put = larder_alloc_zero(1, sizeof(*put));
+    if (!put)
+        return NULL;
+    put->completion.run = run_put;
+    put->store = store;
+    put->entry = id;
+    put->slot = entry->slot;
+    put->key = entry->key;
+    put->model = entry->model;
+    put->variant = entry->variant;
+    put->append.record = host_record(&store->host, entry->slot);
+    host_slot(&store->host, entry->slot)->pins++;
+    entry->flags |= ENTRY_PUTTING;
+    entry->pending_quality = entry->variant.quality;
+    link_put_locked(store, put);
+    return put;
+}
+
+static void settle_entry_locked(struct larder_store *store, struct larder_put *put, int err)
+{
+    struct entry *entry = table_entry(&store->table, put->entry);
+    entry->flags &= (uint16_t) ~(ENTRY_PUTTING | ENTRY_GROUPED);
+    bool was_durable = entry->flags & ENTRY_DURABLE;
+    if (err == 0) {
+        stats_leave_locked(store, put->entry);
+        entry->variant = put->variant;
+        entry->flags |= ENTRY_DURABLE;
+        stats_enter_locked(store, put->entry);
+        if (was_durable)
+            writer_extent_dead_locked(store, &put->old);
+        else
+            table_ssd_insert(&store->table, put->entry);
+    } else if (was_durable) {
+        /* What the index names is the older, worse record: back to that one. */
+        if (entry->slot != HOST_NONE)
+            evict_detach_slot_locked(store, put->entry);
+        stats_leave_locked(store, put->entry);
+        entry->variant = put->old;
+        stats_enter_locked(store, put->entry);
+    }
+    put_watches_locked(store, put->entry, err);
+}
+
+void put_finish_locked(struct larder_store *store, struct larder_put *put, int err)
+{
+    assert(put->state != PUT_RESERVED);
+    store->queued_bytes -= (uint64_t)put->variant.record_pages * LARDER_PAGE_BYTES;
+    if (put->entry != TABLE_NONE)
+        settle_entry_locked(store, put, err);
+    unlink_put_locked(store, put);
+    host_unpin(&store->host, put->slot);
+    put->err = err;
+    if (put->done)
+        store_complete_locked(store, &put->completion);
+    else
+        larder_free(put);
+}
+
+void put_orphan_locked(struct larder_store *store, uint32_t id)
+{
+    struct entry *entry = table_entry(&store->table, id);
+    if (!(entry->flags & ENTRY_PUTTING))
+        return;
+    struct larder_put *put = store->puts;
+    while (put->entry != id)
+        put = put->all_next;
+    put->entry = TABLE_NONE;
+    entry->flags &= (uint16_t) ~(ENTRY_PUTTING | ENTRY_GROUPED);
+    if (put->state != PUT_RESERVED)
+        entry->variant = put->old; /* what is on SSD, if anything */
+}

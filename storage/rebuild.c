@@ -1,0 +1,225 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* rebuild.c - the table from segments alone, when there is no index or a damaged one.
+ *
+ * Every segment is read head by head, stepping over sections. Where no valid head stands (a hole
+ * that was punched, damage) the next page that begins like a record is looked for. Of two records of
+ * a key the newer one wins, after it was verified whole; tombstones remove what is older than they
+ * are; what has no parent goes.
+ *
+ * A payload may hold bytes that look like a record. They are met only inside of a record whose own
+ * head is damaged, and must then carry the right place and tags; v1's tags do not resist somebody
+ * who makes them on purpose (docs/FORMAT.md), those of encrypted stores will.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "base/error.h"
+#include "base/key.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "storage/recover_priv.h"
+
+struct removed_key {
+    struct larder_key key;
+    uint64_t generation;
+};
+
+struct rebuild {
+    struct recovery *recovery;
+    struct removed_key *removed;
+    uint32_t removed_count;
+    uint32_t removed_capacity;
+};
+
+static int note_removed(struct rebuild *rebuild, const struct larder_record *record)
+{
+    const struct larder_key *keys = (const void *)larder_record_extra(record);
+    uint32_t count = record->extra_bytes / (uint32_t)sizeof(*keys);
+    while (rebuild->removed_count + count > rebuild->removed_capacity) {
+        uint32_t capacity = rebuild->removed_capacity ? rebuild->removed_capacity * 2 : 1024;
+        struct removed_key *removed =
+            larder_realloc(rebuild->removed, sizeof(*removed) * (size_t)capacity);
+        if (!removed)
+            return larder_fail(-ENOMEM, "rebuild: no memory");
+        rebuild->removed = removed;
+        rebuild->removed_capacity = capacity;
+    }
+    for (uint32_t i = 0; i < count; i++)
+        rebuild->removed[rebuild->removed_count++] =
+            (struct removed_key){.key = keys[i], .generation = record->generation};
+    return 0;
+}
+
+/* Is the record of this variant whole? Uses the scan's buffer. */
+static int is_whole(struct recovery *recovery, const struct entry_variant *variant, bool *whole)
+{
+    struct segment *segment = seglog_find(&recovery->store->log, variant->segment_id);
+    const struct larder_record *record;
+    int err = scan_record(&recovery->scan, &record, segment,
+                          (uint64_t)variant->segment_page * LARDER_PAGE_BYTES);
+    *whole = err == 0 && record->generation == variant->generation;
+    return err == LARDER_ECORRUPT ? 0 : err;
+}
+
+/* A model that entries name before any record has described it: known by its fingerprint only,
+ * until then. */
+static int model_of(struct recovery *recovery, uint32_t *out, const struct larder_record *record)
+{
+    static const struct larder_model_desc unknown;
+    struct larder_key fingerprint;
+    memcpy(fingerprint.bytes, record->model, sizeof(fingerprint.bytes));
+    return store_add_model_locked(recovery->store, out, &fingerprint, &unknown);
+}
+
+static int take_model(struct recovery *recovery, const struct larder_record *record)
+{
+    uint32_t model;
+    int err = recovery_model(recovery, &model, record);
+    if (err < 0)
+        return err == -ENOMEM ? err : 0;
+    memcpy(&recovery->store->models[model]->info.desc, larder_record_extra(record),
+           sizeof(struct larder_model_desc));
+    return 0;
+}
+
+static int take_entry(struct recovery *recovery, const struct larder_record *record)
+{
+    struct larder_store *store = recovery->store;
+    uint16_t tenant;
+    if (record->variant != 0 || !recovery_tenant(recovery, record->tenant, &tenant))
+        return 0;
+    struct larder_key key, parent;
+    memcpy(key.bytes, record->key, sizeof(key.bytes));
+    memcpy(parent.bytes, record->parent, sizeof(parent.bytes));
+    uint16_t token_count = (uint16_t)record->token_count;
+    uint32_t model;
+    LARDER_TRY(model_of(recovery, &model, record));
+    struct entry_variant variant;
+    recovery_variant(&variant, store, record);
+
+    uint32_t id = table_find(&store->table, &key);
+    if (id != TABLE_NONE) {
+        const struct entry *known = table_entry(&store->table, id);
+        bool newer = variant.generation > known->variant.generation;
+        bool whole;
+        LARDER_TRY(is_whole(recovery, newer ? &variant : &known->variant, &whole));
+        if (whole != newer || known->tenant != tenant)
+            return 0;
+    } else {
+        id = table_add_unlinked(&store->table, &key, tenant, token_count);
+        if (id == TABLE_NONE)
+            return larder_fail(-ENOMEM, "rebuild: no memory");
+    }
+    struct entry *entry = table_entry(&store->table, id);
+    entry->variant = variant;
+    entry->token_count = token_count;
+    entry->model = (uint16_t)model;
+    return recovery_set_parent(recovery, id, &parent);
+}
+
+static int scan_segment(struct rebuild *rebuild, struct segment *segment)
+{
+    struct recovery *recovery = rebuild->recovery;
+    uint64_t offset = SEGMENT_HEADER_BYTES;
+    uint64_t last_end = larder_min_u64(SEGMENT_HEADER_BYTES, segment->end_bytes);
+    while (offset < segment->end_bytes) {
+        const struct larder_record *record;
+        int err = scan_head(&recovery->scan, &record, segment, offset);
+        if (err == LARDER_ECORRUPT) {
+            LARDER_TRY(scan_resync(&recovery->scan, &offset, segment, offset + LARDER_PAGE_BYTES));
+            continue;
+        }
+        LARDER_TRY(err);
+        if (record->generation > recovery->generation)
+            recovery->generation = record->generation;
+        offset += record->record_bytes;
+        last_end = offset;
+        if (record->type == LARDER_RECORD_TOMBSTONE) {
+            segment->tombstone_bytes += record->record_bytes;
+            err = note_removed(rebuild, record);
+        } else if (record->type == LARDER_RECORD_MODEL) {
+            err = take_model(recovery, record);
+        } else if (record->type == LARDER_RECORD_ENTRY) {
+            err = take_entry(recovery, record);
+        }
+        LARDER_TRY(err);
+    }
+    segment->committed_bytes = segment->end_bytes = last_end;
+    return 0;
+}
+
+static void forget(struct recovery *recovery, uint32_t id)
+{
+    recovery->dropped++;
+    table_remove(&recovery->store->table, id);
+}
+
+static void apply_removed(struct rebuild *rebuild)
+{
+    struct table *table = &rebuild->recovery->store->table;
+    for (uint32_t i = 0; i < rebuild->removed_count; i++) {
+        const struct removed_key *removed = &rebuild->removed[i];
+        uint32_t id = table_find(table, &removed->key);
+        if (id != TABLE_NONE && table_entry(table, id)->variant.generation < removed->generation)
+            table_remove(table, id);
+    }
+}
+
+/* Entries of models that nothing described are of no use to anybody. */
+static void drop_unknown_models(struct recovery *recovery)
+{
+    struct larder_store *store = recovery->store;
+    for (uint32_t id = 1; id < store->table.entry_end; id++) {
+        const struct entry *entry = table_entry(&store->table, id);
+        if ((entry->flags & ENTRY_USED) && !(entry->flags & ENTRY_ROOT) &&
+            store->models[entry->model]->info.desc.layers == 0)
+            forget(recovery, id);
+    }
+    uint32_t kept = 0;
+    uint16_t *moved = larder_alloc_zero(store->model_count + 1ul, sizeof(*moved));
+    for (uint32_t i = 0; moved && i < store->model_count; i++) {
+        struct model_state *model = store->models[i];
+        if (model->info.desc.layers == 0) {
+            larder_free(model);
+            continue;
+        }
+        moved[i] = (uint16_t)kept;
+        model->info.index = kept;
+        store->models[kept++] = model;
+    }
+    if (!moved)
+        return;
+    for (uint32_t id = 1; id < store->table.entry_end; id++)
+        table_entry(&store->table, id)->model = moved[table_entry(&store->table, id)->model];
+    store->model_count = kept;
+    larder_free(moved);
+}
+
+static int note_all_changed(struct recovery *recovery)
+{
+    struct table *table = &recovery->store->table;
+    for (uint32_t id = 1; id < table->entry_end; id++) {
+        const struct entry *entry = table_entry(table, id);
+        if ((entry->flags & ENTRY_USED) && !(entry->flags & ENTRY_ROOT))
+            LARDER_TRY(recovery_changed(recovery, &entry->key));
+    }
+    return 0;
+}
+
+int rebuild_table(struct recovery *recovery)
+{
+    struct larder_store *store = recovery->store;
+    struct rebuild rebuild = {.recovery = recovery};
+    int err = 0;
+    for (uint32_t i = 0; i < store->log.count && err == 0; i++)
+        err = scan_segment(&rebuild, store->log.segments[i]);
+    if (err == 0)
+        apply_removed(&rebuild);
+    larder_free(rebuild.removed);
+    LARDER_TRY(err);
+    drop_unknown_models(recovery);
+    LARDER_TRY(recovery_link(recovery));
+    recovery->changed_count = 0; /* the index is empty: nothing has to be deleted */
+    return note_all_changed(recovery);
+}

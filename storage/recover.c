@@ -1,0 +1,717 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* recover.c - what happens at every start.
+ *
+ *   1. The index is opened and loaded into the table, each value checked. Any damage: it is set
+ *      aside and made anew from the segments (rebuild.c).
+ *   2. Entries that name a segment that is not there, or bytes outside of what was committed, go,
+ *      with everything below them.
+ *   3. What stands in a segment behind its committed bytes was written and not acknowledged. Record
+ *      by record, while whole and valid, it is taken in as if it had been; the file is cut behind
+ *      the last. A segment that the index does not know is such a tail from its start.
+ *   4. What changed is synced and committed, in this order.
+ *
+ * Generations of this life begin far above all that were seen: records that were written and lost
+ * had higher ones than the index knows of.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/bytes.h"
+#include "base/error.h"
+#include "base/key.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "storage/recover_priv.h"
+
+#define GENERATIONS_SKIPPED (1ull << 20)
+/* Members of one transaction (index.h). */
+#define COMMIT_MAX 400u
+
+static uint64_t now_us(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
+}
+
+/* --- shared with rebuild.c -------------------------------------------------------------------- */
+
+int recovery_set_parent(struct recovery *recovery, uint32_t id, const struct larder_key *parent)
+{
+    uint32_t chunk = id / TABLE_CHUNK_ENTRIES;
+    while (chunk >= recovery->parent_chunks) {
+        struct larder_key **chunks = larder_realloc(
+            recovery->parents, sizeof(struct larder_key *) * (recovery->parent_chunks + 1ul));
+        if (!chunks)
+            return larder_fail(-ENOMEM, "recovery: no memory");
+        recovery->parents = chunks;
+        chunks[recovery->parent_chunks] =
+            larder_alloc(sizeof(struct larder_key) * TABLE_CHUNK_ENTRIES);
+        if (!chunks[recovery->parent_chunks])
+            return larder_fail(-ENOMEM, "recovery: no memory");
+        recovery->parent_chunks++;
+    }
+    recovery->parents[chunk][id % TABLE_CHUNK_ENTRIES] = *parent;
+    return 0;
+}
+
+int recovery_changed(struct recovery *recovery, const struct larder_key *key)
+{
+    if (recovery->changed_count == recovery->changed_capacity) {
+        uint32_t capacity = recovery->changed_capacity ? recovery->changed_capacity * 2 : 1024;
+        struct larder_key *changed =
+            larder_realloc(recovery->changed, sizeof(*changed) * (size_t)capacity);
+        if (!changed)
+            return larder_fail(-ENOMEM, "recovery: no memory");
+        recovery->changed = changed;
+        recovery->changed_capacity = capacity;
+    }
+    recovery->changed[recovery->changed_count++] = *key;
+    return 0;
+}
+
+bool recovery_tenant(const struct recovery *recovery, const uint8_t id[16], uint16_t *out)
+{
+    const struct larder_identity *identity = recovery->store->identity;
+    uint32_t count = larder_identity_tenant_count(identity);
+    for (uint32_t i = 0; i < count; i++) {
+        if (memcmp(larder_identity_tenant(identity, i)->id, id, 16) == 0) {
+            *out = (uint16_t)i;
+            return true;
+        }
+    }
+    return false;
+}
+
+void recovery_variant(struct entry_variant *out, struct larder_store *store,
+                      const struct larder_record *record)
+{
+    *out = (struct entry_variant){
+        .generation = record->generation,
+        .created_s = record->created_s,
+        .position = record->position,
+        .raw_bytes = (uint32_t)record->raw_bytes,
+        .record_pages = (uint32_t)(record->record_bytes / LARDER_PAGE_BYTES),
+        .head_bytes = record->head_bytes,
+        .segment_id = record->segment_id,
+        .segment_page = record->segment_page,
+        .recipe = table_recipe(&store->table, larder_record_recipe(record), record->recipe_bytes),
+        .quality = record->quality,
+        .computed_on = record->computed_on,
+    };
+}
+
+int recovery_model(struct recovery *recovery, uint32_t *out, const struct larder_record *record)
+{
+    struct larder_model_desc desc;
+    memcpy(&desc, larder_record_extra(record), sizeof(desc));
+    LARDER_TRY(larder_model_check(&desc));
+    struct larder_key fingerprint;
+    LARDER_TRY(larder_model_fingerprint(&fingerprint, &desc));
+    if (memcmp(fingerprint.bytes, record->model, sizeof(record->model)) != 0)
+        return larder_fail(LARDER_ECORRUPT, "recovery: a model record of another fingerprint");
+    return store_add_model_locked(recovery->store, out, &fingerprint, &desc);
+}
+
+static int link_parents(struct recovery *recovery)
+{
+    struct larder_store *store = recovery->store;
+    struct table *table = &store->table;
+    for (uint32_t id = 1; id < table->entry_end; id++) {
+        const struct entry *entry = table_entry(table, id);
+        if (!(entry->flags & ENTRY_USED) || (entry->flags & ENTRY_ROOT))
+            continue;
+        const struct larder_key *key =
+            &recovery->parents[id / TABLE_CHUNK_ENTRIES][id % TABLE_CHUNK_ENTRIES];
+        uint32_t parent = larder_key_equal(key, &larder_key_root)
+                              ? store->tenants[entry->tenant].root
+                              : table_find(table, key);
+        if (parent != TABLE_NONE && table_entry(table, parent)->tenant == entry->tenant &&
+            parent != id)
+            table_link(table, id, parent);
+    }
+    return 0;
+}
+
+/* Depths, and which entries have a way to a root. */
+static void walk_from_roots(struct larder_store *store)
+{
+    struct table *table = &store->table;
+    uint32_t count = larder_identity_tenant_count(store->identity);
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t root = store->tenants[i].root;
+        for (uint32_t id = table_next_below(table, root, root); id != TABLE_NONE;
+             id = table_next_below(table, id, root)) {
+            struct entry *entry = table_entry(table, id);
+            entry->depth = entry->parent == root ? 0 : table_entry(table, entry->parent)->depth + 1;
+            entry->flags |= ENTRY_FOUND;
+        }
+    }
+}
+
+/* Whatever was not reached has neither parents nor children that were. */
+static int drop_unreached(struct recovery *recovery)
+{
+    struct table *table = &recovery->store->table;
+    for (uint32_t id = 1; id < table->entry_end; id++) {
+        struct entry *entry = table_entry(table, id);
+        if (!(entry->flags & ENTRY_USED) || (entry->flags & ENTRY_ROOT))
+            continue;
+        if (entry->flags & ENTRY_FOUND) {
+            entry->flags &= (uint16_t)~ENTRY_FOUND;
+            continue;
+        }
+        LARDER_TRY(recovery_changed(recovery, &entry->key));
+        recovery->dropped++;
+        entry->parent = entry->first_child = entry->last_child = TABLE_NONE;
+        entry->next_sibling = entry->prev_sibling = TABLE_NONE;
+        entry->child_count = 0;
+        table_remove(table, id);
+    }
+    return 0;
+}
+
+struct aged {
+    uint64_t generation;
+    uint32_t id;
+};
+
+static int older_first(const void *a, const void *b)
+{
+    const struct aged *x = a;
+    const struct aged *y = b;
+    return (x->generation > y->generation) - (x->generation < y->generation);
+}
+
+static void make_durable(struct larder_store *store, uint32_t id)
+{
+    struct entry *entry = table_entry(&store->table, id);
+    entry->flags |= ENTRY_VISIBLE | ENTRY_DURABLE;
+    table_ssd_insert(&store->table, id);
+    stats_enter_locked(store, id);
+    struct segment *segment = seglog_find(&store->log, entry->variant.segment_id);
+    segment->live_bytes += (uint64_t)entry->variant.record_pages * LARDER_PAGE_BYTES;
+}
+
+/* Uses are not kept over a restart: the age of records stands for them. */
+static int make_all_durable(struct larder_store *store)
+{
+    struct table *table = &store->table;
+    if (table->count == 0)
+        return 0;
+    struct aged *aged = larder_alloc(sizeof(*aged) * table->count);
+    if (!aged)
+        return larder_fail(-ENOMEM, "recovery: no memory");
+    uint32_t count = 0;
+    for (uint32_t id = 1; id < table->entry_end; id++) {
+        const struct entry *entry = table_entry(table, id);
+        if ((entry->flags & ENTRY_USED) && !(entry->flags & ENTRY_ROOT))
+            aged[count++] = (struct aged){.generation = entry->variant.generation, .id = id};
+    }
+    qsort(aged, count, sizeof(*aged), older_first);
+    for (uint32_t i = 0; i < count; i++)
+        make_durable(store, aged[i].id);
+    larder_free(aged);
+    return 0;
+}
+
+static void free_parents(struct recovery *recovery)
+{
+    for (uint32_t i = 0; i < recovery->parent_chunks; i++)
+        larder_free(recovery->parents[i]);
+    larder_free(recovery->parents);
+    recovery->parents = NULL;
+    recovery->parent_chunks = 0;
+}
+
+int recovery_link(struct recovery *recovery)
+{
+    LARDER_TRY(link_parents(recovery));
+    free_parents(recovery);
+    walk_from_roots(recovery->store);
+    LARDER_TRY(drop_unreached(recovery));
+    return make_all_durable(recovery->store);
+}
+
+/* --- commit ----------------------------------------------------------------------------------- */
+
+static void value_of(struct index_entry *out, const struct larder_store *store, uint32_t id)
+{
+    const struct entry *entry = table_entry(&store->table, id);
+    const struct entry_variant *variant = &entry->variant;
+    memset(out, 0, sizeof(*out));
+    memcpy(out->parent, table_entry(&store->table, entry->parent)->key.bytes, 32);
+    memcpy(out->tenant, larder_identity_tenant(store->identity, entry->tenant)->id, 16);
+    memcpy(out->model, store->models[entry->model]->info.fingerprint.bytes, 32);
+    out->generation = variant->generation;
+    out->record_bytes = (uint64_t)variant->record_pages * LARDER_PAGE_BYTES;
+    out->raw_bytes = variant->raw_bytes;
+    out->created_s = variant->created_s;
+    out->position = variant->position;
+    out->segment_id = variant->segment_id;
+    out->segment_page = variant->segment_page;
+    out->token_count = entry->token_count;
+    out->head_bytes = variant->head_bytes;
+    out->quality = variant->quality;
+    out->computed_on = variant->computed_on;
+    const char *recipe = table_recipe_text(&store->table, variant->recipe);
+    memcpy(out->recipe, recipe, larder_min_u64(strlen(recipe), sizeof(out->recipe)));
+}
+
+static int put_changes(struct recovery *recovery, uint32_t first, uint32_t end, uint32_t mark)
+{
+    struct larder_store *store = recovery->store;
+    for (uint32_t i = first; i < end; i++) {
+        const struct larder_key *key = &recovery->changed[i];
+        uint32_t id = table_find(&store->table, key);
+        if (id != TABLE_NONE) {
+            struct index_entry value;
+            value_of(&value, store, id);
+            LARDER_TRY(larder_index_put_entry(store->index, key, 0, &value));
+        } else {
+            LARDER_TRY(larder_index_delete_entry(store->index, key, 0));
+        }
+    }
+    if (mark) {
+        struct index_segment row = {0};
+        LARDER_TRY(larder_index_put_segment(store->index, mark, &row));
+    }
+    return 0;
+}
+
+static int put_rows(struct recovery *recovery)
+{
+    struct larder_store *store = recovery->store;
+    for (uint32_t i = 0; i < store->model_count; i++) {
+        struct model_state *model = store->models[i];
+        LARDER_TRY(
+            larder_index_put_model(store->index, &model->info.fingerprint, &model->info.desc));
+        model->in_index = true;
+    }
+    for (uint32_t i = 0; i < store->log.count; i++) {
+        struct segment *segment = store->log.segments[i];
+        struct index_segment row = {.committed_bytes = segment->committed_bytes,
+                                    .tombstone_bytes = segment->tombstone_bytes};
+        LARDER_TRY(larder_index_put_segment(store->index, segment->id, &row));
+        segment->in_index = true;
+    }
+    for (uint32_t i = 0; i < store->gone_count; i++)
+        LARDER_TRY(larder_index_delete_segment(store->index, store->gone[i]));
+    return larder_index_delete_segment(store->index, REBUILD_MARK);
+}
+
+static int commit_part(struct recovery *recovery, uint32_t first, uint32_t end, uint32_t mark)
+{
+    struct larder_store *store = recovery->store;
+    int err = -EAGAIN;
+    for (int attempt = 0; attempt < 3 && err == -EAGAIN; attempt++) {
+        LARDER_TRY(larder_index_begin(store->index));
+        err = put_changes(recovery, first, end, mark);
+        if (err == 0 && end == recovery->changed_count)
+            err = put_rows(recovery);
+        if (err < 0)
+            larder_index_abort(store->index);
+        else
+            err = larder_index_commit(store->index, store->next_generation);
+    }
+    return err;
+}
+
+int recovery_commit(struct recovery *recovery)
+{
+    struct larder_store *store = recovery->store;
+    for (uint32_t i = 0; i < store->log.count; i++) {
+        struct segment *segment = store->log.segments[i];
+        if (!segment->in_index && segment->end_bytes > 0)
+            LARDER_TRY(larder_io_run(store->io, LARDER_IO_SYNC, segment->file, NULL, 0, 0));
+    }
+    uint32_t mark = store->stats.index_rebuilt ? REBUILD_MARK : 0;
+    uint32_t first = 0;
+    do {
+        uint32_t end = (uint32_t)larder_min_u64(first + COMMIT_MAX, recovery->changed_count);
+        LARDER_TRY(commit_part(recovery, first, end, end < recovery->changed_count ? mark : 0));
+        first = end;
+    } while (first < recovery->changed_count);
+    store->gone_count = 0;
+    return 0;
+}
+
+/* --- load ------------------------------------------------------------------------------------- */
+
+static int load_model(void *context, const struct larder_key *fingerprint,
+                      const struct larder_model_desc *desc)
+{
+    struct recovery *recovery = context;
+    struct larder_key actual;
+    if (larder_model_check(desc) < 0 || larder_model_fingerprint(&actual, desc) < 0 ||
+        !larder_key_equal(&actual, fingerprint))
+        return larder_fail(LARDER_ECORRUPT, "index: a model does not fit its fingerprint");
+    uint32_t index;
+    LARDER_TRY(store_add_model_locked(recovery->store, &index, fingerprint, desc));
+    recovery->store->models[index]->in_index = true;
+    return 0;
+}
+
+static int load_segment(void *context, uint32_t id, const struct index_segment *row)
+{
+    struct recovery *recovery = context;
+    struct larder_store *store = recovery->store;
+    if (id == REBUILD_MARK) {
+        recovery->rebuild_again = true;
+        return 0;
+    }
+    seglog_saw(&store->log, id);
+    struct segment *segment = seglog_find(&store->log, id);
+    if (!segment) {
+        uint32_t *gone = larder_realloc(store->gone, sizeof(*gone) * (store->gone_count + 1ul));
+        if (!gone)
+            return larder_fail(-ENOMEM, "recovery: no memory");
+        store->gone = gone;
+        gone[store->gone_count++] = id;
+        return 0;
+    }
+    segment->in_index = true;
+    segment->committed_bytes =
+        larder_min_u64(row->committed_bytes, segment->end_bytes) & ~(LARDER_PAGE_BYTES - 1ull);
+    if (segment->committed_bytes < row->committed_bytes)
+        larder_log(LARDER_LOG_WARN, "segment %u: %llu bytes, the index knows %llu", id,
+                   (unsigned long long)segment->end_bytes,
+                   (unsigned long long)row->committed_bytes);
+    segment->tombstone_bytes = row->tombstone_bytes;
+    return 0;
+}
+
+/* The index is whole, but does the entry make sense? */
+static bool entry_fits(const struct recovery *recovery, const struct index_entry *value)
+{
+    const struct segment *segment = seglog_find(&recovery->store->log, value->segment_id);
+    uint64_t offset = (uint64_t)value->segment_page * LARDER_PAGE_BYTES;
+    return segment && offset >= SEGMENT_HEADER_BYTES &&
+           value->record_bytes % LARDER_PAGE_BYTES == 0 &&
+           value->record_bytes <= LARDER_RECORD_BYTES_MAX &&
+           value->head_bytes >= sizeof(struct larder_record) &&
+           value->head_bytes <= value->record_bytes &&
+           offset + value->record_bytes <= segment->committed_bytes &&
+           value->raw_bytes <= LARDER_RECORD_BYTES_MAX &&
+           value->token_count <= LARDER_BLOCK_TOKENS_MAX &&
+           value->quality <= LARDER_QUALITY_BLENDED && value->computed_on <= LARDER_QUALITY_BLENDED;
+}
+
+static int load_entry(void *context, const struct larder_key *key, uint32_t variant,
+                      const struct index_entry *value)
+{
+    struct recovery *recovery = context;
+    struct larder_store *store = recovery->store;
+    struct larder_key fingerprint;
+    memcpy(fingerprint.bytes, value->model, sizeof(fingerprint.bytes));
+    uint32_t model = store_find_model_locked(store, &fingerprint);
+    uint16_t tenant;
+    if (value->generation > recovery->generation)
+        recovery->generation = value->generation;
+    if (variant != 0 || model == store->model_count ||
+        !recovery_tenant(recovery, value->tenant, &tenant) || !entry_fits(recovery, value)) {
+        recovery->dropped++;
+        return variant == 0 ? recovery_changed(recovery, key) : 0;
+    }
+    uint32_t id = table_add_unlinked(&store->table, key, tenant, (uint16_t)value->token_count);
+    if (id == TABLE_NONE)
+        return larder_fail(-ENOMEM, "recovery: no memory");
+    struct entry *entry = table_entry(&store->table, id);
+    entry->model = (uint16_t)model;
+    entry->variant = (struct entry_variant){
+        .generation = value->generation,
+        .created_s = value->created_s,
+        .position = value->position,
+        .raw_bytes = (uint32_t)value->raw_bytes,
+        .record_pages = (uint32_t)(value->record_bytes / LARDER_PAGE_BYTES),
+        .head_bytes = value->head_bytes,
+        .segment_id = value->segment_id,
+        .segment_page = value->segment_page,
+        .recipe = table_recipe(&store->table, value->recipe,
+                               (uint32_t)strnlen(value->recipe, sizeof(value->recipe))),
+        .quality = value->quality,
+        .computed_on = value->computed_on,
+    };
+    struct larder_key parent;
+    memcpy(parent.bytes, value->parent, sizeof(parent.bytes));
+    return recovery_set_parent(recovery, id, &parent);
+}
+
+static int load_index(struct recovery *recovery)
+{
+    struct larder_store *store = recovery->store;
+    const struct index_visitor visitor = {
+        .context = recovery, .entry = load_entry, .segment = load_segment, .model = load_model};
+    uint64_t generation;
+    LARDER_TRY(larder_index_load(store->index, &visitor, &generation));
+    if (generation > recovery->generation)
+        recovery->generation = generation;
+    if (recovery->rebuild_again)
+        return larder_fail(LARDER_ECORRUPT, "index: its making anew was cut short");
+    return recovery_link(recovery);
+}
+
+/* --- tails ------------------------------------------------------------------------------------ */
+
+static void extent_dead(struct larder_store *store, const struct entry_variant *variant)
+{
+    const struct dead_extent extent = {.segment_id = variant->segment_id,
+                                       .segment_page = variant->segment_page,
+                                       .pages = variant->record_pages};
+    if (dead_add(&store->dead, extent) < 0)
+        larder_log(LARDER_LOG_WARN, "recovery: no memory to give %u pages back", extent.pages);
+}
+
+static int drop_subtree(struct recovery *recovery, uint32_t top)
+{
+    struct larder_store *store = recovery->store;
+    for (;;) {
+        uint32_t id = top;
+        while (table_entry(&store->table, id)->first_child != TABLE_NONE)
+            id = table_entry(&store->table, id)->first_child;
+        struct entry *entry = table_entry(&store->table, id);
+        LARDER_TRY(recovery_changed(recovery, &entry->key));
+        extent_dead(store, &entry->variant);
+        stats_leave_locked(store, id);
+        table_ssd_remove(&store->table, id);
+        entry->flags &= (uint16_t) ~(ENTRY_VISIBLE | ENTRY_DURABLE);
+        table_remove(&store->table, id);
+        if (id == top)
+            return 0;
+    }
+}
+
+static int take_tombstone(struct recovery *recovery, const struct larder_record *record)
+{
+    const struct larder_key *keys = (const void *)larder_record_extra(record);
+    uint32_t count = record->extra_bytes / (uint32_t)sizeof(*keys);
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t id = table_find(&recovery->store->table, &keys[i]);
+        if (id == TABLE_NONE)
+            continue;
+        const struct entry *entry = table_entry(&recovery->store->table, id);
+        if (entry->variant.generation < record->generation)
+            LARDER_TRY(drop_subtree(recovery, id));
+    }
+    return 0;
+}
+
+static int take_entry(struct recovery *recovery, const struct larder_record *record)
+{
+    struct larder_store *store = recovery->store;
+    struct larder_key key, parent_key, fingerprint;
+    memcpy(key.bytes, record->key, sizeof(key.bytes));
+    memcpy(parent_key.bytes, record->parent, sizeof(parent_key.bytes));
+    memcpy(fingerprint.bytes, record->model, sizeof(fingerprint.bytes));
+    uint32_t model = store_find_model_locked(store, &fingerprint);
+    uint16_t tenant;
+    if (record->variant != 0 || model == store->model_count ||
+        !recovery_tenant(recovery, record->tenant, &tenant))
+        return 0;
+    uint32_t parent = larder_key_equal(&parent_key, &larder_key_root)
+                          ? store->tenants[tenant].root
+                          : table_find(&store->table, &parent_key);
+    if (parent == TABLE_NONE || table_entry(&store->table, parent)->tenant != tenant)
+        return 0;
+    uint32_t id = table_find(&store->table, &key);
+    if (id != TABLE_NONE) {
+        struct entry *entry = table_entry(&store->table, id);
+        if (entry->parent != parent || entry->variant.generation >= record->generation)
+            return 0;
+        extent_dead(store, &entry->variant);
+        stats_leave_locked(store, id);
+        table_ssd_remove(&store->table, id);
+        entry->flags &= (uint16_t) ~(ENTRY_VISIBLE | ENTRY_DURABLE);
+    } else {
+        id = table_add(&store->table, &key, parent, (uint16_t)record->token_count);
+        if (id == TABLE_NONE)
+            return larder_fail(-ENOMEM, "recovery: no memory");
+    }
+    struct entry *entry = table_entry(&store->table, id);
+    entry->model = (uint16_t)model;
+    recovery_variant(&entry->variant, store, record);
+    make_durable(store, id);
+    store->stats.recovered_from_tail++;
+    return recovery_changed(recovery, &key);
+}
+
+static int take_record(struct recovery *recovery, struct segment *segment,
+                       const struct larder_record *record)
+{
+    if (record->generation > recovery->generation)
+        recovery->generation = record->generation;
+    uint32_t model;
+    switch (record->type) {
+    case LARDER_RECORD_ENTRY:
+        return take_entry(recovery, record);
+    case LARDER_RECORD_TOMBSTONE:
+        segment->tombstone_bytes += record->record_bytes;
+        return take_tombstone(recovery, record);
+    case LARDER_RECORD_MODEL: {
+        int err = recovery_model(recovery, &model, record);
+        return err == -ENOMEM ? err : 0;
+    }
+    default:
+        return 0;
+    }
+}
+
+/* True in *changed when there was a tail, good or bad. */
+static int take_tail(struct recovery *recovery, struct segment *segment, bool *changed)
+{
+    struct larder_store *store = recovery->store;
+    uint64_t offset = segment->committed_bytes;
+    if (offset < SEGMENT_HEADER_BYTES)
+        offset = larder_min_u64(SEGMENT_HEADER_BYTES, segment->end_bytes);
+    for (;;) {
+        const struct larder_record *record;
+        int err = scan_record(&recovery->scan, &record, segment, offset);
+        if (err == LARDER_ECORRUPT)
+            break;
+        LARDER_TRY(err);
+        uint64_t bytes = record->record_bytes;
+        LARDER_TRY(take_record(recovery, segment, record));
+        offset += bytes;
+    }
+    if (offset > segment->committed_bytes || segment->file_bytes > offset) {
+        *changed = true;
+        LARDER_TRY(store->io->ops->truncate(store->io, segment->file, offset));
+        /* Synced with what was taken in before the index names it: see recovery_commit(). */
+        if (segment->in_index)
+            LARDER_TRY(larder_io_run(store->io, LARDER_IO_SYNC, segment->file, NULL, 0, 0));
+    }
+    segment->committed_bytes = segment->end_bytes = segment->file_bytes = offset;
+    return 0;
+}
+
+static int take_tails(struct recovery *recovery)
+{
+    struct larder_store *store = recovery->store;
+    bool changed = recovery->changed_count > 0 || store->gone_count > 0;
+    for (uint32_t i = 0; i < store->log.count; i++)
+        LARDER_TRY(take_tail(recovery, store->log.segments[i], &changed));
+    store->next_generation = recovery->generation + GENERATIONS_SKIPPED;
+    return changed ? recovery_commit(recovery) : 0;
+}
+
+/* --- start ------------------------------------------------------------------------------------ */
+
+static void forget_all(struct larder_store *store)
+{
+    for (uint32_t i = 0; i < store->model_count; i++)
+        larder_free(store->models[i]);
+    store->model_count = 0;
+    store->gone_count = 0;
+    store->dead.count = 0;
+    for (uint32_t i = 0; i < store->log.count; i++) {
+        struct segment *segment = store->log.segments[i];
+        segment->in_index = false;
+        segment->committed_bytes = segment->live_bytes = segment->tombstone_bytes = 0;
+    }
+    table_close(&store->table);
+    memset(&store->stats, 0, sizeof(store->stats));
+    for (uint32_t i = 0; i < LARDER_TENANTS_MAX; i++)
+        store->tenants[i] = (struct tenant_state){0};
+}
+
+static int start_anew(struct recovery *recovery)
+{
+    struct larder_store *store = recovery->store;
+    forget_all(store);
+    free_parents(recovery);
+    recovery->changed_count = 0;
+    recovery->dropped = 0;
+    LARDER_TRY(table_open(&store->table));
+    LARDER_TRY(store_add_tenants(store));
+    store->stats.index_rebuilt = 1;
+    LARDER_TRY(rebuild_table(recovery));
+    store->next_generation = recovery->generation + GENERATIONS_SKIPPED;
+    return recovery_commit(recovery);
+}
+
+int recover_open_index(struct larder_store *store)
+{
+    size_t bytes = strlen(store->directory) + sizeof("/index");
+    char *path = larder_alloc(bytes);
+    if (!path)
+        return larder_fail(-ENOMEM, "store: no memory");
+    snprintf(path, bytes, "%s/index", store->directory);
+    bool created;
+    int err = larder_index_open(&store->index, path, &created);
+    if (err == LARDER_ECORRUPT) {
+        larder_log(LARDER_LOG_ERROR, "%s; the index is made anew from the segments",
+                   larder_error_message());
+        err = larder_index_destroy(path);
+        if (err == 0)
+            err = larder_index_open(&store->index, path, &created);
+    }
+    store->index_is_new = created;
+    larder_free(path);
+    return err;
+}
+
+static int replace_index(struct larder_store *store)
+{
+    larder_log(LARDER_LOG_ERROR, "%s; the index is made anew from the segments",
+               larder_error_message());
+    larder_index_close(store->index);
+    store->index = NULL;
+    size_t bytes = strlen(store->directory) + sizeof("/index");
+    char *path = larder_alloc(bytes);
+    if (!path)
+        return larder_fail(-ENOMEM, "store: no memory");
+    snprintf(path, bytes, "%s/index", store->directory);
+    int err = larder_index_destroy(path);
+    larder_free(path);
+    return err < 0 ? err : recover_open_index(store);
+}
+
+static int start_from_index(struct recovery *recovery)
+{
+    struct larder_store *store = recovery->store;
+    if (store->index_is_new && store->log.count > 0)
+        return start_anew(recovery);
+    int err = load_index(recovery);
+    if (err == LARDER_ECORRUPT) {
+        LARDER_TRY(replace_index(store));
+        return start_anew(recovery);
+    }
+    LARDER_TRY(err);
+    return take_tails(recovery);
+}
+
+int recover_store(struct larder_store *store)
+{
+    uint64_t began_us = now_us();
+    struct recovery recovery = {.store = store};
+    LARDER_TRY(scan_open(&recovery.scan, store->io));
+    if (store->options.index_gate)
+        larder_index_set_gate(store->index, store->options.index_gate,
+                              store->options.index_gate_context);
+    int err = start_from_index(&recovery);
+    scan_close(&recovery.scan);
+    free_parents(&recovery);
+    larder_free(recovery.changed);
+    if (err < 0)
+        return err;
+    store->sweep = true; /* segments that died in the last life */
+    store->stats.recovered_entries = store->stats.entries;
+    store->stats.io_errors += recovery.scan.io_errors;
+    store->stats.recovery_us = now_us() - began_us;
+    store->stats.segments = store->log.count;
+    store->stats.segment_bytes = seglog_usage(&store->log);
+    if (recovery.dropped > 0)
+        larder_log(LARDER_LOG_WARN, "recovery: %llu entries could not be kept",
+                   (unsigned long long)recovery.dropped);
+    if (store->log.count > 0)
+        larder_log(LARDER_LOG_INFO,
+                   "recovery: %llu entries, %llu of them not in the index before, %llu ms%s",
+                   (unsigned long long)store->stats.entries,
+                   (unsigned long long)store->stats.recovered_from_tail,
+                   (unsigned long long)(store->stats.recovery_us / 1000),
+                   store->stats.index_rebuilt ? "; the index was made anew" : "");
+    return 0;
+}

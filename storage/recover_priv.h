@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* recover_priv.h - what the two ways to start share: with an index (recover.c) and without one
+ * (rebuild.c). Both fill the table with entries that do not know their parents yet, link them, drop
+ * what cannot be reached from a root, and bring the index up to date.
+ * Threads: the one that opens the store; nothing else runs yet.
+ */
+#ifndef LARDER_STORAGE_RECOVER_PRIV_H
+#define LARDER_STORAGE_RECOVER_PRIV_H
+
+#include "storage/scan.h"
+#include "storage/store_priv.h"
+
+/* In the index while it is being made anew: segments that it does not know yet are not new ones. */
+#define REBUILD_MARK UINT32_MAX
+
+struct recovery {
+    struct larder_store *store;
+    struct scan scan;
+    struct larder_key **parents; /* by entry, in chunks as the table's */
+    uint32_t parent_chunks;
+    struct larder_key *changed; /* keys whose entry the index must learn or forget */
+    uint32_t changed_count;
+    uint32_t changed_capacity;
+    uint64_t generation; /* the highest seen */
+    uint64_t dropped;    /* entries that could not be kept */
+    bool rebuild_again;  /* the mark was met */
+};
+
+/* Remembers the parent of an entry that is to be linked. */
+int recovery_set_parent(struct recovery *recovery, uint32_t entry, const struct larder_key *parent);
+int recovery_changed(struct recovery *recovery, const struct larder_key *key);
+/* Tenant of that id; false when there is none. */
+bool recovery_tenant(const struct recovery *recovery, const uint8_t id[16], uint16_t *out);
+/* Links all, and drops what has no way to a root. */
+int recovery_link(struct recovery *recovery);
+void recovery_variant(struct entry_variant *out, struct larder_store *store,
+                      const struct larder_record *record);
+/* The model that a model record describes; LARDER_ECORRUPT when it does not fit its fingerprint. */
+int recovery_model(struct recovery *recovery, uint32_t *out, const struct larder_record *record);
+/* Writes all that changed, rows of all segments last. */
+int recovery_commit(struct recovery *recovery);
+
+/* rebuild.c */
+int rebuild_table(struct recovery *recovery);
+
+#endif

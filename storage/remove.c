@@ -1,0 +1,169 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* remove.c - taking entries out: by request, after damage, or because a longer block replaced them.
+ *
+ * A removal dooms the whole subtree at once: nobody finds it any more. Its keys then go, children
+ * before parents, in slices: a tombstone in a segment, synced, with the index's deletion of the same
+ * keys in the same group. So no crash leaves a hole, and no rebuild brings a key back. Every doomed
+ * key gets a tombstone, stored on SSD or not: an older copy that was evicted may still stand in a
+ * segment whose file system cannot punch.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "base/mem.h"
+#include "storage/store_priv.h"
+
+static void run_removal(struct larder_store *store, struct completion *completion)
+{
+    (void)store;
+    struct removal *removal = (struct removal *)completion;
+    if (removal->done)
+        removal->done(removal->context, removal->err, removal->removed);
+    larder_free(removal->entries);
+    larder_free(removal);
+}
+
+/* Children before parents: the reverse of a walk that names parents first. What another removal
+ * took already is left to it. */
+static int list_subtree_locked(struct larder_store *store, struct removal *removal, uint32_t top)
+{
+    uint32_t count = 0;
+    for (uint32_t id = top; id != TABLE_NONE; id = table_next_below(&store->table, id, top))
+        count += !(table_entry(&store->table, id)->flags & ENTRY_DOOMED);
+    removal->entries = larder_alloc(sizeof(uint32_t) * count);
+    if (!removal->entries)
+        return larder_fail(-ENOMEM, "remove: no memory");
+    removal->entry_count = count;
+    for (uint32_t id = top; id != TABLE_NONE; id = table_next_below(&store->table, id, top)) {
+        if (!(table_entry(&store->table, id)->flags & ENTRY_DOOMED))
+            removal->entries[--count] = id;
+    }
+    return 0;
+}
+
+int remove_subtree_locked(struct larder_store *store, uint32_t id, struct removal *removal)
+{
+    assert(!(table_entry(&store->table, id)->flags & (ENTRY_ROOT | ENTRY_DOOMED)));
+    LARDER_TRY(list_subtree_locked(store, removal, id));
+    removal->completion.run = run_removal;
+    removal->tenant = table_entry(&store->table, id)->tenant;
+    removal->generation = store->next_generation++;
+    for (uint32_t i = 0; i < removal->entry_count; i++) {
+        table_entry(&store->table, removal->entries[i])->flags |= ENTRY_DOOMED;
+        put_watches_locked(store, removal->entries[i], LARDER_ENOTFOUND);
+    }
+    removal->next = NULL;
+    *store->removals_end = removal;
+    store->removals_end = &removal->next;
+    return 0;
+}
+
+static bool start_internal_locked(struct larder_store *store, uint32_t id, bool corrupt)
+{
+    if (table_entry(&store->table, id)->flags & ENTRY_DOOMED)
+        return true;
+    struct removal *removal = larder_alloc_zero(1, sizeof(*removal));
+    if (!removal)
+        return false;
+    removal->corrupt = corrupt;
+    if (remove_subtree_locked(store, id, removal) < 0) {
+        larder_free(removal);
+        return false;
+    }
+    return true;
+}
+
+void remove_corrupt_locked(struct larder_store *store, uint32_t id)
+{
+    if (start_internal_locked(store, id, true))
+        return;
+    /* Without memory: hidden at least, with all below it, until the next start finds it again. */
+    for (uint32_t at = id; at != TABLE_NONE; at = table_next_below(&store->table, at, id))
+        table_entry(&store->table, at)->flags |= ENTRY_DOOMED;
+}
+
+void remove_tail_locked(struct larder_store *store, uint32_t id)
+{
+    const struct entry *entry = table_entry(&store->table, id);
+    bool leased = entry->slot != HOST_NONE && host_slot(&store->host, entry->slot)->leases > 0;
+    if (entry->first_child != TABLE_NONE || leased ||
+        (entry->flags & (ENTRY_PUTTING | ENTRY_DOOMED)))
+        return;
+    start_internal_locked(store, id, false);
+}
+
+void larder_store_remove(struct larder_store *store, uint32_t tenant, const struct larder_key *key,
+                         void (*done)(void *context, int err, uint64_t removed), void *context)
+{
+    struct removal *removal = larder_alloc_zero(1, sizeof(*removal));
+    if (!removal) {
+        done(context, -ENOMEM, 0);
+        return;
+    }
+    removal->done = done;
+    removal->context = context;
+    pthread_mutex_lock(&store->lock);
+    uint32_t id = table_find(&store->table, key);
+    int err;
+    if (!find_sees(store, id, tenant))
+        err = larder_fail(LARDER_ENOTFOUND, "no entry of this key is stored");
+    else if (store->read_only)
+        err = larder_fail(LARDER_EREADONLY, "store is read-only after a failed sync; restart it");
+    else
+        err = remove_subtree_locked(store, id, removal);
+    pthread_mutex_unlock(&store->lock);
+    if (err < 0) {
+        larder_free(removal);
+        done(context, err, 0);
+        return;
+    }
+    store_wake(store);
+}
+
+/* --- the end of a slice ----------------------------------------------------------------------- */
+
+void remove_dead_locked(struct larder_store *store, uint32_t id)
+{
+    struct entry *entry = table_entry(&store->table, id);
+    if (entry->slot != HOST_NONE)
+        evict_detach_slot_locked(store, id);
+    stats_leave_locked(store, id);
+    put_orphan_locked(store, id);
+    if (entry->flags & ENTRY_DURABLE) {
+        writer_extent_dead_locked(store, &entry->variant);
+        table_ssd_remove(&store->table, id);
+    }
+    entry->flags &= (uint16_t) ~(ENTRY_VISIBLE | ENTRY_DURABLE);
+    put_watches_locked(store, id, LARDER_ENOTFOUND);
+    if (entry->first_child != TABLE_NONE) {
+        /* An inner removal failed after this one was under way: both stay hidden until the next
+         * start, which drops what has lost its parent. */
+        return;
+    }
+    table_remove(&store->table, id);
+}
+
+void remove_slice_done_locked(struct larder_store *store, struct slice *slice, int err)
+{
+    struct removal *removal = slice->removal;
+    if (err < 0 && removal->err == 0)
+        removal->err = err;
+    for (uint32_t i = slice->first; i < slice->first + slice->count; i++) {
+        if (err == 0) {
+            remove_dead_locked(store, removal->entries[i]);
+            removal->removed++;
+        } else if (!removal->corrupt) {
+            table_entry(&store->table, removal->entries[i])->flags &= (uint16_t)~ENTRY_DOOMED;
+        }
+    }
+    removal->slices--;
+    if (removal->slices > 0 || removal->sliced < removal->entry_count)
+        return;
+    if (removal->err == 0 && removal->done) {
+        store->stats.removed += removal->removed;
+        store->tenants[removal->tenant].stats.removed += removal->removed;
+    }
+    store_complete_locked(store, &removal->completion);
+}

@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "storage/scan.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "base/error.h"
+#include "base/mem.h"
+#include "storage/tag.h"
+
+int scan_open(struct scan *scan, struct larder_io *io)
+{
+    *scan = (struct scan){.io = io, .capacity = LARDER_IO_BYTES_MAX};
+    scan->buffer = larder_alloc_aligned(LARDER_PAGE_BYTES, scan->capacity);
+    return scan->buffer ? 0 : larder_fail(-ENOMEM, "recovery: no memory");
+}
+
+void scan_close(struct scan *scan)
+{
+    larder_free(scan->buffer);
+}
+
+/* Bytes [from, to) of what lies at `offset`, into the same places of the buffer. */
+static int read_part(struct scan *scan, const struct segment *segment, uint64_t offset,
+                     uint64_t from, uint64_t to)
+{
+    if (to > scan->capacity) {
+        uint8_t *buffer = larder_alloc_aligned(LARDER_PAGE_BYTES, to);
+        if (!buffer)
+            return larder_fail(-ENOMEM, "recovery: no memory for a record of %llu bytes",
+                               (unsigned long long)to);
+        memcpy(buffer, scan->buffer, from);
+        larder_free(scan->buffer);
+        scan->buffer = buffer;
+        scan->capacity = to;
+    }
+    while (from < to) {
+        uint32_t bytes = (uint32_t)larder_min_u64(to - from, LARDER_IO_BYTES_MAX);
+        int err = larder_io_run(scan->io, LARDER_IO_READ, segment->file, scan->buffer + from,
+                                offset + from, bytes);
+        if (err < 0) {
+            scan->io_errors += err != -ENODATA;
+            return larder_fail(LARDER_ECORRUPT, "segment %u: reading at %llu: %s", segment->id,
+                               (unsigned long long)(offset + from), larder_error_text(err));
+        }
+        from += bytes;
+    }
+    return 0;
+}
+
+int scan_head(struct scan *scan, const struct larder_record **out, const struct segment *segment,
+              uint64_t offset)
+{
+    *out = NULL;
+    if (offset + LARDER_PAGE_BYTES > segment->end_bytes)
+        return LARDER_ECORRUPT;
+    LARDER_TRY(read_part(scan, segment, offset, 0, LARDER_PAGE_BYTES));
+    const struct larder_record *record = (const void *)scan->buffer;
+    if (record->magic != LARDER_RECORD_MAGIC)
+        return LARDER_ECORRUPT;
+    int err = larder_record_check(record, LARDER_PAGE_BYTES);
+    if (err == -EAGAIN && offset + record->record_bytes <= segment->end_bytes) {
+        uint64_t head_bytes = larder_round_up(record->head_bytes, LARDER_PAGE_BYTES);
+        LARDER_TRY(read_part(scan, segment, offset, LARDER_PAGE_BYTES, head_bytes));
+        record = (const void *)scan->buffer;
+        err = larder_record_check(record, head_bytes);
+    }
+    /* A version that is not known is damage here: the segment's header said which it holds. */
+    if (err < 0 || record->segment_id != segment->id ||
+        record->segment_page != offset / LARDER_PAGE_BYTES ||
+        offset + record->record_bytes > segment->end_bytes || !tag_head_matches(record))
+        return LARDER_ECORRUPT;
+    *out = record;
+    return 0;
+}
+
+int scan_record(struct scan *scan, const struct larder_record **out, const struct segment *segment,
+                uint64_t offset)
+{
+    const struct larder_record *record;
+    *out = NULL;
+    LARDER_TRY(scan_head(scan, &record, segment, offset));
+    uint64_t head_bytes = larder_round_up(record->head_bytes, LARDER_PAGE_BYTES);
+    LARDER_TRY(read_part(scan, segment, offset, head_bytes, record->record_bytes));
+    record = (const void *)scan->buffer;
+    if (!tag_record_matches(record))
+        return LARDER_ECORRUPT;
+    *out = record;
+    return 0;
+}
+
+int scan_resync(struct scan *scan, uint64_t *out, const struct segment *segment, uint64_t offset)
+{
+    const uint64_t magic = LARDER_RECORD_MAGIC;
+    while (offset < segment->end_bytes) {
+        uint64_t bytes = larder_min_u64(segment->end_bytes - offset, LARDER_IO_BYTES_MAX);
+        int err = read_part(scan, segment, offset, 0, bytes);
+        if (err == LARDER_ECORRUPT && bytes > LARDER_PAGE_BYTES) {
+            /* Something in it cannot be read: page by page past it. */
+            bytes = LARDER_PAGE_BYTES;
+            err = read_part(scan, segment, offset, 0, bytes);
+        }
+        if (err < 0 && err != LARDER_ECORRUPT)
+            return err;
+        for (uint64_t at = 0; err == 0 && at < bytes; at += LARDER_PAGE_BYTES) {
+            if (memcmp(scan->buffer + at, &magic, sizeof(magic)) == 0) {
+                *out = offset + at;
+                return 0;
+            }
+        }
+        offset += bytes;
+    }
+    *out = segment->end_bytes;
+    return 0;
+}

@@ -1,0 +1,383 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* store_priv.h - the store's inside, shared by the files that make it up:
+ *
+ *   store.c    open, close, the storage thread, tenants, models, stats
+ *   find.c     lookup, list, find: what only looks
+ *   lease.c    leases on slots of the host tier
+ *   put.c      reservations, publication, waiting for an entry
+ *   load.c     reads from SSD into slots; verification
+ *   writer.c   groups: segment writes, sync, index commit, acknowledgement
+ *   remove.c   removal of subtrees: by request, after damage, of replaced tails
+ *   evict.c    room in the host tier and on SSD
+ *   recover.c  start: index, tails of segments;  rebuild.c  start without an index
+ *
+ * Threads: `lock` protects what is grouped under it. The storage thread alone does segment and
+ *          index I/O, and calls back. Functions ending in _locked want the lock held.
+ * Lock order: lock, and nothing under it.
+ */
+#ifndef LARDER_STORAGE_STORE_PRIV_H
+#define LARDER_STORAGE_STORE_PRIV_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "storage/host.h"
+#include "storage/identity.h"
+#include "storage/index.h"
+#include "storage/io.h"
+#include "storage/seglog.h"
+#include "storage/store.h"
+#include "storage/table.h"
+
+/* A group takes at most this much, so that its first member does not wait long for its last. */
+#define GROUP_BYTES_MAX (64ull << 20)
+/* What one index transaction takes at most: it makes sure of room for so many (index.h). */
+#define GROUP_MEMBERS_MAX 500u
+/* Writes in flight: enough to keep a disk busy, few enough that reads get in between. */
+#define WRITES_IN_FLIGHT_MAX 16u
+/* Looked at among the siblings of a block, shortest and latest first: tails are a help, not a
+ * promise. */
+#define SIBLINGS_WALK_MAX 64u
+/* Keys of one tombstone record. */
+#define SLICE_KEYS_MAX 250u
+static_assert(SLICE_KEYS_MAX * 32u <= LARDER_TOMBSTONE_BYTES_MAX, "fits a record");
+
+/* Something that is over and has a caller to tell: run on the storage thread, without the lock. */
+struct completion {
+    struct completion *next;
+    void (*run)(struct larder_store *store, struct completion *completion);
+};
+
+struct completion_list {
+    struct completion *first;
+    struct completion **end;
+};
+
+/* Bytes to append, in order, as requests of LARDER_IO_BYTES_MAX. */
+struct append {
+    struct append *next;
+    struct append *owned_next;    /* of a group's model records */
+    struct larder_record *record; /* stamped and tagged before the first request; NULL: a header */
+    void *buffer;
+    uint64_t offset;
+    uint64_t bytes;
+    uint64_t submitted_bytes;
+};
+
+enum put_state {
+    PUT_RESERVED, /* the caller's */
+    PUT_QUEUED,
+    PUT_GROUPED,
+};
+
+struct larder_put {
+    struct completion completion;
+    struct append append;
+    struct larder_store *store;
+    struct larder_put *next; /* in the queue or in a group */
+    struct larder_put *all_next;
+    struct larder_put *all_prev;
+    enum put_state state;
+    uint32_t entry; /* TABLE_NONE: removed meanwhile */
+    uint32_t slot;
+    bool replaces; /* `old` was visible before */
+    struct entry_variant old;
+    struct entry_variant variant;
+    struct index_entry value; /* as the index will have it */
+    struct larder_key key;
+    uint32_t model;
+    uint64_t payload_offset;
+    uint64_t payload_bytes_max;
+    uint32_t section_count_max;
+    larder_put_done done;
+    void *context;
+    int err;
+};
+
+/* A larder_store_when() that has to wait. */
+struct watch {
+    struct completion completion;
+    struct watch *next;
+    struct larder_key key;
+    uint32_t tenant;
+    enum larder_wait wait;
+    larder_put_done done;
+    void *context;
+    int err;
+};
+
+/* A subtree on its way out. */
+struct removal {
+    struct completion completion;
+    struct removal *next;
+    uint32_t *entries; /* DOOMED; children before parents */
+    uint32_t entry_count;
+    uint32_t sliced; /* of them, in slices so far */
+    uint32_t slices; /* on their way */
+    uint64_t removed;
+    uint64_t generation;
+    uint32_t tenant;
+    bool corrupt; /* not by request: stays doomed whatever happens */
+    int err;
+    void (*done)(void *context, int err, uint64_t removed);
+    void *context;
+};
+
+/* A part of a removal: one tombstone record. */
+struct slice {
+    struct append append;
+    struct slice *next;
+    struct removal *removal;
+    uint32_t first;
+    uint32_t count;
+};
+
+enum group_state {
+    GROUP_IDLE,
+    GROUP_FILLING, /* takes members, writes them */
+    GROUP_SYNCING,
+};
+
+struct group {
+    enum group_state state;
+    struct segment *segment;
+    struct larder_put *puts;
+    struct larder_put **puts_end;
+    struct slice *slices;
+    struct slice **slices_end;
+    struct append *appends;
+    struct append **appends_end;
+    struct append *appending;
+    struct append header;
+    struct append *models; /* of model records; owned */
+    uint64_t bytes;
+    uint32_t members; /* changes of the index */
+    uint32_t in_flight;
+    bool closed; /* takes no more members */
+    bool synced;
+    bool committed; /* before its time: only by a planted bug */
+    int err;
+    uint64_t start_bytes; /* of the segment, before its members */
+    struct larder_io_request sync;
+};
+
+/* A record being read: into a slot, or into a buffer of its own to be verified. */
+struct load {
+    struct completion completion; /* of a verification */
+    struct larder_store *store;
+    struct load *next;
+    struct load *prev;
+    uint32_t slot; /* HOST_NONE: verification */
+    struct larder_slot *shared;
+    void *buffer;
+    struct segment *segment; /* found by the storage thread */
+    struct lease_ref *waiters;
+    struct larder_key key;
+    struct entry_variant variant;
+    uint64_t bytes;
+    uint64_t submitted_bytes;
+    uint64_t arrived_bytes; /* the leading run of what arrived */
+    uint32_t in_flight;
+    uint32_t sections_good;
+    bool started;
+    bool head_good;
+    bool dead; /* its record was dropped meanwhile: punch when done */
+    int err;
+    /* Of a verification. */
+    larder_put_done done;
+    void *context;
+    uint32_t extends; /* a replaced tail is checked against this slot, pinned; HOST_NONE: no */
+    uint32_t chunk_count;
+    uint8_t arrived[]; /* a flag for each chunk of LARDER_IO_BYTES_MAX */
+};
+
+struct load_request {
+    struct larder_io_request io;
+    struct load_request *next;
+    struct load *load;
+    bool retried;
+};
+
+struct append_request {
+    struct larder_io_request io;
+    struct append_request *next;
+    struct group *group;
+};
+
+struct lease_ref {
+    struct larder_lease *lease;
+    struct lease_ref *next; /* waiters of one load */
+    uint32_t slot;
+    bool waiting;
+};
+
+struct larder_lease {
+    struct completion completion;
+    struct larder_lease *next;
+    struct larder_lease *prev;
+    uint32_t count;
+    uint32_t waiting;
+    uint32_t loaded; /* leading refs that are good */
+    int err;
+    bool queued;   /* its completion is in the list */
+    bool calling;  /* ... is being run */
+    bool let_go;   /* the refs are not held any more */
+    bool released; /* freed when not calling */
+    larder_lease_done done;
+    void *context;
+    struct lease_ref refs[];
+};
+
+/* A record that nothing names any more; its space is given back after the index forgot it. */
+struct dead_extent {
+    uint32_t segment_id;
+    uint32_t segment_page;
+    uint32_t pages;
+};
+
+struct dead_list {
+    struct dead_extent *extents;
+    uint32_t count;
+    uint32_t capacity;
+};
+
+struct tenant_state {
+    uint32_t root; /* entry */
+    bool growing;  /* a thread is making a slab for it */
+    struct larder_store_stats stats;
+};
+
+struct model_state {
+    struct larder_model_info info;
+    bool in_index;
+    bool in_segment; /* the open one has its record */
+};
+
+struct larder_store {
+    /* set before the storage thread starts, read by all */
+    struct larder_store_options options;
+    char *directory;
+    struct larder_io *io;
+    pthread_t thread;
+    bool thread_runs;
+
+    /* under lock */
+    pthread_mutex_t lock;
+    pthread_cond_t grown;
+    struct table table;
+    struct host host;
+    struct larder_identity *identity;
+    struct tenant_state *tenants; /* LARDER_TENANTS_MAX */
+    struct model_state **models;  /* LARDER_MODELS_MAX; each stays where it is */
+    uint32_t model_count;
+    uint64_t next_generation;
+    struct larder_store_stats stats;
+    struct larder_put *put_queue;
+    struct larder_put **put_queue_end;
+    struct larder_put *puts; /* all that exist */
+    uint64_t queued_bytes;
+    struct removal *removals;
+    struct removal **removals_end;
+    struct watch *watches;
+    struct larder_lease *leases;
+    struct load *loads; /* in order of arrival */
+    struct load *loads_end;
+    struct completion_list completions;
+    bool read_only;
+    bool stopping;
+
+    /* storage thread, and the opener before it starts */
+    struct seglog log;
+    struct larder_index *index;
+    struct group groups[2];
+    struct group *filling;
+    struct group *syncing;
+    struct append_request *append_requests;
+    struct append_request *free_append_requests;
+    struct load_request *load_requests;
+    struct load_request *free_load_requests;
+    struct dead_list dead; /* the index forgot them: to be given back */
+    uint32_t *gone;        /* ids of removed segments that the index still knows */
+    uint32_t gone_count;
+    bool index_is_new;
+    bool sweep;    /* a segment may be dead */
+    bool no_space; /* said already */
+};
+
+/* store.c */
+void store_wake(struct larder_store *store);
+void store_complete_locked(struct larder_store *store, struct completion *completion);
+/* Around every change of what stats count of an entry. */
+void stats_leave_locked(struct larder_store *store, uint32_t entry);
+void stats_enter_locked(struct larder_store *store, uint32_t entry);
+int store_add_tenants(struct larder_store *store);
+int store_add_model_locked(struct larder_store *store, uint32_t *out,
+                           const struct larder_key *fingerprint,
+                           const struct larder_model_desc *desc);
+uint32_t store_find_model_locked(const struct larder_store *store,
+                                 const struct larder_key *fingerprint);
+void store_fail_writes(struct larder_store *store, const char *what, int err);
+
+/* evict.c */
+/* As host_take(), evicting what may go: -EAGAIN: add a slab and come again; -EBUSY. */
+int evict_take_locked(struct larder_store *store, uint32_t *out, uint32_t tenant, uint64_t bytes);
+/* Adds a slab for the tenant, or waits for another thread that does; takes and drops the lock. */
+int evict_grow(struct larder_store *store, uint32_t tenant);
+/* The entry has no host copy any more. */
+void evict_detach_slot_locked(struct larder_store *store, uint32_t entry);
+/* Storage thread: frees at least `bytes` on SSD; -ENOSPC when too little may go. */
+int evict_ssd(struct larder_store *store, uint64_t bytes);
+
+/* find.c */
+/* Is this entry for that tenant to see? */
+bool find_sees(const struct larder_store *store, uint32_t entry, uint32_t tenant);
+/* Leading keys of the chain that are stored well enough; the last of them in *last. */
+int find_run_locked(struct larder_store *store, uint32_t *out_count, uint32_t *last,
+                    uint32_t tenant, const struct larder_key *keys, uint32_t key_count,
+                    enum larder_quality worst);
+
+/* put.c */
+struct larder_put *put_make_rewrite_locked(struct larder_store *store, uint32_t entry);
+/* A put that left the queue or its group: durable (err 0) or given up. */
+void put_finish_locked(struct larder_store *store, struct larder_put *put, int err);
+void put_watches_locked(struct larder_store *store, uint32_t entry, int err);
+/* The entry is about to leave the table. */
+void put_orphan_locked(struct larder_store *store, uint32_t entry);
+
+/* load.c */
+struct load *load_new(const struct entry *entry, uint32_t slot);
+void load_queue_locked(struct larder_store *store, struct load *load);
+void load_pump(struct larder_store *store);
+bool load_idle(const struct larder_store *store);
+/* A load of this record is under way: it takes over to give the space back. */
+bool load_takes_dead_locked(struct larder_store *store, const struct dead_extent *extent);
+/* Reads the head of a shorter tail and drops it if its tokens begin the record in `slot`. */
+void load_check_tail_locked(struct larder_store *store, uint32_t tail, uint32_t slot);
+
+/* lease.c */
+void lease_ref_done_locked(struct larder_store *store, struct lease_ref *ref, int err);
+void lease_free_all(struct larder_store *store);
+
+/* remove.c */
+/* Dooms the entry's subtree and queues its removal. */
+int remove_subtree_locked(struct larder_store *store, uint32_t entry, struct removal *removal);
+/* The entry's record is damaged. */
+void remove_corrupt_locked(struct larder_store *store, uint32_t entry);
+/* A longer block holds all that this one does. */
+void remove_tail_locked(struct larder_store *store, uint32_t entry);
+void remove_slice_done_locked(struct larder_store *store, struct slice *slice, int err);
+void remove_dead_locked(struct larder_store *store, uint32_t entry);
+
+/* writer.c */
+void writer_step(struct larder_store *store);
+bool writer_idle(struct larder_store *store);
+int dead_add(struct dead_list *list, struct dead_extent extent);
+void writer_extent_dead_locked(struct larder_store *store, const struct entry_variant *variant);
+
+/* recover.c */
+/* Forks to look at the files: before threads exist. */
+int recover_open_index(struct larder_store *store);
+int recover_store(struct larder_store *store);
+
+#endif

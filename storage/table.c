@@ -1,0 +1,381 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "storage/table.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <string.h>
+#include <sys/random.h>
+#include <xxhash.h>
+
+#include "base/bytes.h"
+#include "base/error.h"
+#include "base/mem.h"
+
+#define BUCKETS_MIN    1024u
+#define RECIPES_MAX    1024u
+#define RECIPE_BUCKETS 4096u
+#define RECIPE_CUT     63u
+
+int table_open(struct table *table)
+{
+    memset(table, 0, sizeof(*table));
+    if (getrandom(&table->hash_seed, sizeof(table->hash_seed), 0) != sizeof(table->hash_seed))
+        return larder_fail(-EIO, "table: no random numbers from the system");
+    table->bucket_count = BUCKETS_MIN;
+    table->buckets = larder_alloc_zero(table->bucket_count, sizeof(*table->buckets));
+    table->recipes = larder_alloc_zero(RECIPES_MAX + 1, sizeof(*table->recipes));
+    table->recipe_buckets = larder_alloc_zero(RECIPE_BUCKETS, sizeof(*table->recipe_buckets));
+    if (table->recipes)
+        table->recipes[0] = larder_strdup("(other)");
+    table->recipe_count = 1;
+    table->entry_end = 1; /* 0 is TABLE_NONE */
+    if (!table->buckets || !table->recipes || !table->recipe_buckets || !table->recipes[0]) {
+        table_close(table);
+        return larder_fail(-ENOMEM, "table: no memory");
+    }
+    return 0;
+}
+
+void table_close(struct table *table)
+{
+    for (uint32_t i = 0; i < table->chunk_count; i++)
+        larder_free(table->chunks[i]);
+    larder_free(table->chunks);
+    larder_free(table->buckets);
+    for (uint32_t i = 0; table->recipes && i < table->recipe_count; i++)
+        larder_free(table->recipes[i]);
+    larder_free(table->recipes);
+    larder_free(table->recipe_buckets);
+    memset(table, 0, sizeof(*table));
+}
+
+/* --- hash ------------------------------------------------------------------------------------ */
+
+static uint32_t *bucket_of(const struct table *table, const struct larder_key *key)
+{
+    uint64_t hash = XXH3_64bits_withSeed(key->bytes, sizeof(key->bytes), table->hash_seed);
+    return &table->buckets[hash & (table->bucket_count - 1)];
+}
+
+uint32_t table_find(const struct table *table, const struct larder_key *key)
+{
+    uint32_t id = *bucket_of(table, key);
+    while (id != TABLE_NONE) {
+        const struct entry *entry = table_entry(table, id);
+        if (memcmp(entry->key.bytes, key->bytes, sizeof(key->bytes)) == 0)
+            return id;
+        id = entry->next_hash;
+    }
+    return TABLE_NONE;
+}
+
+static void hash_insert(struct table *table, uint32_t id)
+{
+    struct entry *entry = table_entry(table, id);
+    uint32_t *bucket = bucket_of(table, &entry->key);
+    entry->next_hash = *bucket;
+    *bucket = id;
+    table->count++;
+}
+
+static void hash_remove(struct table *table, uint32_t id)
+{
+    struct entry *entry = table_entry(table, id);
+    uint32_t *at = bucket_of(table, &entry->key);
+    while (*at != id) {
+        assert(*at != TABLE_NONE);
+        at = &table_entry(table, *at)->next_hash;
+    }
+    *at = entry->next_hash;
+    table->count--;
+}
+
+/* Doubles the buckets. Without memory the chains get longer instead: slower, still right. */
+static void hash_grow(struct table *table)
+{
+    uint32_t old_count = table->bucket_count;
+    uint32_t *old = table->buckets;
+    uint32_t *fresh = larder_alloc_zero((size_t)old_count * 2, sizeof(*fresh));
+    if (!fresh)
+        return;
+    table->buckets = fresh;
+    table->bucket_count = old_count * 2;
+    table->count = 0;
+    for (uint32_t i = 0; i < old_count; i++) {
+        for (uint32_t id = old[i]; id != TABLE_NONE;) {
+            uint32_t next = table_entry(table, id)->next_hash;
+            hash_insert(table, id);
+            id = next;
+        }
+    }
+    larder_free(old);
+}
+
+/* --- entries --------------------------------------------------------------------------------- */
+
+static int add_chunk(struct table *table)
+{
+    struct entry **chunks =
+        larder_realloc(table->chunks, sizeof(*chunks) * ((size_t)table->chunk_count + 1));
+    if (!chunks)
+        return -ENOMEM;
+    table->chunks = chunks;
+    chunks[table->chunk_count] = larder_alloc_zero(TABLE_CHUNK_ENTRIES, sizeof(struct entry));
+    if (!chunks[table->chunk_count])
+        return -ENOMEM;
+    table->chunk_count++;
+    return 0;
+}
+
+static uint32_t take_entry(struct table *table)
+{
+    uint32_t id = table->free_first;
+    if (id != TABLE_NONE) {
+        table->free_first = table_entry(table, id)->next_hash;
+    } else {
+        if (table->entry_end == UINT32_MAX)
+            return TABLE_NONE;
+        if (table->entry_end >= (uint64_t)table->chunk_count * TABLE_CHUNK_ENTRIES &&
+            add_chunk(table) < 0)
+            return TABLE_NONE;
+        id = table->entry_end++;
+    }
+    struct entry *entry = table_entry(table, id);
+    memset(entry, 0, sizeof(*entry));
+    entry->flags = ENTRY_USED;
+    return id;
+}
+
+uint32_t table_add_root(struct table *table, uint16_t tenant)
+{
+    uint32_t id = take_entry(table);
+    if (id == TABLE_NONE)
+        return TABLE_NONE;
+    struct entry *entry = table_entry(table, id);
+    entry->flags |= ENTRY_ROOT;
+    entry->tenant = tenant;
+    return id;
+}
+
+uint32_t table_add_unlinked(struct table *table, const struct larder_key *key, uint16_t tenant,
+                            uint16_t token_count)
+{
+    assert(table_find(table, key) == TABLE_NONE);
+    uint32_t id = take_entry(table);
+    if (id == TABLE_NONE)
+        return TABLE_NONE;
+    struct entry *entry = table_entry(table, id);
+    entry->key = *key;
+    entry->tenant = tenant;
+    entry->token_count = token_count;
+    hash_insert(table, id);
+    if (table->count > table->bucket_count)
+        hash_grow(table);
+    return id;
+}
+
+void table_link(struct table *table, uint32_t id, uint32_t parent)
+{
+    struct entry *entry = table_entry(table, id);
+    struct entry *above = table_entry(table, parent);
+    assert(entry->parent == TABLE_NONE);
+    assert(entry->tenant == above->tenant);
+    entry->parent = parent;
+    entry->depth = above->flags & ENTRY_ROOT ? 0 : above->depth + 1;
+    above->child_count++;
+    uint32_t last = above->last_child;
+    if (last == TABLE_NONE) {
+        above->first_child = above->last_child = id;
+    } else if (entry->token_count >= table_entry(table, last)->token_count) {
+        entry->prev_sibling = last;
+        table_entry(table, last)->next_sibling = id;
+        above->last_child = id;
+    } else {
+        entry->next_sibling = above->first_child;
+        table_entry(table, above->first_child)->prev_sibling = id;
+        above->first_child = id;
+    }
+}
+
+uint32_t table_add(struct table *table, const struct larder_key *key, uint32_t parent,
+                   uint16_t token_count)
+{
+    uint16_t tenant = table_entry(table, parent)->tenant;
+    uint32_t id = table_add_unlinked(table, key, tenant, token_count);
+    if (id != TABLE_NONE)
+        table_link(table, id, parent);
+    return id;
+}
+
+static void unlink_from_parent(struct table *table, uint32_t id)
+{
+    struct entry *entry = table_entry(table, id);
+    if (entry->parent == TABLE_NONE)
+        return;
+    struct entry *above = table_entry(table, entry->parent);
+    if (entry->prev_sibling != TABLE_NONE)
+        table_entry(table, entry->prev_sibling)->next_sibling = entry->next_sibling;
+    else
+        above->first_child = entry->next_sibling;
+    if (entry->next_sibling != TABLE_NONE)
+        table_entry(table, entry->next_sibling)->prev_sibling = entry->prev_sibling;
+    else
+        above->last_child = entry->prev_sibling;
+    above->child_count--;
+}
+
+void table_remove(struct table *table, uint32_t id)
+{
+    struct entry *entry = table_entry(table, id);
+    assert(entry->flags & ENTRY_USED);
+    assert(!(entry->flags & (ENTRY_ROOT | ENTRY_DURABLE)));
+    assert(entry->first_child == TABLE_NONE);
+    hash_remove(table, id);
+    unlink_from_parent(table, id);
+    entry->flags = 0;
+    entry->next_hash = table->free_first;
+    table->free_first = id;
+}
+
+uint32_t table_next_below(const struct table *table, uint32_t id, uint32_t top)
+{
+    const struct entry *entry = table_entry(table, id);
+    if (entry->first_child != TABLE_NONE)
+        return entry->first_child;
+    while (id != top) {
+        entry = table_entry(table, id);
+        if (entry->next_sibling != TABLE_NONE)
+            return entry->next_sibling;
+        id = entry->parent;
+    }
+    return TABLE_NONE;
+}
+
+/* --- use on SSD ------------------------------------------------------------------------------ */
+
+void table_ssd_insert(struct table *table, uint32_t id)
+{
+    struct entry *entry = table_entry(table, id);
+    assert(entry->newer == TABLE_NONE);
+    assert(entry->older == TABLE_NONE);
+    assert(table->ssd_newest != id);
+    entry->older = table->ssd_newest;
+    if (table->ssd_newest != TABLE_NONE)
+        table_entry(table, table->ssd_newest)->newer = id;
+    else
+        table->ssd_oldest = id;
+    table->ssd_newest = id;
+}
+
+void table_ssd_remove(struct table *table, uint32_t id)
+{
+    struct entry *entry = table_entry(table, id);
+    if (entry->newer != TABLE_NONE)
+        table_entry(table, entry->newer)->older = entry->older;
+    else
+        table->ssd_newest = entry->older;
+    if (entry->older != TABLE_NONE)
+        table_entry(table, entry->older)->newer = entry->newer;
+    else
+        table->ssd_oldest = entry->newer;
+    entry->newer = entry->older = TABLE_NONE;
+}
+
+void table_ssd_touch(struct table *table, uint32_t id)
+{
+    if (table->ssd_newest == id)
+        return;
+    table_ssd_remove(table, id);
+    table_ssd_insert(table, id);
+}
+
+/* --- recipes --------------------------------------------------------------------------------- */
+
+uint16_t table_recipe(struct table *table, const char *text, uint32_t bytes)
+{
+    uint32_t cut = bytes < RECIPE_CUT ? bytes : RECIPE_CUT;
+    uint32_t at = (uint32_t)XXH3_64bits(text, cut) & (RECIPE_BUCKETS - 1);
+    for (; table->recipe_buckets[at] != 0; at = (at + 1) & (RECIPE_BUCKETS - 1)) {
+        const char *known = table->recipes[table->recipe_buckets[at]];
+        if (strlen(known) == cut && memcmp(known, text, cut) == 0)
+            return table->recipe_buckets[at];
+    }
+    if (table->recipe_count > RECIPES_MAX)
+        return 0;
+    char *copy = larder_alloc(cut + 1);
+    if (!copy)
+        return 0;
+    for (uint32_t i = 0; i < cut; i++)
+        copy[i] = text[i] == '\0' ? '?' : text[i];
+    copy[cut] = '\0';
+    table->recipes[table->recipe_count] = copy;
+    table->recipe_buckets[at] = (uint16_t)table->recipe_count;
+    return (uint16_t)table->recipe_count++;
+}
+
+const char *table_recipe_text(const struct table *table, uint16_t recipe)
+{
+    assert(recipe < table->recipe_count);
+    return table->recipes[recipe];
+}
+
+/* --- invariants ------------------------------------------------------------------------------ */
+
+static int check_family(const struct table *table, uint32_t id)
+{
+    const struct entry *entry = table_entry(table, id);
+    uint32_t children = 0;
+    uint32_t previous = TABLE_NONE;
+    for (uint32_t child = entry->first_child; child != TABLE_NONE;) {
+        const struct entry *below = table_entry(table, child);
+        if (!(below->flags & ENTRY_USED) || below->parent != id || below->prev_sibling != previous)
+            return larder_fail(LARDER_ECORRUPT, "table: entry %u is not a child of %u", child, id);
+        if (++children > entry->child_count)
+            break;
+        previous = child;
+        child = below->next_sibling;
+    }
+    if (children != entry->child_count || entry->last_child != previous)
+        return larder_fail(LARDER_ECORRUPT, "table: entry %u counts %u children, has %u", id,
+                           entry->child_count, children);
+    if (entry->flags & ENTRY_ROOT)
+        return 0;
+    if (entry->parent == TABLE_NONE)
+        return larder_fail(LARDER_ECORRUPT, "table: entry %u has no parent", id);
+    const struct entry *above = table_entry(table, entry->parent);
+    if ((entry->flags & ENTRY_DURABLE) && !(above->flags & (ENTRY_DURABLE | ENTRY_ROOT)))
+        return larder_fail(LARDER_ECORRUPT, "table: entry %u is durable, its parent is not", id);
+    if ((entry->flags & ENTRY_VISIBLE) && !(entry->flags & ENTRY_DOOMED) &&
+        !(above->flags & (ENTRY_VISIBLE | ENTRY_ROOT)))
+        return larder_fail(LARDER_ECORRUPT, "table: entry %u is visible, its parent is not", id);
+    if (table_find(table, &entry->key) != id)
+        return larder_fail(LARDER_ECORRUPT, "table: entry %u is not found by its key", id);
+    return 0;
+}
+
+int table_check(const struct table *table)
+{
+    uint32_t count = 0;
+    uint32_t durable = 0;
+    for (uint32_t id = 1; id < table->entry_end; id++) {
+        const struct entry *entry = table_entry(table, id);
+        if (!(entry->flags & ENTRY_USED))
+            continue;
+        LARDER_TRY(check_family(table, id));
+        count += !(entry->flags & ENTRY_ROOT);
+        durable += (entry->flags & ENTRY_DURABLE) != 0;
+    }
+    if (count != table->count)
+        return larder_fail(LARDER_ECORRUPT, "table: %u entries, counted %u", table->count, count);
+    uint32_t newer = TABLE_NONE;
+    for (uint32_t id = table->ssd_newest; id != TABLE_NONE; id = table_entry(table, id)->older) {
+        const struct entry *entry = table_entry(table, id);
+        if (!(entry->flags & ENTRY_DURABLE) || entry->newer != newer || durable-- == 0)
+            return larder_fail(LARDER_ECORRUPT, "table: entry %u is wrong in the LRU list", id);
+        newer = id;
+    }
+    if (durable != 0 || table->ssd_oldest != newer)
+        return larder_fail(LARDER_ECORRUPT, "table: %u durable entries not in the LRU list",
+                           durable);
+    return 0;
+}

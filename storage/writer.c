@@ -1,0 +1,795 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* writer.c - the way to SSD: groups of records, one sync and one index transaction each.
+ *
+ *   FILLING  members are taken from the queues, placed at the end of the open segment, stamped with
+ *            their place, tagged, and written. A group takes members until its sync begins.
+ *   SYNCING  one fdatasync covers its writes; the next group is being filled and written meanwhile.
+ *   then     one transaction of the index names all its records; only then is anybody told.
+ *
+ * At most one group is in each state, so the index learns of groups in their order in the segment,
+ * and everything below a segment's committed_bytes is named by it or dead.
+ *
+ * A failed write ends its group and its segment: what it left behind the committed bytes is cut off.
+ * A failed sync or transaction ends writing altogether (the page cache may have thrown away what it
+ * could not write, so a second sync that succeeds proves nothing).
+ *
+ * Threads: the storage thread. What it reads of entries is under the lock; slots that wait for
+ * their write are pinned.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/bytes.h"
+#include "base/error.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "storage/planted.h"
+#include "storage/store_priv.h"
+#include "storage/tag.h"
+
+static uint64_t append_record_bytes(const struct larder_put *put)
+{
+    return (uint64_t)put->variant.record_pages * LARDER_PAGE_BYTES;
+}
+
+/* --- space given back ------------------------------------------------------------------------- */
+
+int dead_add(struct dead_list *list, struct dead_extent extent)
+{
+    if (list->count == list->capacity) {
+        uint32_t capacity = list->capacity ? list->capacity * 2 : 256;
+        struct dead_extent *extents = larder_realloc(list->extents, sizeof(*extents) * capacity);
+        if (!extents)
+            return -ENOMEM;
+        list->extents = extents;
+        list->capacity = capacity;
+    }
+    list->extents[list->count++] = extent;
+    return 0;
+}
+
+void writer_extent_dead_locked(struct larder_store *store, const struct entry_variant *variant)
+{
+    struct dead_extent extent = {
+        .segment_id = variant->segment_id,
+        .segment_page = variant->segment_page,
+        .pages = variant->record_pages,
+    };
+    assert(extent.segment_id != 0);
+    if (load_takes_dead_locked(store, &extent))
+        return;
+    if (dead_add(&store->dead, extent) < 0)
+        larder_log(LARDER_LOG_WARN, "storage: no memory to give %u pages of segment %u back",
+                   extent.pages, extent.segment_id);
+}
+
+static void segment_gone(void *context, uint32_t id, bool in_index)
+{
+    struct larder_store *store = context;
+    if (!in_index)
+        return;
+    uint32_t *gone = larder_realloc(store->gone, sizeof(*gone) * (store->gone_count + 1ul));
+    if (!gone)
+        return; /* a row without a file and without entries is dropped by the next start */
+    store->gone = gone;
+    gone[store->gone_count++] = id;
+}
+
+static void publish_usage(struct larder_store *store)
+{
+    pthread_mutex_lock(&store->lock);
+    store->stats.segment_bytes = seglog_usage(&store->log);
+    store->stats.segments = store->log.count;
+    pthread_mutex_unlock(&store->lock);
+}
+
+static void give_back(struct larder_store *store)
+{
+    pthread_mutex_lock(&store->lock);
+    struct dead_list dead = store->dead;
+    store->dead = (struct dead_list){0};
+    bool read_only = store->read_only;
+    pthread_mutex_unlock(&store->lock);
+    if (dead.count == 0 && !store->sweep)
+        return;
+    for (uint32_t i = 0; i < dead.count; i++) {
+        struct segment *segment = seglog_find(&store->log, dead.extents[i].segment_id);
+        if (!segment)
+            continue;
+        uint64_t bytes = (uint64_t)dead.extents[i].pages * LARDER_PAGE_BYTES;
+        assert(segment->live_bytes >= bytes);
+        segment->live_bytes -= bytes;
+        if (segment->live_bytes == 0)
+            store->sweep = true;
+        /* I4: after a failed sync nothing on the disk is touched any more. */
+        if (!read_only)
+            seglog_punch(&store->log, segment,
+                         (uint64_t)dead.extents[i].segment_page * LARDER_PAGE_BYTES, bytes);
+    }
+    larder_free(dead.extents);
+    if (store->sweep && !read_only) {
+        int err = seglog_remove_dead(&store->log, segment_gone, store);
+        if (err < 0)
+            larder_log(LARDER_LOG_WARN, "storage: removing a dead segment: %s",
+                       larder_error_message());
+    }
+    store->sweep = false;
+    publish_usage(store);
+}
+
+/* --- groups ----------------------------------------------------------------------------------- */
+
+static void group_begin(struct larder_store *store)
+{
+    struct group *group =
+        store->syncing == &store->groups[0] ? &store->groups[1] : &store->groups[0];
+    assert(group->state == GROUP_IDLE);
+    memset(group, 0, sizeof(*group));
+    group->state = GROUP_FILLING;
+    group->puts_end = &group->puts;
+    group->slices_end = &group->slices;
+    group->appends_end = &group->appends;
+    store->filling = group;
+}
+
+static void group_append(struct group *group, struct append *append)
+{
+    append->next = NULL;
+    append->submitted_bytes = 0;
+    *group->appends_end = append;
+    group->appends_end = &append->next;
+    if (!group->appending)
+        group->appending = append;
+    group->bytes += append->bytes;
+}
+
+/* The next bytes of the open segment; there is room. */
+static void place(struct larder_store *store, struct group *group, struct append *append,
+                  struct larder_record *record, uint64_t bytes)
+{
+    struct segment *segment = store->log.open;
+    assert(segment->end_bytes + bytes <= store->options.segment_bytes);
+    if (!group->segment) {
+        group->segment = segment;
+        group->start_bytes = segment->end_bytes;
+        segment->users++;
+    }
+    assert(group->segment == segment);
+    if (segment->needs_header) {
+        segment->needs_header = false;
+        group->start_bytes = 0;
+        group->header = (struct append){.buffer = store->log.page, .bytes = SEGMENT_HEADER_BYTES};
+        group_append(group, &group->header);
+    }
+    *append = (struct append){
+        .record = record, .buffer = record, .offset = segment->end_bytes, .bytes = bytes};
+    segment->end_bytes += bytes;
+    group_append(group, append);
+}
+
+/* Whether the index could commit a group now: a full disk is to be met before anything is written,
+ * not after. */
+static int index_has_room(struct larder_store *store)
+{
+    int err = larder_index_begin(store->index);
+    if (err == 0)
+        larder_index_abort(store->index);
+    return err;
+}
+
+/* 0: there is a segment with room for `bytes`. 1: not in this group. */
+static int make_room(struct larder_store *store, const struct group *group, uint64_t bytes)
+{
+    struct seglog *log = &store->log;
+    if (!group->segment)
+        LARDER_TRY(index_has_room(store));
+    if (log->open && log->open->end_bytes + bytes <= store->options.segment_bytes)
+        return 0;
+    if (group->segment)
+        return 1;
+    if (log->open)
+        seglog_seal(log);
+    store->sweep = true;
+    pthread_mutex_lock(&store->lock);
+    for (uint32_t i = 0; i < store->model_count; i++)
+        store->models[i]->in_segment = false;
+    pthread_mutex_unlock(&store->lock);
+    int err = 0;
+    /* What the disk refuses although ssd_bytes allows it is made room for in the same way, but not
+     * forever. */
+    for (int attempt = 0; attempt < 3; attempt++) {
+        give_back(store);
+        uint64_t need = seglog_usage(log) + store->options.segment_bytes;
+        uint64_t too_much = need > store->options.ssd_bytes ? need - store->options.ssd_bytes : 0;
+        if (err == -ENOSPC && too_much == 0)
+            too_much = store->options.segment_bytes;
+        if (too_much > 0) {
+            err = evict_ssd(store, too_much);
+            give_back(store);
+            if (err == -ENOSPC && attempt > 0)
+                break;
+            if (err < 0 && err != -ENOSPC)
+                break;
+            if (seglog_usage(log) + store->options.segment_bytes > store->options.ssd_bytes)
+                continue;
+        }
+        err = seglog_create(log);
+        if (err != -ENOSPC)
+            break;
+    }
+    publish_usage(store);
+    if (err < 0 && !store->no_space)
+        larder_log(LARDER_LOG_ERROR, "storage: no new segment: %s", larder_error_message());
+    store->no_space = err < 0;
+    return err < 0 ? err : 0;
+}
+
+/* --- members ---------------------------------------------------------------------------------- */
+
+static struct larder_put *pop_put_locked(struct larder_store *store)
+{
+    struct larder_put *put = store->put_queue;
+    store->put_queue = put->next;
+    if (!store->put_queue)
+        store->put_queue_end = &store->put_queue;
+    return put;
+}
+
+static void push_front_locked(struct larder_store *store, struct larder_put *put)
+{
+    put->next = store->put_queue;
+    if (!store->put_queue)
+        store->put_queue_end = &put->next;
+    store->put_queue = put;
+}
+
+static struct larder_put *unqueue_put_locked(struct larder_store *store, uint32_t entry)
+{
+    for (struct larder_put **at = &store->put_queue; *at; at = &(*at)->next) {
+        struct larder_put *put = *at;
+        if (put->entry != entry)
+            continue;
+        *at = put->next;
+        if (store->put_queue_end == &put->next)
+            store->put_queue_end = at;
+        return put;
+    }
+    return NULL;
+}
+
+/* A durable entry's parent is durable: the highest ancestor that is not, and is not in a group
+ * either, goes first. NULL: this one may go; *err when an ancestor cannot. */
+static struct larder_put *ancestor_first_locked(struct larder_store *store,
+                                                const struct larder_put *put, int *err)
+{
+    *err = 0;
+    uint32_t highest = TABLE_NONE;
+    uint32_t id = table_entry(&store->table, put->entry)->parent;
+    for (;;) {
+        const struct entry *entry = table_entry(&store->table, id);
+        if (entry->flags & (ENTRY_ROOT | ENTRY_DURABLE | ENTRY_GROUPED))
+            break;
+        highest = id;
+        id = entry->parent;
+    }
+    if (highest == TABLE_NONE)
+        return NULL;
+    struct larder_put *first;
+    if (table_entry(&store->table, highest)->flags & ENTRY_PUTTING) {
+        first = unqueue_put_locked(store, highest);
+    } else {
+        first = put_make_rewrite_locked(store, highest);
+        if (first) {
+            first->state = PUT_QUEUED;
+            store->queued_bytes += append_record_bytes(first);
+        }
+    }
+    /* A better one of it is reserved just now. It will be queued; who waits may try again. */
+    if (!first)
+        *err = -EAGAIN;
+    return first;
+}
+
+static void fill_value_locked(struct larder_store *store, struct larder_put *put)
+{
+    const struct entry *entry = table_entry(&store->table, put->entry);
+    const struct entry_variant *variant = &put->variant;
+    struct index_entry *value = &put->value;
+    memset(value, 0, sizeof(*value));
+    memcpy(value->parent, table_entry(&store->table, entry->parent)->key.bytes, 32);
+    memcpy(value->tenant, larder_identity_tenant(store->identity, entry->tenant)->id, 16);
+    memcpy(value->model, store->models[put->model]->info.fingerprint.bytes, 32);
+    value->generation = variant->generation;
+    value->record_bytes = append_record_bytes(put);
+    value->raw_bytes = variant->raw_bytes;
+    value->created_s = variant->created_s;
+    value->position = variant->position;
+    value->segment_id = variant->segment_id;
+    value->segment_page = variant->segment_page;
+    value->token_count = entry->token_count;
+    value->head_bytes = variant->head_bytes;
+    value->quality = variant->quality;
+    value->computed_on = variant->computed_on;
+    const char *recipe = table_recipe_text(&store->table, variant->recipe);
+    size_t bytes = strlen(recipe);
+    memcpy(value->recipe, recipe, larder_min_u64(bytes, sizeof(value->recipe)));
+}
+
+/* A page that describes a model, before the first of its entries in each segment. */
+static int add_model_record(struct larder_store *store, struct group *group, uint32_t index)
+{
+    struct model_state *model = store->models[index];
+    struct append *append = larder_alloc_zero(1, sizeof(*append));
+    struct larder_record *record = larder_alloc_aligned(LARDER_PAGE_BYTES, LARDER_PAGE_BYTES);
+    if (!append || !record) {
+        larder_free(append);
+        larder_free(record);
+        return larder_fail(-ENOMEM, "segments: no memory");
+    }
+    memset(record, 0, LARDER_PAGE_BYTES);
+    struct larder_head_layout layout;
+    larder_head_layout(&layout, sizeof(model->info.desc), 0, 0, 0);
+    record->magic = LARDER_RECORD_MAGIC;
+    record->version = LARDER_RECORD_VERSION;
+    record->type = LARDER_RECORD_MODEL;
+    record->tag_kind = LARDER_TAG_XXH3_128;
+    record->record_bytes = LARDER_PAGE_BYTES;
+    record->head_bytes = layout.head_bytes;
+    record->extra_bytes = sizeof(model->info.desc);
+    record->created_s = (uint64_t)time(NULL);
+    memcpy(record->model, model->info.fingerprint.bytes, sizeof(record->model));
+    memcpy((uint8_t *)record + layout.extra, &model->info.desc, sizeof(model->info.desc));
+    pthread_mutex_lock(&store->lock);
+    record->generation = store->next_generation++;
+    pthread_mutex_unlock(&store->lock);
+    struct append *others = group->models;
+    place(store, group, append, record, LARDER_PAGE_BYTES);
+    append->owned_next = others;
+    group->models = append;
+    model->in_segment = true;
+    return 0;
+}
+
+/* 0: taken (or refused). 1: this group takes no more. */
+static int add_put(struct larder_store *store, struct group *group)
+{
+    pthread_mutex_lock(&store->lock);
+    struct larder_put *put = pop_put_locked(store);
+    struct larder_put *behind = NULL;
+    bool there =
+        put->entry != TABLE_NONE && !(table_entry(&store->table, put->entry)->flags & ENTRY_DOOMED);
+    int err = store->read_only ? LARDER_EREADONLY : there ? 0 : LARDER_ENOTFOUND;
+    struct larder_put *first = err == 0 ? ancestor_first_locked(store, put, &err) : NULL;
+    if (first) {
+        behind = put;
+        put = first;
+    }
+    pthread_mutex_unlock(&store->lock);
+
+    uint64_t bytes = append_record_bytes(put);
+    int room = err;
+    if (err == 0)
+        room = make_room(store, group, bytes + LARDER_PAGE_BYTES);
+    if (room == 0 && !store->models[put->model]->in_segment)
+        room = add_model_record(store, group, put->model);
+    pthread_mutex_lock(&store->lock);
+    if (behind && room < 0)
+        put_finish_locked(store, behind, room);
+    else if (behind)
+        push_front_locked(store, behind);
+    if (room == 1) {
+        push_front_locked(store, put);
+    } else if (room < 0) {
+        put_finish_locked(store, put, room);
+    } else {
+        place(store, group, &put->append, put->append.record, bytes);
+        put->variant.segment_id = group->segment->id;
+        put->variant.segment_page = (uint32_t)(put->append.offset / LARDER_PAGE_BYTES);
+        put->state = PUT_GROUPED;
+        put->next = NULL;
+        /* make_room() may have evicted on SSD, but never an entry that is PUTTING or above one. */
+        fill_value_locked(store, put);
+        table_entry(&store->table, put->entry)->flags |= ENTRY_GROUPED;
+        *group->puts_end = put;
+        group->puts_end = &put->next;
+        group->members++;
+    }
+    pthread_mutex_unlock(&store->lock);
+    return room == 1 ? 1 : 0;
+}
+
+static struct slice *make_slice_locked(struct larder_store *store, struct removal *removal)
+{
+    uint32_t left = removal->entry_count - removal->sliced;
+    uint32_t count = left < SLICE_KEYS_MAX ? left : SLICE_KEYS_MAX;
+    struct larder_head_layout layout;
+    larder_head_layout(&layout, count * 32, 0, 0, 0);
+    uint64_t bytes = larder_round_up(layout.head_bytes, LARDER_PAGE_BYTES);
+    struct slice *slice = larder_alloc_zero(1, sizeof(*slice));
+    struct larder_record *record = larder_alloc_aligned(LARDER_PAGE_BYTES, bytes);
+    if (!slice || !record) {
+        larder_free(slice);
+        larder_free(record);
+        return NULL;
+    }
+    memset(record, 0, bytes);
+    record->magic = LARDER_RECORD_MAGIC;
+    record->version = LARDER_RECORD_VERSION;
+    record->type = LARDER_RECORD_TOMBSTONE;
+    record->tag_kind = LARDER_TAG_XXH3_128;
+    record->record_bytes = bytes;
+    record->generation = removal->generation;
+    record->created_s = (uint64_t)time(NULL);
+    memcpy(record->tenant, larder_identity_tenant(store->identity, removal->tenant)->id, 16);
+    record->head_bytes = layout.head_bytes;
+    record->extra_bytes = count * 32;
+    uint8_t *keys = (uint8_t *)record + layout.extra;
+    for (uint32_t i = 0; i < count; i++)
+        memcpy(keys + 32ul * i,
+               table_entry(&store->table, removal->entries[removal->sliced + i])->key.bytes, 32);
+    slice->removal = removal;
+    slice->first = removal->sliced;
+    slice->count = count;
+    slice->append.record = record;
+    slice->append.bytes = bytes;
+    return slice;
+}
+
+/* The rest of a removal is given up with `err`. */
+static void give_up_removal_locked(struct larder_store *store, int err)
+{
+    struct removal *removal = store->removals;
+    store->removals = removal->next;
+    if (!store->removals)
+        store->removals_end = &store->removals;
+    struct slice rest = {.removal = removal,
+                         .first = removal->sliced,
+                         .count = removal->entry_count - removal->sliced};
+    removal->sliced = removal->entry_count;
+    removal->slices++;
+    remove_slice_done_locked(store, &rest, err);
+}
+
+/* As add_put(), for a slice of the oldest removal. */
+static int add_slice(struct larder_store *store, struct group *group)
+{
+    const uint64_t bytes_max =
+        larder_round_up(sizeof(struct larder_record) + SLICE_KEYS_MAX * 32, LARDER_PAGE_BYTES);
+    pthread_mutex_lock(&store->lock);
+    bool read_only = store->read_only;
+    pthread_mutex_unlock(&store->lock);
+    int room = read_only ? LARDER_EREADONLY : make_room(store, group, bytes_max);
+    if (room == 1)
+        return 1;
+    pthread_mutex_lock(&store->lock);
+    struct removal *removal = store->removals;
+    struct slice *slice = room == 0 ? make_slice_locked(store, removal) : NULL;
+    if (!slice) {
+        give_up_removal_locked(store, room < 0 ? room : -ENOMEM);
+        pthread_mutex_unlock(&store->lock);
+        return 0;
+    }
+    removal->sliced += slice->count;
+    removal->slices++;
+    if (removal->sliced == removal->entry_count) {
+        store->removals = removal->next;
+        if (!store->removals)
+            store->removals_end = &store->removals;
+    }
+    place(store, group, &slice->append, slice->append.record, slice->append.bytes);
+    group->segment->tombstone_bytes += slice->append.bytes;
+    *group->slices_end = slice;
+    group->slices_end = &slice->next;
+    group->members += slice->count;
+    pthread_mutex_unlock(&store->lock);
+    return 0;
+}
+
+static void gather(struct larder_store *store, struct group *group)
+{
+    while (!group->closed) {
+        if (group->bytes >= GROUP_BYTES_MAX ||
+            group->members + SLICE_KEYS_MAX > GROUP_MEMBERS_MAX) {
+            group->closed = true;
+            return;
+        }
+        pthread_mutex_lock(&store->lock);
+        bool puts = store->put_queue != NULL;
+        bool removals = store->removals != NULL;
+        pthread_mutex_unlock(&store->lock);
+        if (!puts && !removals)
+            return;
+        /* Removals are served under a steady load of puts, and the other way round. */
+        bool slice = removals && (!puts || !group->slices);
+        group->closed = (slice ? add_slice(store, group) : add_put(store, group)) == 1;
+    }
+}
+
+/* --- writing ---------------------------------------------------------------------------------- */
+
+static void append_done(struct larder_io_request *io)
+{
+    struct append_request *request = (struct append_request *)io;
+    struct larder_store *store = io->context;
+    struct group *group = request->group;
+    if (io->result < 0 && group->err == 0)
+        group->err = io->result;
+    group->in_flight--;
+    request->next = store->free_append_requests;
+    store->free_append_requests = request;
+}
+
+static void submit_append(struct larder_store *store, struct group *group, struct append *append)
+{
+    struct append_request *request = store->free_append_requests;
+    store->free_append_requests = request->next;
+    if (append->record && append->submitted_bytes == 0) {
+        append->record->segment_id = group->segment->id;
+        append->record->segment_page = (uint32_t)(append->offset / LARDER_PAGE_BYTES);
+        tag_record(append->record);
+    }
+    uint32_t bytes =
+        (uint32_t)larder_min_u64(append->bytes - append->submitted_bytes, LARDER_IO_BYTES_MAX);
+    request->group = group;
+    request->io = (struct larder_io_request){
+        .op = LARDER_IO_WRITE,
+        .file = group->segment->file,
+        .buffer = (uint8_t *)append->buffer + append->submitted_bytes,
+        .offset = append->offset + append->submitted_bytes,
+        .bytes = bytes,
+        .done = append_done,
+        .context = store,
+    };
+    append->submitted_bytes += bytes;
+    group->in_flight++;
+    store->io->ops->submit(store->io, &request->io);
+}
+
+static void submit_appends(struct larder_store *store, struct group *group)
+{
+    while (group->appending && store->free_append_requests && group->err == 0 &&
+           !store->read_only) {
+        struct append *append = group->appending;
+        submit_append(store, group, append);
+        if (append->submitted_bytes == append->bytes)
+            group->appending = append->next;
+    }
+}
+
+static void sync_done(struct larder_io_request *io)
+{
+    struct group *group = io->context;
+    group->err = io->result;
+    group->synced = true;
+}
+
+static void begin_sync(struct larder_store *store, struct group *group)
+{
+    group->closed = true;
+    group->state = GROUP_SYNCING;
+    store->filling = NULL;
+    store->syncing = group;
+    group->sync = (struct larder_io_request){
+        .op = LARDER_IO_SYNC,
+        .file = group->segment->file,
+        .done = sync_done,
+        .context = group,
+    };
+    store->io->ops->submit(store->io, &group->sync);
+}
+
+/* --- commit ----------------------------------------------------------------------------------- */
+
+static int put_values(struct larder_store *store, struct group *group)
+{
+    for (struct larder_put *put = group->puts; put; put = put->next) {
+        struct model_state *model = store->models[put->model];
+        if (!model->in_index)
+            LARDER_TRY(
+                larder_index_put_model(store->index, &model->info.fingerprint, &model->info.desc));
+        LARDER_TRY(larder_index_put_entry(store->index, &put->key, 0, &put->value));
+    }
+    for (struct slice *slice = group->slices; slice; slice = slice->next) {
+        const struct larder_record *record = slice->append.record;
+        const struct larder_key *keys = (const void *)larder_record_extra(record);
+        for (uint32_t i = 0; i < slice->count; i++)
+            LARDER_TRY(larder_index_delete_entry(store->index, &keys[i], 0));
+    }
+    for (uint32_t i = 0; i < store->gone_count; i++)
+        LARDER_TRY(larder_index_delete_segment(store->index, store->gone[i]));
+    const struct append *last = group->appends;
+    while (last->next)
+        last = last->next;
+    struct index_segment row = {.committed_bytes = last->offset + last->bytes,
+                                .tombstone_bytes = group->segment->tombstone_bytes};
+    return larder_index_put_segment(store->index, group->segment->id, &row);
+}
+
+static int commit_index(struct larder_store *store, struct group *group)
+{
+    int err = 0;
+    for (int attempt = 0; attempt < 3; attempt++) {
+        pthread_mutex_lock(&store->lock);
+        uint64_t next_generation = store->next_generation;
+        pthread_mutex_unlock(&store->lock);
+        err = larder_index_begin(store->index);
+        if (err < 0)
+            return err;
+        err = put_values(store, group);
+        if (err < 0)
+            larder_index_abort(store->index);
+        else
+            err = larder_index_commit(store->index, next_generation);
+        if (err != -EAGAIN)
+            return err;
+        larder_index_abort(store->index);
+    }
+    return err;
+}
+
+static void mark_committed(struct larder_store *store, struct group *group)
+{
+    struct segment *segment = group->segment;
+    for (struct append *append = group->appends; append; append = append->next)
+        segment->committed_bytes = append->offset + append->bytes;
+    segment->in_index = true;
+    for (struct larder_put *put = group->puts; put; put = put->next) {
+        segment->live_bytes += append_record_bytes(put);
+        store->models[put->model]->in_index = true;
+    }
+    store->gone_count = 0;
+}
+
+/* A longer block is stored: the shorter ones that it extends may go. */
+static void drop_tails_locked(struct larder_store *store, const struct larder_put *put)
+{
+    const struct entry *entry = table_entry(&store->table, put->entry);
+    if (entry->flags & ENTRY_DOOMED)
+        return;
+    uint32_t id = table_entry(&store->table, entry->parent)->first_child;
+    for (uint32_t walked = 0; id != TABLE_NONE && walked < SIBLINGS_WALK_MAX; walked++) {
+        const struct entry *sibling = table_entry(&store->table, id);
+        uint32_t next = sibling->next_sibling;
+        if (sibling->token_count > 0 && sibling->token_count < entry->token_count &&
+            sibling->first_child == TABLE_NONE && sibling->model == entry->model &&
+            sibling->variant.quality >= entry->variant.quality &&
+            (sibling->flags & ENTRY_DURABLE) && !(sibling->flags & (ENTRY_PUTTING | ENTRY_DOOMED)))
+            load_check_tail_locked(store, id, put->slot);
+        id = next;
+    }
+}
+
+static void free_members(struct group *group)
+{
+    while (group->models) {
+        struct append *append = group->models;
+        group->models = append->owned_next;
+        larder_free(append->record);
+        larder_free(append);
+    }
+    while (group->slices) {
+        struct slice *slice = group->slices;
+        group->slices = slice->next;
+        larder_free(slice->append.record);
+        larder_free(slice);
+    }
+}
+
+/* Everybody is told, good or bad; the group is over. */
+static void group_end(struct larder_store *store, struct group *group, int err)
+{
+    if (err == 0)
+        mark_committed(store, group);
+    pthread_mutex_lock(&store->lock);
+    if (err == 0) {
+        store->stats.synced_groups++;
+        store->stats.bytes_written += group->bytes;
+    }
+    for (struct larder_put *put = group->puts; put;) {
+        struct larder_put *next = put->next;
+        /* Its removal, if one is under way, is in this group or behind it. */
+        assert(put->entry != TABLE_NONE);
+        if (err == 0)
+            drop_tails_locked(store, put);
+        put_finish_locked(store, put, err);
+        put = next;
+    }
+    for (struct slice *slice = group->slices; slice; slice = slice->next)
+        remove_slice_done_locked(store, slice, err);
+    pthread_mutex_unlock(&store->lock);
+    free_members(group);
+    if (group->segment)
+        group->segment->users--;
+    group->state = GROUP_IDLE;
+    if (store->filling == group)
+        store->filling = NULL;
+    if (store->syncing == group)
+        store->syncing = NULL;
+    publish_usage(store);
+}
+
+static void commit_group(struct larder_store *store, struct group *group)
+{
+    int err = group->err;
+    if (err < 0) {
+        store_fail_writes(store, "fdatasync of a segment", err);
+        group_end(store, group, LARDER_EREADONLY);
+        return;
+    }
+    if (!group->committed)
+        err = commit_index(store, group);
+    if (err < 0)
+        store_fail_writes(store, "commit of the index", err);
+    group_end(store, group, err < 0 ? LARDER_EREADONLY : 0);
+}
+
+/* The segment ends where this group began; the next one begins a new segment. */
+static void abandon_group(struct larder_store *store, struct group *group)
+{
+    larder_log(LARDER_LOG_ERROR, "storage: writing to segment %u: %s", group->segment->id,
+               larder_error_text(group->err));
+    pthread_mutex_lock(&store->lock);
+    store->stats.io_errors++;
+    pthread_mutex_unlock(&store->lock);
+    for (struct slice *slice = group->slices; slice; slice = slice->next)
+        group->segment->tombstone_bytes -= slice->append.bytes;
+    group->segment->end_bytes = group->start_bytes;
+    if (store->log.open == group->segment)
+        seglog_seal(&store->log);
+    int err = group->err;
+    group_end(store, group, err);
+}
+
+/* A planted bug: the index and the callers hear of records that are still on their way. */
+static void commit_early(struct larder_store *store, struct group *group)
+{
+    group->closed = true;
+    group->committed = commit_index(store, group) == 0;
+    for (struct larder_put *put = group->puts; put && group->committed; put = put->next) {
+        if (put->done)
+            put->done(put->context, 0);
+        put->done = NULL;
+    }
+}
+
+void writer_step(struct larder_store *store)
+{
+    if (store->syncing && store->syncing->synced)
+        commit_group(store, store->syncing);
+    give_back(store);
+    if (!store->filling) {
+        pthread_mutex_lock(&store->lock);
+        bool work = store->put_queue || store->removals;
+        pthread_mutex_unlock(&store->lock);
+        if (!work)
+            return;
+        group_begin(store);
+    }
+    struct group *group = store->filling;
+    gather(store, group);
+    if (LARDER_PLANT(INDEX_BEFORE_DATA) && group->appends && !group->closed && !store->syncing)
+        commit_early(store, group);
+    submit_appends(store, group);
+    if (group->in_flight > 0 || (group->appending && group->err == 0 && !store->read_only))
+        return;
+    if (store->read_only) {
+        group_end(store, group, LARDER_EREADONLY);
+    } else if (group->err < 0) {
+        abandon_group(store, group);
+    } else if (!group->appends) {
+        group->state = GROUP_IDLE; /* all that was queued was refused */
+        store->filling = NULL;
+    } else if (!store->syncing) {
+        begin_sync(store, group);
+    }
+}
+
+bool writer_idle(struct larder_store *store)
+{
+    pthread_mutex_lock(&store->lock);
+    bool queued = store->put_queue || store->removals || store->dead.count > 0;
+    pthread_mutex_unlock(&store->lock);
+    return !queued && !store->filling && !store->syncing;
+}

@@ -1,0 +1,356 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "fixture.h"
+
+#include <check.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/key.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "base/slab.h"
+
+static uint64_t mix(uint64_t x)
+{
+    x ^= x >> 33;
+    x *= 0xff51afd7ed558ccdull;
+    x ^= x >> 33;
+    x *= 0xc4ceb9fe1a85ec53ull;
+    return x ^ (x >> 33);
+}
+
+static void fill(uint8_t *out, uint32_t bytes, uint64_t seed, uint32_t section)
+{
+    uint64_t state = mix(seed * 2 + section + 1);
+    for (uint32_t i = 0; i < bytes; i += 8) {
+        uint64_t word = mix(state + i);
+        memcpy(out + i, &word, bytes - i < 8 ? bytes - i : 8);
+    }
+}
+
+struct larder_key block_key(uint64_t seed)
+{
+    struct larder_key key;
+    ck_assert_int_eq(larder_sha256(&key, &seed, sizeof(seed)), 0);
+    return key;
+}
+
+uint32_t block_token(uint64_t seed, uint32_t index)
+{
+    return (uint32_t)mix(seed / 1000 * 7919 + index) & 0xffff;
+}
+
+/* --- the store -------------------------------------------------------------------------------- */
+
+static struct larder_model_desc some_model(void)
+{
+    struct larder_model_desc desc = {
+        .name = "some", .layers = 2, .kv_heads = 2, .k_dims = 16, .v_dims = 16, .vocab = 65536};
+    desc.dtype = LARDER_BF16;
+    desc.rope = (struct larder_rope){.kind = LARDER_ROPE_PLAIN,
+                                     .rotary_dims = 16,
+                                     .theta = 10000,
+                                     .factor = 1,
+                                     .attention_factor = 1};
+    desc.weights[0] = 1;
+    return desc;
+}
+
+void fixture_begin(struct fixture *fixture)
+{
+    memset(fixture, 0, sizeof(*fixture));
+    scratch_make(fixture->path);
+    larder_log_set_level(LARDER_LOG_ERROR);
+    fixture->options = (struct larder_store_options){
+        .directory = fixture->path,
+        .io = "auto",
+        .host_bytes = 4 << 20,
+        .slab_bytes = 1 << 20,
+        .ssd_bytes = 16 << 20,
+        .segment_bytes = 1 << 20,
+    };
+}
+
+int fixture_open(struct fixture *fixture)
+{
+    int err = larder_store_open(&fixture->store, &fixture->options);
+    if (err < 0)
+        return err;
+    struct larder_model_desc desc = some_model();
+    ck_assert_int_eq(larder_store_tenant(fixture->store, &fixture->tenant, "a"), 0);
+    ck_assert_int_eq(larder_store_model(fixture->store, &fixture->model, &desc), 0);
+    return 0;
+}
+
+void fixture_close(struct fixture *fixture)
+{
+    if (fixture->store)
+        larder_store_close(fixture->store);
+    fixture->store = NULL;
+}
+
+void fixture_reopen(struct fixture *fixture)
+{
+    fixture_close(fixture);
+    ck_assert_int_eq(fixture_open(fixture), 0);
+}
+
+void fixture_end(struct fixture *fixture)
+{
+    fixture_close(fixture);
+    scratch_remove(fixture->path);
+}
+
+struct larder_store_stats fixture_stats(struct fixture *fixture)
+{
+    struct larder_store_stats stats;
+    larder_store_stats(fixture->store, &stats);
+    return stats;
+}
+
+/* --- waiting ---------------------------------------------------------------------------------- */
+
+struct waiter {
+    pthread_mutex_t lock;
+    pthread_cond_t told;
+    bool done;
+    int err;
+    uint64_t count;
+};
+
+static void waiter_begin(struct waiter *waiter)
+{
+    memset(waiter, 0, sizeof(*waiter));
+    pthread_mutex_init(&waiter->lock, NULL);
+    pthread_cond_init(&waiter->told, NULL);
+}
+
+static void waiter_tell(struct waiter *waiter, int err, uint64_t count)
+{
+    pthread_mutex_lock(&waiter->lock);
+    ck_assert(!waiter->done);
+    waiter->done = true;
+    waiter->err = err;
+    waiter->count = count;
+    pthread_cond_signal(&waiter->told);
+    pthread_mutex_unlock(&waiter->lock);
+}
+
+static int waiter_wait(struct waiter *waiter)
+{
+    pthread_mutex_lock(&waiter->lock);
+    while (!waiter->done)
+        pthread_cond_wait(&waiter->told, &waiter->lock);
+    pthread_mutex_unlock(&waiter->lock);
+    pthread_cond_destroy(&waiter->told);
+    pthread_mutex_destroy(&waiter->lock);
+    return waiter->err;
+}
+
+static void put_done(void *context, int err)
+{
+    waiter_tell(context, err, 0);
+}
+
+static void remove_done(void *context, int err, uint64_t removed)
+{
+    waiter_tell(context, err, removed);
+}
+
+static void lease_done(void *context, uint32_t loaded, int err)
+{
+    waiter_tell(context, err, loaded);
+}
+
+/* --- operations ------------------------------------------------------------------------------- */
+
+int fixture_put(struct fixture *fixture, const struct block *block, enum larder_wait wait)
+{
+    uint32_t *tokens = malloc(sizeof(uint32_t) * (block->token_count + 1));
+    ck_assert_ptr_nonnull(tokens);
+    for (uint32_t i = 0; i < block->token_count; i++)
+        tokens[i] = block_token(block->seed, i);
+    uint32_t stride = (block->section_bytes + 63) & ~63u;
+    struct larder_put_desc desc = {
+        .tenant = block->tenant,
+        .model = fixture->model.index,
+        .key = block_key(block->seed),
+        .parent = block->parent,
+        .tokens = tokens,
+        .token_count = block->token_count,
+        .position = block->seed,
+        .recipe = "raw",
+        .quality = block->quality,
+        .computed_on = LARDER_QUALITY_EXACT,
+        .raw_bytes = 2ull * block->section_bytes,
+        .section_count_max = 4,
+        .payload_bytes_max = 2ull * stride + 8192,
+    };
+    struct larder_put *put;
+    int err = larder_store_put_reserve(fixture->store, &put, &desc);
+    free(tokens);
+    if (err < 0)
+        return err;
+    uint64_t offset;
+    uint8_t *payload = larder_put_payload(put, &offset);
+    struct larder_section *sections = larder_put_directory(put);
+    for (uint32_t i = 0; i < 2; i++) {
+        fill(payload + i * stride, block->section_bytes, block->seed, i);
+        sections[i] = (struct larder_section){.layer_count = 1,
+                                              .head_count = 2,
+                                              .kind = (uint8_t)i,
+                                              .offset = offset + i * stride,
+                                              .bytes = block->section_bytes};
+    }
+    struct waiter waiter;
+    waiter_begin(&waiter);
+    larder_store_put_commit(fixture->store, put, 2, 2ull * stride, wait, put_done, &waiter);
+    return waiter_wait(&waiter);
+}
+
+void fixture_put_chain(struct fixture *fixture, uint64_t first, uint32_t count,
+                       uint32_t section_bytes, enum larder_wait wait)
+{
+    struct block block = {
+        .token_count = 256, .section_bytes = section_bytes, .tenant = fixture->tenant.index};
+    for (uint32_t i = 0; i < count; i++) {
+        block.seed = first + i;
+        ck_assert_int_eq(fixture_put(fixture, &block, wait), 0);
+        block.parent = block_key(block.seed);
+    }
+}
+
+bool record_is(const struct larder_record *record, uint64_t seed)
+{
+    if (larder_record_check(record, record->head_bytes) < 0 || record->position != seed ||
+        record->section_count != 2)
+        return false;
+    const uint32_t *tokens = larder_record_tokens(record);
+    for (uint32_t i = 0; i < record->token_count; i++) {
+        if (tokens[i] != block_token(seed, i))
+            return false;
+    }
+    const struct larder_section *sections = larder_record_directory(record);
+    for (uint32_t i = 0; i < 2; i++) {
+        uint32_t bytes = (uint32_t)sections[i].bytes;
+        uint8_t *expected = malloc(bytes + 8);
+        fill(expected, bytes, seed, i);
+        bool same = memcmp(expected, (const uint8_t *)record + sections[i].offset, bytes) == 0;
+        free(expected);
+        if (!same)
+            return false;
+    }
+    return true;
+}
+
+uint32_t fixture_get_chain(struct fixture *fixture, uint64_t first, uint32_t count, int *err)
+{
+    struct larder_key *keys = malloc(sizeof(*keys) * count);
+    struct larder_ref *refs = malloc(sizeof(*refs) * count);
+    for (uint32_t i = 0; i < count; i++)
+        keys[i] = block_key(first + i);
+    struct waiter waiter;
+    waiter_begin(&waiter);
+    struct larder_lease *lease;
+    uint32_t ref_count;
+    bool ready;
+    *err =
+        larder_store_lease(fixture->store, &lease, refs, &ref_count, &ready, fixture->tenant.index,
+                           keys, count, LARDER_QUALITY_BLENDED, lease_done, &waiter);
+    uint32_t good = ref_count;
+    if (lease && !ready) {
+        *err = waiter_wait(&waiter);
+        good = (uint32_t)waiter.count;
+    }
+    for (uint32_t i = 0; i < good; i++)
+        ck_assert_msg(
+            record_is(larder_store_ref_record(fixture->store, fixture->tenant.index, &refs[i]),
+                      first + i),
+            "block %u of %u", i, good);
+    if (lease)
+        larder_store_release(fixture->store, lease);
+    free(keys);
+    free(refs);
+    return good;
+}
+
+int fixture_remove(struct fixture *fixture, uint64_t seed, uint64_t *removed)
+{
+    struct waiter waiter;
+    waiter_begin(&waiter);
+    struct larder_key key = block_key(seed);
+    larder_store_remove(fixture->store, fixture->tenant.index, &key, remove_done, &waiter);
+    int err = waiter_wait(&waiter);
+    *removed = waiter.count;
+    return err;
+}
+
+int fixture_verify(struct fixture *fixture, uint64_t seed)
+{
+    struct waiter waiter;
+    waiter_begin(&waiter);
+    struct larder_key key = block_key(seed);
+    larder_store_verify(fixture->store, &key, put_done, &waiter);
+    return waiter_wait(&waiter);
+}
+
+int fixture_when(struct fixture *fixture, uint64_t seed, enum larder_wait wait)
+{
+    struct waiter waiter;
+    waiter_begin(&waiter);
+    struct larder_key key = block_key(seed);
+    larder_store_when(fixture->store, fixture->tenant.index, &key, wait, put_done, &waiter);
+    return waiter_wait(&waiter);
+}
+
+bool fixture_has(struct fixture *fixture, uint64_t seed)
+{
+    struct larder_key key = block_key(seed);
+    struct larder_entry_info info;
+    return larder_store_find(fixture->store, &info, &key) == 0;
+}
+
+void fixture_settle(struct fixture *fixture, uint64_t seed)
+{
+    ck_assert_int_eq(fixture_when(fixture, seed, LARDER_DURABLE), 0);
+}
+
+/* --- files ------------------------------------------------------------------------------------ */
+
+static int open_segment(const struct fixture *fixture, uint32_t segment)
+{
+    char path[SCRATCH_PATH_BYTES + 32];
+    snprintf(path, sizeof(path), "%s/segments/%08u.seg", fixture->path, segment);
+    int fd = open(path, O_RDWR);
+    ck_assert_msg(fd >= 0, "%s", path);
+    return fd;
+}
+
+void fixture_flip(const struct fixture *fixture, uint32_t segment, uint64_t offset)
+{
+    int fd = open_segment(fixture, segment);
+    uint8_t byte;
+    ck_assert_int_eq(pread(fd, &byte, 1, (off_t)offset), 1);
+    byte ^= 0x10;
+    ck_assert_int_eq(pwrite(fd, &byte, 1, (off_t)offset), 1);
+    close(fd);
+}
+
+void fixture_truncate(const struct fixture *fixture, uint32_t segment, uint64_t bytes)
+{
+    int fd = open_segment(fixture, segment);
+    ck_assert_int_eq(ftruncate(fd, (off_t)bytes), 0);
+    close(fd);
+}
+
+void fixture_remove_index(const struct fixture *fixture)
+{
+    char path[SCRATCH_PATH_BYTES + 8];
+    snprintf(path, sizeof(path), "%s/index", fixture->path);
+    scratch_remove(path);
+}

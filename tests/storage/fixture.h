@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* fixture.h - a store in a scratch directory, and entries whose bytes follow from a number.
+ * Threads: a fixture belongs to one test; put, get and remove may be called from several.
+ */
+#ifndef LARDER_TESTS_FIXTURE_H
+#define LARDER_TESTS_FIXTURE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "scratch.h"
+#include "storage/store.h"
+
+struct fixture {
+    char path[SCRATCH_PATH_BYTES];
+    struct larder_store_options options;
+    struct larder_store *store;
+    struct larder_tenant_info tenant;
+    struct larder_model_info model;
+};
+
+/* Small sizes: 4 MiB of host tier in slabs of 1 MiB, 16 MiB of SSD in segments of 1 MiB. */
+void fixture_begin(struct fixture *fixture);
+/* Opens with fixture->options; the tenant "a" and the model are there then. */
+int fixture_open(struct fixture *fixture);
+void fixture_close(struct fixture *fixture);
+void fixture_reopen(struct fixture *fixture);
+void fixture_end(struct fixture *fixture);
+
+/* What is stored under number `seed`: its key, and everything in its record, follow from it. */
+struct block {
+    uint64_t seed;
+    struct larder_key parent;
+    uint32_t token_count;
+    uint32_t section_bytes; /* of each of two sections */
+    enum larder_quality quality;
+    uint32_t tenant;
+};
+
+struct larder_key block_key(uint64_t seed);
+/* Token i of a block; a block of fewer tokens with the same `seed / 1000` is a prefix. */
+uint32_t block_token(uint64_t seed, uint32_t index);
+
+/* Waits for the level asked for. The reservation's error, or what `done` was told. */
+int fixture_put(struct fixture *fixture, const struct block *block, enum larder_wait wait);
+/* Blocks first to first + count - 1 as a chain behind the root; each must be stored. */
+void fixture_put_chain(struct fixture *fixture, uint64_t first, uint32_t count,
+                       uint32_t section_bytes, enum larder_wait wait);
+
+/* Leases the chain of `count` keys, waits, compares every byte of what is good with what was put,
+ * and lets go. Number of blocks that were good; *err: why not all. */
+uint32_t fixture_get_chain(struct fixture *fixture, uint64_t first, uint32_t count, int *err);
+/* Compares a record with what was put under `seed`. */
+bool record_is(const struct larder_record *record, uint64_t seed);
+
+int fixture_remove(struct fixture *fixture, uint64_t seed, uint64_t *removed);
+int fixture_verify(struct fixture *fixture, uint64_t seed);
+int fixture_when(struct fixture *fixture, uint64_t seed, enum larder_wait wait);
+/* Stored at all? */
+bool fixture_has(struct fixture *fixture, uint64_t seed);
+struct larder_store_stats fixture_stats(struct fixture *fixture);
+/* Waits until nothing is queued for SSD: the entry is durable. */
+void fixture_settle(struct fixture *fixture, uint64_t seed);
+
+/* Changes bytes of a segment file of a closed store. */
+void fixture_flip(const struct fixture *fixture, uint32_t segment, uint64_t offset);
+void fixture_truncate(const struct fixture *fixture, uint32_t segment, uint64_t bytes);
+void fixture_remove_index(const struct fixture *fixture);
+
+#endif
