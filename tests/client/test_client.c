@@ -1,0 +1,798 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Goal:   what is put comes back bit for bit, in every layout, and only to whom it belongs; the
+ *         longest stored prefix is found; jobs, forks, threads, and a daemon that dies.
+ * Method: a real larderd (tests/daemon/fixture.h) and engines of noise (engine.h), whose KV depends
+ *         on all tokens before it. */
+#include <check.h>
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "client/larder.h"
+#include "tests/client/engine.h"
+#include "tests/daemon/fixture.h"
+
+#define BLOCK      16u /* tokens, of the fixture's daemon */
+#define TIMEOUT_MS 20000u
+
+static struct fixture fixture;
+static struct larder *larder;
+static struct larder_model *model;
+static struct engine engine;
+static uint32_t tokens[ENGINE_TOKENS];
+
+static double now_ms(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec * 1e3 + (double)now.tv_nsec / 1e6;
+}
+
+static struct larder_prompt prompt_of(size_t count)
+{
+    return (struct larder_prompt){.tokens = tokens, .token_count = count};
+}
+
+static struct larder *connect_to(const struct fixture *where, uint32_t threads)
+{
+    struct larder *connection;
+    const struct larder_options options = {
+        .socket = where->socket, .timeout_ms = TIMEOUT_MS, .threads = threads};
+    ck_assert_msg(larder_connect(&connection, &options) == 0, "%s", larder_last_error());
+    return connection;
+}
+
+static void open_scene(unsigned layout, uint32_t dtype, uint32_t threads, const char *config)
+{
+    for (uint32_t i = 0; i < ENGINE_TOKENS; i++)
+        tokens[i] = (i * 7 + 1) % 256;
+    engine_open(&engine, layout, dtype);
+    fixture_start(&fixture, config);
+    larder = connect_to(&fixture, threads);
+    ck_assert_msg(larder_model_open(larder, &model, &engine.desc) == 0, "%s", larder_last_error());
+}
+
+static void close_scene(void)
+{
+    larder_model_close(model);
+    larder_close(larder);
+    fixture_stop(&fixture);
+    engine_close(&engine);
+}
+
+static struct larder_put_result put_with(size_t count, const struct larder_put_options *options)
+{
+    const struct larder_prompt prompt = prompt_of(count);
+    struct larder_put_result result;
+    engine_prefill(&engine, tokens, count);
+    int err = larder_put(model, &result, &prompt, &engine.layout, options);
+    ck_assert_msg(err == 0, "%s", larder_last_error());
+    ck_assert_uint_eq(result.tokens, count);
+    return result;
+}
+
+static struct larder_put_result put(size_t count)
+{
+    return put_with(count, NULL);
+}
+
+/* Gets into memory full of noise, and checks what it says it wrote. */
+static struct larder_get_result get_up_to(size_t count, uint64_t tokens_max)
+{
+    const struct larder_prompt prompt = prompt_of(count);
+    struct larder_get_result result;
+    engine_scramble(&engine);
+    int err = larder_get(model, &result, &prompt, &engine.layout, LARDER_QUALITY_EXACT, tokens_max);
+    ck_assert_msg(err == 0, "%s", larder_last_error());
+    ck_assert(engine_holds(&engine, tokens, 0, result.tokens, ENGINE_LAYERS));
+    return result;
+}
+
+static uint64_t get(size_t count)
+{
+    return get_up_to(count, 0).tokens;
+}
+
+/* --- round trips ----------------------------------------------------------------------------- */
+
+static void check_round_trip(const char *recipe)
+{
+    const struct larder_put_options options = {.recipe = recipe};
+    struct larder_put_result stored = put_with(ENGINE_TOKENS, &options);
+    ck_assert_uint_eq(stored.tokens_new, ENGINE_TOKENS);
+    ck_assert_uint_gt(stored.bytes_stored, 0);
+    struct larder_get_result result = get_up_to(ENGINE_TOKENS, 0);
+    ck_assert_msg(result.tokens == ENGINE_TOKENS, "%s, %s: %lu tokens, %s", engine.name, recipe,
+                  (unsigned long)result.tokens, larder_strerror(result.stop_error));
+    ck_assert_int_eq(result.stop_status, LARDER_BLOCK_OK);
+    ck_assert_uint_eq(result.blocks, (ENGINE_TOKENS + BLOCK - 1) / BLOCK);
+    ck_assert_uint_eq(result.quality, LARDER_QUALITY_EXACT);
+    ck_assert_uint_gt(result.bytes, 0);
+}
+
+/* One daemon for all layouts and dtypes of a recipe: the models differ by dtype and name. */
+START_TEST(test_layouts)
+{
+    static const uint32_t dtypes[] = {LARDER_BF16, LARDER_F16, LARDER_F32};
+    const char *recipe = _i == 0 ? "raw" : "exact";
+    open_scene(ENGINE_PLAIN, LARDER_BF16, _i == 0 ? 1 : 3, NULL);
+    for (size_t d = 0; d < 3; d++)
+        for (unsigned layout = 0; layout < engine_layouts; layout++) {
+            larder_model_close(model);
+            engine_close(&engine);
+            engine_open(&engine, layout, dtypes[d]);
+            engine.desc.weights[0] = (uint8_t)layout;
+            ck_assert_int_eq(larder_model_open(larder, &model, &engine.desc), 0);
+            check_round_trip(recipe);
+        }
+    close_scene();
+}
+END_TEST
+
+/* What one engine stored in its layout, another reads in its own. */
+START_TEST(test_other_layout)
+{
+    open_scene(2, LARDER_BF16, 1, NULL);
+    put(ENGINE_TOKENS);
+    engine_close(&engine);
+    engine_open(&engine, 6, LARDER_BF16);
+    ck_assert_uint_eq(get(ENGINE_TOKENS), ENGINE_TOKENS);
+    close_scene();
+}
+END_TEST
+
+START_TEST(test_durable)
+{
+    open_scene(ENGINE_PLAIN, LARDER_BF16, 1, NULL);
+    const struct larder_put_options durable = {.wait = LARDER_DURABLE};
+    put_with(ENGINE_TOKENS, &durable);
+    fixture_kill(&fixture);
+    fixture_restart(&fixture);
+    struct larder_lookup_result found;
+    const struct larder_prompt prompt = prompt_of(ENGINE_TOKENS);
+    ck_assert_msg(larder_lookup(model, &found, &prompt, LARDER_QUALITY_EXACT) == 0, "%s",
+                  larder_last_error());
+    ck_assert_uint_eq(found.tokens, ENGINE_TOKENS);
+    ck_assert_uint_eq(found.bytes_host, 0);
+    ck_assert_uint_gt(found.estimate_us, 0);
+    struct larder_get_result result = get_up_to(ENGINE_TOKENS, 0);
+    ck_assert_uint_eq(result.tokens, ENGINE_TOKENS);
+    ck_assert_uint_eq(result.bytes_ssd, result.bytes);
+    ck_assert_uint_eq(get_up_to(ENGINE_TOKENS, 0).bytes_ssd, 0);
+
+    /* Cached first, durable later: the second waits, though nothing new is sent. */
+    tokens[0]++;
+    put(3 * BLOCK);
+    struct larder_put_result again = put_with(3 * BLOCK, &durable);
+    ck_assert_uint_eq(again.tokens_new, 0);
+    fixture_kill(&fixture);
+    fixture_restart(&fixture);
+    ck_assert_uint_eq(get(3 * BLOCK), 3 * BLOCK);
+    close_scene();
+}
+END_TEST
+
+/* --- prefixes -------------------------------------------------------------------------------- */
+
+START_TEST(test_prefixes)
+{
+    open_scene(ENGINE_PLAIN, LARDER_BF16, 1, NULL);
+    ck_assert_uint_eq(get(ENGINE_TOKENS), 0);
+    ck_assert_int_eq(get_up_to(ENGINE_TOKENS, 0).stop_status, LARDER_BLOCK_MISS);
+    const size_t tail = 2 * BLOCK + 5;
+    put(tail);
+    ck_assert_uint_eq(get(tail), tail);
+    ck_assert_uint_eq(get(ENGINE_TOKENS), tail); /* longer: with the shorter tail */
+    ck_assert_uint_eq(get(tail + 1), tail);      /* the same, in the tail's block */
+    ck_assert_uint_eq(get(tail - 1), 2 * BLOCK); /* shorter: whole blocks */
+    ck_assert_uint_eq(get(2 * BLOCK), 2 * BLOCK);
+    ck_assert_uint_eq(get(BLOCK + 3), BLOCK);
+    ck_assert_uint_eq(get(3), 0);
+    ck_assert_uint_eq(get(0), 0);
+
+    /* A prompt that goes apart in the second block, and one in the first token. */
+    tokens[BLOCK + 2] ^= 1;
+    ck_assert_uint_eq(get(ENGINE_TOKENS), BLOCK);
+    put(ENGINE_TOKENS);
+    ck_assert_uint_eq(get(ENGINE_TOKENS), ENGINE_TOKENS);
+    tokens[BLOCK + 2] ^= 1;
+    ck_assert_uint_eq(get(ENGINE_TOKENS), tail);
+    tokens[0] ^= 1;
+    ck_assert_uint_eq(get(ENGINE_TOKENS), 0);
+    tokens[0] ^= 1;
+
+    struct larder_lookup_result found;
+    const struct larder_prompt prompt = prompt_of(ENGINE_TOKENS);
+    ck_assert_int_eq(larder_lookup(model, &found, &prompt, LARDER_QUALITY_EXACT), 0);
+    ck_assert_uint_eq(found.tokens, tail);
+    ck_assert_uint_eq(found.blocks, 3);
+    ck_assert_uint_eq(found.quality, LARDER_QUALITY_EXACT);
+    ck_assert_uint_eq(found.bytes, found.bytes_host);
+    close_scene();
+}
+END_TEST
+
+/* A tail behind the root: prompts shorter than a block. */
+START_TEST(test_short_prompts)
+{
+    open_scene(ENGINE_PLAIN, LARDER_BF16, 1, NULL);
+    put(5);
+    ck_assert_uint_eq(get(5), 5);
+    ck_assert_uint_eq(get(9), 5);
+    ck_assert_uint_eq(get(ENGINE_TOKENS), 5);
+    put(9);
+    ck_assert_uint_eq(get(ENGINE_TOKENS), 9);
+    put(1);
+    ck_assert_uint_eq(get(ENGINE_TOKENS), 9);
+    put(ENGINE_TOKENS);
+    ck_assert_uint_eq(get(ENGINE_TOKENS), ENGINE_TOKENS);
+    close_scene();
+}
+END_TEST
+
+/* Dropping is done behind the answer: waits for it. */
+static void check_entries(uint64_t entries)
+{
+    struct larder_stat stat;
+    const double start = now_ms();
+    do
+        ck_assert_int_eq(larder_get_stat(larder, &stat), 0);
+    while (stat.entries != entries && now_ms() - start < 5000);
+    ck_assert_uint_eq(stat.entries, entries);
+}
+
+START_TEST(test_extension_drops_tail)
+{
+    const struct larder_put_options durable = {.wait = LARDER_DURABLE};
+    open_scene(ENGINE_PLAIN, LARDER_BF16, 1, NULL);
+    put_with(BLOCK + 4, &durable);
+    check_entries(2);
+    ck_assert_uint_eq(put_with(BLOCK + 9, &durable).tokens_new, 9);
+    check_entries(2);
+    put_with(2 * BLOCK, &durable);
+    check_entries(2);
+    ck_assert_uint_eq(get(ENGINE_TOKENS), 2 * BLOCK);
+    close_scene();
+}
+END_TEST
+
+START_TEST(test_limits_of_a_get)
+{
+    open_scene(ENGINE_PAGED, LARDER_BF16, 1, NULL);
+    put(ENGINE_TOKENS);
+    /* All but the last token, which the engine runs itself. */
+    struct larder_get_result result = get_up_to(ENGINE_TOKENS, ENGINE_TOKENS - 1);
+    ck_assert_uint_eq(result.tokens, ENGINE_TOKENS - 1);
+    ck_assert_int_eq(result.stop_status, LARDER_BLOCK_OK);
+    ck_assert(!engine_holds(&engine, tokens, ENGINE_TOKENS - 1, ENGINE_TOKENS, ENGINE_LAYERS));
+    ck_assert_uint_eq(get_up_to(ENGINE_TOKENS, 3).tokens, 3);
+    ck_assert(!engine_holds(&engine, tokens, 3, 4, ENGINE_LAYERS));
+    ck_assert_uint_eq(get_up_to(ENGINE_TOKENS, BLOCK).tokens, BLOCK);
+
+    /* Room for less than is stored. */
+    engine.layout.token_capacity = BLOCK + 2;
+    ck_assert_uint_eq(get(ENGINE_TOKENS), BLOCK + 2);
+    ck_assert(!engine_holds(&engine, tokens, BLOCK + 2, BLOCK + 3, ENGINE_LAYERS));
+    engine.layout.token_capacity = ENGINE_TOKENS;
+
+    /* The engine has the first tokens already: they stay as they are. */
+    const struct larder_prompt prompt = prompt_of(ENGINE_TOKENS);
+    engine_scramble(&engine);
+    engine.layout.token_first = BLOCK + 3;
+    int err = larder_get(model, &result, &prompt, &engine.layout, LARDER_QUALITY_EXACT, 0);
+    ck_assert_msg(err == 0, "%s", larder_last_error());
+    ck_assert_uint_eq(result.tokens, ENGINE_TOKENS);
+    ck_assert(engine_holds(&engine, tokens, BLOCK + 3, ENGINE_TOKENS, ENGINE_LAYERS));
+    ck_assert(!engine_holds(&engine, tokens, BLOCK + 2, BLOCK + 3, ENGINE_LAYERS));
+    ck_assert(!engine_holds(&engine, tokens, 0, 1, ENGINE_LAYERS));
+    close_scene();
+}
+END_TEST
+
+/* --- identity -------------------------------------------------------------------------------- */
+
+START_TEST(test_identity)
+{
+    open_scene(ENGINE_PLAIN, LARDER_BF16, 1, NULL);
+    put(ENGINE_TOKENS);
+    struct larder_prompt prompt = prompt_of(ENGINE_TOKENS);
+    prompt.extra = "lora-7";
+    prompt.extra_bytes = 6;
+    struct larder_get_result result;
+    ck_assert_int_eq(larder_get(model, &result, &prompt, &engine.layout, LARDER_QUALITY_EXACT, 0),
+                     0);
+    ck_assert_uint_eq(result.tokens, 0);
+    struct larder_put_result stored;
+    engine_prefill(&engine, tokens, ENGINE_TOKENS);
+    ck_assert_int_eq(larder_put(model, &stored, &prompt, &engine.layout, NULL), 0);
+    ck_assert_uint_eq(stored.tokens_new, ENGINE_TOKENS);
+    ck_assert_int_eq(larder_get(model, &result, &prompt, &engine.layout, LARDER_QUALITY_EXACT, 0),
+                     0);
+    ck_assert_uint_eq(result.tokens, ENGINE_TOKENS);
+
+    /* Other weights: another model. An impossible one is an error, never a miss. */
+    struct larder_model *own = model;
+    struct larder_model_desc desc = engine.desc;
+    desc.weights[31] = 1;
+    ck_assert_int_eq(larder_model_open(larder, &model, &desc), 0);
+    ck_assert_uint_eq(get(ENGINE_TOKENS), 0);
+    larder_model_close(model);
+    desc.layers = 0;
+    ck_assert_int_eq(larder_model_open(larder, &model, &desc), LARDER_ELIMIT);
+    desc = engine.desc;
+    desc.rope.kind = 99;
+    ck_assert_int_eq(larder_model_open(larder, &model, &desc), LARDER_EUNSUPPORTED);
+    ck_assert_ptr_null(model);
+    model = own;
+    engine.layout.dtype = LARDER_F32;
+    ck_assert_int_eq(larder_get(model, &result, &prompt, &engine.layout, LARDER_QUALITY_EXACT, 0),
+                     LARDER_EMODEL);
+    engine.layout.dtype = LARDER_BF16;
+    tokens[1] = 256;
+    ck_assert_int_eq(larder_get(model, &result, &prompt, &engine.layout, LARDER_QUALITY_EXACT, 0),
+                     -EINVAL);
+    ck_assert_ptr_nonnull(strstr(larder_last_error(), "256"));
+
+    struct larder_info info;
+    ck_assert_int_eq(larder_get_info(larder, &info), 0);
+    ck_assert_uint_eq(info.block_tokens, BLOCK);
+    ck_assert_uint_eq(info.protocol_version, 1);
+    close_scene();
+}
+END_TEST
+
+START_TEST(test_quality)
+{
+    open_scene(ENGINE_PLAIN, LARDER_BF16, 1, NULL);
+    const struct larder_put_options lossy = {.wait = LARDER_DURABLE,
+                                             .computed_on = LARDER_QUALITY_LOSSY};
+    const struct larder_put_options durable = {.wait = LARDER_DURABLE};
+    put_with(ENGINE_TOKENS, &lossy);
+    ck_assert_uint_eq(get(ENGINE_TOKENS), 0); /* asks for exact */
+    const struct larder_prompt prompt = prompt_of(ENGINE_TOKENS);
+    struct larder_get_result result;
+    ck_assert_int_eq(larder_get(model, &result, &prompt, &engine.layout, LARDER_QUALITY_LOSSY, 0),
+                     0);
+    ck_assert_uint_eq(result.tokens, ENGINE_TOKENS);
+    ck_assert_uint_eq(result.quality, LARDER_QUALITY_LOSSY);
+    /* The better one is stored beside or over it. */
+    struct larder_put_result better = put_with(ENGINE_TOKENS, &durable);
+    ck_assert_uint_eq(better.tokens_new, ENGINE_TOKENS);
+    ck_assert_uint_eq(get(ENGINE_TOKENS), ENGINE_TOKENS);
+    const struct larder_put_options bad = {.recipe = "no such recipe"};
+    struct larder_put_result none;
+    ck_assert_int_eq(larder_put(model, &none, &prompt, &engine.layout, &bad), -EINVAL);
+    close_scene();
+}
+END_TEST
+
+START_TEST(test_remove)
+{
+    open_scene(ENGINE_PLAIN, LARDER_BF16, 1, NULL);
+    put(ENGINE_TOKENS);
+    const struct larder_prompt prompt = prompt_of(ENGINE_TOKENS);
+    uint64_t removed;
+    ck_assert_int_eq(larder_remove(model, &prompt, 7, &removed), -EINVAL);
+    ck_assert_int_eq(larder_remove(model, &prompt, ENGINE_TOKENS, &removed), 0);
+    ck_assert_uint_eq(removed, 1);
+    ck_assert_int_eq(larder_remove(model, &prompt, 2 * BLOCK, &removed), 0);
+    ck_assert_uint_eq(removed, 3);
+    ck_assert_uint_eq(get(ENGINE_TOKENS), BLOCK);
+    ck_assert_int_eq(larder_remove(model, &prompt, 2 * BLOCK, &removed), LARDER_ENOTFOUND);
+    put(ENGINE_TOKENS);
+    ck_assert_uint_eq(get(ENGINE_TOKENS), ENGINE_TOKENS);
+    close_scene();
+}
+END_TEST
+
+/* --- layers ---------------------------------------------------------------------------------- */
+
+START_TEST(test_layers)
+{
+    open_scene(ENGINE_PAGED, LARDER_BF16, 2, NULL);
+    const struct larder_put_options durable = {.wait = LARDER_DURABLE};
+    put_with(ENGINE_TOKENS, &durable);
+    for (int round = 0; round < 2; round++) {
+        const struct larder_prompt prompt = prompt_of(ENGINE_TOKENS);
+        struct larder_get_op *op;
+        struct larder_get_result result;
+        uint64_t expected;
+        engine_scramble(&engine);
+        int err = larder_get_begin(model, &op, &expected, &prompt, &engine.layout,
+                                   LARDER_QUALITY_EXACT, 0);
+        ck_assert_msg(err == 0, "%s", larder_last_error());
+        ck_assert_uint_eq(expected, ENGINE_TOKENS);
+        for (uint32_t layer = 0; layer < ENGINE_LAYERS; layer++) {
+            ck_assert_int_eq(larder_get_wait_layer(op, layer), 0);
+            ck_assert(engine_holds(&engine, tokens, 0, ENGINE_TOKENS, layer + 1));
+        }
+        ck_assert_int_eq(larder_get_wait_layer(op, ENGINE_LAYERS), -EINVAL);
+        ck_assert_int_eq(larder_get_end(op, &result), 0);
+        ck_assert_uint_eq(result.tokens, ENGINE_TOKENS);
+        /* The second round finds nothing in the host tier. */
+        fixture_kill(&fixture);
+        fixture_restart(&fixture);
+    }
+    /* Given up in the middle. */
+    const struct larder_prompt prompt = prompt_of(ENGINE_TOKENS);
+    struct larder_get_op *op;
+    struct larder_get_result result;
+    uint64_t expected;
+    ck_assert_int_eq(
+        larder_get_begin(model, &op, &expected, &prompt, &engine.layout, LARDER_QUALITY_EXACT, 0),
+        0);
+    ck_assert_int_eq(larder_get_wait_layer(op, 0), 0);
+    ck_assert_int_eq(larder_get_end(op, &result), 0);
+    ck_assert_uint_eq(result.tokens, 0);
+    ck_assert_int_eq(result.stop_status, LARDER_BLOCK_CANCELLED);
+    close_scene();
+}
+END_TEST
+
+/* A lease that timed out: its memory is used for something else, and the get notices. */
+START_TEST(test_stale)
+{
+    open_scene(ENGINE_PLAIN, LARDER_F32, 1,
+               "host_bytes = 1M\nslab_bytes = 1M\nlease_ms = 100\nrecipe = raw\n");
+    const struct larder_put_options durable = {.wait = LARDER_DURABLE};
+    put_with(4 * BLOCK, &durable);
+    const struct larder_prompt prompt = prompt_of(4 * BLOCK);
+    struct larder_get_op *op;
+    struct larder_get_result result;
+    uint64_t expected;
+    engine_scramble(&engine);
+    ck_assert_int_eq(
+        larder_get_begin(model, &op, &expected, &prompt, &engine.layout, LARDER_QUALITY_EXACT, 0),
+        0);
+    ck_assert_uint_eq(expected, 4 * BLOCK);
+    ck_assert_int_eq(larder_get_wait_layer(op, 0), 0);
+    /* Other prompts want the memory until the old one has gone from it. */
+    struct engine other;
+    engine_open(&other, ENGINE_PLAIN, LARDER_F32);
+    uint32_t other_tokens[4 * BLOCK] = {0};
+    const struct larder_prompt other_prompt = {.tokens = other_tokens, .token_count = 4 * BLOCK};
+    const double start = now_ms();
+    int err = 0;
+    while (err == 0 && now_ms() - start < 10000) {
+        for (uint32_t i = 0; i < 8; i++) {
+            struct larder_put_result stored;
+            other_tokens[0] = (other_tokens[0] + 1) % 256;
+            (void)larder_put(model, &stored, &other_prompt, &other.layout, &durable);
+        }
+        err = larder_get_wait_layer(op, 1);
+        if (err == 0) { /* still there: begin again with a lease that is younger */
+            ck_assert_int_eq(larder_get_end(op, &result), 0);
+            ck_assert_int_eq(larder_get_begin(model, &op, &expected, &prompt, &engine.layout,
+                                              LARDER_QUALITY_EXACT, 0),
+                             0);
+            ck_assert_int_eq(larder_get_wait_layer(op, 0), 0);
+            usleep(200000);
+        }
+    }
+    ck_assert_int_eq(err, LARDER_ESTALE);
+    ck_assert_int_eq(larder_get_end(op, &result), 0);
+    ck_assert_uint_lt(result.tokens, 4 * BLOCK);
+    ck_assert_int_eq(result.stop_status, LARDER_BLOCK_MISS);
+    ck_assert_int_eq(result.stop_error, LARDER_ESTALE);
+    ck_assert(engine_holds(&engine, tokens, 0, result.tokens, ENGINE_LAYERS));
+    engine_close(&other);
+    close_scene();
+}
+END_TEST
+
+/* --- jobs ------------------------------------------------------------------------------------ */
+
+START_TEST(test_jobs)
+{
+    open_scene(ENGINE_PLAIN, LARDER_BF16, 1, NULL);
+    const struct larder_prompt prompt = prompt_of(ENGINE_TOKENS);
+    const struct larder_put_options durable = {.wait = LARDER_DURABLE};
+    struct larder_put_result stored;
+    struct larder_get_result result;
+    struct larder_job *put_job;
+    struct larder_job *get_job;
+    struct engine other;
+    engine_open(&other, ENGINE_PAGED, LARDER_BF16);
+    engine_prefill(&engine, tokens, ENGINE_TOKENS);
+    ck_assert_int_eq(larder_put_submit(model, &put_job, &stored, &prompt, &engine.layout, &durable),
+                     0);
+    ck_assert_int_eq(larder_get_submit(model, &get_job, &result, &prompt, &other.layout,
+                                       LARDER_QUALITY_EXACT, 0),
+                     0);
+    struct pollfd poll_get = {.fd = larder_job_fd(get_job), .events = POLLIN};
+    ck_assert_int_eq(poll(&poll_get, 1, TIMEOUT_MS), 1);
+    ck_assert_int_eq(larder_job_wait(get_job, 0), 0);
+    ck_assert_int_eq(larder_job_wait(put_job, 0), 0); /* first in, first out */
+    ck_assert_int_eq(larder_job_end(put_job), 0);
+    ck_assert_int_eq(larder_job_end(get_job), 0);
+    ck_assert_uint_eq(stored.tokens, ENGINE_TOKENS);
+    ck_assert_uint_eq(result.tokens, ENGINE_TOKENS);
+    ck_assert(engine_holds(&other, tokens, 0, ENGINE_TOKENS, ENGINE_LAYERS));
+
+    /* A job's failure is told by whoever ends it. */
+    struct larder_layout bad = engine.layout;
+    bad.base = NULL;
+    ck_assert_int_eq(
+        larder_get_submit(model, &get_job, &result, &prompt, &bad, LARDER_QUALITY_EXACT, 0), 0);
+    ck_assert_int_eq(larder_job_end(get_job), -EINVAL);
+    ck_assert_ptr_nonnull(strstr(larder_last_error(), "base"));
+
+    /* Of many, cancelled at once, each ends: with its result or cancelled. */
+    struct larder_job *jobs[20];
+    struct larder_get_result results[20];
+    for (int i = 0; i < 20; i++)
+        ck_assert_int_eq(larder_get_submit(model, &jobs[i], &results[i], &prompt, &other.layout,
+                                           LARDER_QUALITY_EXACT, 0),
+                         0);
+    for (int i = 0; i < 20; i++)
+        larder_job_cancel(jobs[i]);
+    int cancelled = 0;
+    for (int i = 0; i < 20; i++) {
+        int err = larder_job_end(jobs[i]);
+        ck_assert_msg(err == 0 || err == -ECANCELED, "%d", err);
+        ck_assert_uint_eq(results[i].tokens, err == 0 ? ENGINE_TOKENS : results[i].tokens);
+        cancelled += err == -ECANCELED;
+    }
+    ck_assert_int_gt(cancelled, 0);
+
+    /* A connection may be closed under its jobs. */
+    ck_assert_int_eq(larder_get_submit(model, &get_job, &result, &prompt, &other.layout,
+                                       LARDER_QUALITY_EXACT, 0),
+                     0);
+    larder_close(larder);
+    int err = larder_job_end(get_job);
+    ck_assert_msg(err == 0 || err == -ECANCELED, "%d", err);
+    larder_model_close(model);
+    engine_close(&other);
+    fixture_stop(&fixture);
+    engine_close(&engine);
+}
+END_TEST
+
+/* --- a daemon that dies ---------------------------------------------------------------------- */
+
+struct killer {
+    useconds_t after_us;
+};
+
+static void *killer_main(void *argument)
+{
+    const struct killer *killer = argument;
+    usleep(killer->after_us);
+    kill(fixture.pid, SIGKILL);
+    return NULL;
+}
+
+/* SIGKILL at some moment of a loop of puts and gets: nothing hangs, what is said is true, and the
+ * same handles work again after a restart. */
+START_TEST(test_kill)
+{
+    open_scene(ENGINE_PAGED, LARDER_BF16, 2, NULL);
+    const struct larder_prompt prompt = prompt_of(ENGINE_TOKENS);
+    for (int round = 0; round < 6; round++) {
+        struct killer killer = {.after_us = (useconds_t)(500 + 3000 * round)};
+        pthread_t thread;
+        ck_assert_int_eq(pthread_create(&thread, NULL, killer_main, &killer), 0);
+        const double start = now_ms();
+        int err = 0;
+        for (uint32_t i = 0; err == 0 && now_ms() - start < 10000; i++) {
+            struct larder_get_result result;
+            struct larder_put_result stored;
+            const struct larder_put_options options = {.wait =
+                                                           i % 2 ? LARDER_DURABLE : LARDER_CACHED};
+            tokens[0] = i % 256;
+            engine_prefill(&engine, tokens, ENGINE_TOKENS);
+            err = larder_put(model, &stored, &prompt, &engine.layout, &options);
+            if (err == 0)
+                err = larder_get(model, &result, &prompt, &engine.layout, LARDER_QUALITY_EXACT, 0);
+            if (err == 0)
+                ck_assert(engine_holds(&engine, tokens, 0, result.tokens, ENGINE_LAYERS));
+        }
+        pthread_join(thread, NULL);
+        ck_assert_msg(err == LARDER_EDOWN, "%d: %s", err, larder_last_error());
+        ck_assert_msg(now_ms() - start < 5000, "%.0f ms", now_ms() - start);
+        /* Down: at once, again and again. */
+        const double down = now_ms();
+        struct larder_get_result result;
+        for (int i = 0; i < 100; i++)
+            ck_assert_int_eq(
+                larder_get(model, &result, &prompt, &engine.layout, LARDER_QUALITY_EXACT, 0),
+                LARDER_EDOWN);
+        ck_assert_msg(now_ms() - down < 2000, "%.0f ms", now_ms() - down);
+        fixture_kill(&fixture);
+        fixture_restart(&fixture);
+        usleep(50000); /* more than the client waits before it tries again */
+        put(ENGINE_TOKENS);
+        ck_assert_uint_eq(get(ENGINE_TOKENS), ENGINE_TOKENS);
+    }
+    close_scene();
+}
+END_TEST
+
+/* An idle connection does not even notice that the daemon was another one meanwhile. */
+START_TEST(test_restart)
+{
+    open_scene(ENGINE_PLAIN, LARDER_BF16, 1, NULL);
+    const struct larder_put_options durable = {.wait = LARDER_DURABLE};
+    put_with(ENGINE_TOKENS, &durable);
+    for (int i = 0; i < 3; i++) {
+        ck_assert_int_eq(fixture_terminate(&fixture), 0);
+        fixture_restart(&fixture);
+        ck_assert_uint_eq(get(ENGINE_TOKENS), ENGINE_TOKENS);
+    }
+    /* Stopped, not dead: calls end in time. */
+    struct larder *hasty;
+    struct larder_model *hasty_model;
+    const struct larder_options options = {.socket = fixture.socket, .timeout_ms = 200};
+    ck_assert_int_eq(larder_connect(&hasty, &options), 0);
+    ck_assert_int_eq(larder_model_open(hasty, &hasty_model, &engine.desc), 0);
+    kill(fixture.pid, SIGSTOP);
+    const struct larder_prompt prompt = prompt_of(ENGINE_TOKENS);
+    struct larder_lookup_result found;
+    const double start = now_ms();
+    ck_assert_int_eq(larder_lookup(hasty_model, &found, &prompt, LARDER_QUALITY_EXACT), -ETIMEDOUT);
+    ck_assert_int_eq(larder_lookup(hasty_model, &found, &prompt, LARDER_QUALITY_EXACT),
+                     LARDER_EDOWN);
+    ck_assert_msg(now_ms() - start < 1000, "%.0f ms", now_ms() - start);
+    kill(fixture.pid, SIGCONT);
+    int err;
+    do
+        err = larder_lookup(hasty_model, &found, &prompt, LARDER_QUALITY_EXACT);
+    while (err < 0 && now_ms() - start < 10000);
+    ck_assert_int_eq(err, 0);
+    ck_assert_uint_eq(found.tokens, ENGINE_TOKENS);
+    larder_model_close(hasty_model);
+    larder_close(hasty);
+    close_scene();
+}
+END_TEST
+
+/* --- threads and processes ------------------------------------------------------------------- */
+
+static void *thread_main(void *argument)
+{
+    const uint32_t number = *(const uint32_t *)argument;
+    struct engine own;
+    engine_open(&own, number % engine_layouts, LARDER_BF16);
+    uint32_t own_tokens[ENGINE_TOKENS];
+    memcpy(own_tokens, tokens, sizeof(own_tokens));
+    own_tokens[3 * BLOCK] = number;
+    const struct larder_prompt prompt = {.tokens = own_tokens, .token_count = ENGINE_TOKENS};
+    for (int round = 0; round < 10; round++) {
+        struct larder_put_result stored;
+        struct larder_get_result result;
+        struct larder_lookup_result found;
+        engine_prefill(&own, own_tokens, ENGINE_TOKENS);
+        int err = larder_put(model, &stored, &prompt, &own.layout, NULL);
+        ck_assert_msg(err == 0, "%s", larder_last_error());
+        memset(own.memory, 0, own.bytes);
+        err = larder_get(model, &result, &prompt, &own.layout, LARDER_QUALITY_EXACT, 0);
+        ck_assert_msg(err == 0, "%s", larder_last_error());
+        ck_assert_uint_eq(result.tokens, ENGINE_TOKENS);
+        ck_assert(engine_holds(&own, own_tokens, 0, ENGINE_TOKENS, ENGINE_LAYERS));
+        err = larder_lookup(model, &found, &prompt, LARDER_QUALITY_EXACT);
+        ck_assert_msg(err == 0, "%s", larder_last_error());
+        ck_assert_uint_eq(found.tokens, ENGINE_TOKENS);
+    }
+    engine_close(&own);
+    return NULL;
+}
+
+START_TEST(test_threads)
+{
+    open_scene(ENGINE_PLAIN, LARDER_BF16, 2, NULL);
+    pthread_t threads[6];
+    uint32_t numbers[6];
+    for (uint32_t i = 0; i < 6; i++) {
+        numbers[i] = i;
+        ck_assert_int_eq(pthread_create(&threads[i], NULL, thread_main, &numbers[i]), 0);
+    }
+    for (uint32_t i = 0; i < 6; i++)
+        pthread_join(threads[i], NULL);
+    close_scene();
+}
+END_TEST
+
+START_TEST(test_fork)
+{
+    open_scene(ENGINE_PLAIN, LARDER_BF16, 1, NULL);
+    put(ENGINE_TOKENS);
+    pid_t child = fork();
+    if (child == 0) {
+        const struct larder_prompt prompt = prompt_of(ENGINE_TOKENS);
+        struct larder_get_result result;
+        int err = larder_get(model, &result, &prompt, &engine.layout, LARDER_QUALITY_EXACT, 0);
+        int code = err != LARDER_EUNSUPPORTED || !strstr(larder_last_error(), "fork");
+        larder_close(larder);
+        /* Its own connection works. */
+        const struct larder_options options = {.socket = fixture.socket};
+        struct larder *own;
+        struct larder_model *own_model;
+        code |= larder_connect(&own, &options) < 0;
+        code |= larder_model_open(own, &own_model, &engine.desc) < 0;
+        code |= larder_get(own_model, &result, &prompt, &engine.layout, LARDER_QUALITY_EXACT, 0);
+        code |= result.tokens != ENGINE_TOKENS;
+        larder_model_close(own_model);
+        larder_close(own);
+        _exit(code);
+    }
+    int status;
+    ck_assert_int_eq(waitpid(child, &status, 0), child);
+    ck_assert_int_eq(status, 0);
+    ck_assert_uint_eq(get(ENGINE_TOKENS), ENGINE_TOKENS);
+    close_scene();
+}
+END_TEST
+
+START_TEST(test_nobody_there)
+{
+    struct larder *none;
+    const struct larder_options options = {.socket = "/nonexistent/larder.sock"};
+    const double start = now_ms();
+    ck_assert_int_eq(larder_connect(&none, &options), LARDER_EDOWN);
+    ck_assert_ptr_null(none);
+    ck_assert_ptr_nonnull(strstr(larder_last_error(), "/nonexistent/larder.sock"));
+    ck_assert(now_ms() - start < 1000);
+    char path[300];
+    memset(path, 'x', sizeof(path));
+    path[sizeof(path) - 1] = '\0';
+    const struct larder_options longer = {.socket = path};
+    ck_assert_int_eq(larder_connect(&none, &longer), -ENAMETOOLONG);
+    larder_close(NULL);
+    larder_model_close(NULL);
+}
+END_TEST
+
+/* A case each, so that CK_RUN_CASE=kill runs one. */
+static void add_cases(Suite *suite)
+{
+    const struct {
+        const char *name;
+        const TTest *test;
+        int rounds;
+    } cases[] = {
+        {"layouts", test_layouts, 2},
+        {"other_layout", test_other_layout, 1},
+        {"durable", test_durable, 1},
+        {"prefixes", test_prefixes, 1},
+        {"short_prompts", test_short_prompts, 1},
+        {"extension_drops_tail", test_extension_drops_tail, 1},
+        {"limits_of_a_get", test_limits_of_a_get, 1},
+        {"identity", test_identity, 1},
+        {"quality", test_quality, 1},
+        {"remove", test_remove, 1},
+        {"layers", test_layers, 1},
+        {"stale", test_stale, 1},
+        {"jobs", test_jobs, 1},
+        {"kill", test_kill, 1},
+        {"restart", test_restart, 1},
+        {"threads", test_threads, 1},
+        {"fork", test_fork, 1},
+        {"nobody_there", test_nobody_there, 1},
+    };
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        TCase *tcase = tcase_create(cases[i].name);
+        tcase_set_timeout(tcase, 120);
+        tcase_add_loop_test(tcase, cases[i].test, 0, cases[i].rounds);
+        suite_add_tcase(suite, tcase);
+    }
+}
+
+int main(void)
+{
+    Suite *suite = suite_create("client");
+    add_cases(suite);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_NORMAL);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed == 0 ? 0 : 1;
+}
