@@ -26,15 +26,13 @@ static const struct command commands[] = {
     {"status", "", "What larderd holds, and is it healthy", 0, 0, false, command_status},
     {"ls", "", "List entries", 0, 0, true, command_ls},
     {"show", "KEY", "All about one entry", 1, 1, false, command_show},
-    {"verify", "[KEY...]",
-     "Read entries from SSD and check every tag; all of them without KEY. Bad ones are dropped", 0,
-     1 << 16, false, command_verify},
-    {"rm", "KEY...", "Remove entries and all that is stored behind them", 1, 1 << 16, false,
-     command_rm},
+    {"verify", "[KEY...]", "Check entries (all) on SSD; drop bad ones", 0, 1 << 16, false,
+     command_verify},
+    {"rm", "KEY...", "Remove entries and what is behind them", 1, 1 << 16, false, command_rm},
     {"models", "", "List models", 0, 0, false, command_models},
     {"tenants", "", "List tenants and what each holds", 0, 0, false, command_tenants},
-    {"recipe", "ls | show RECIPE", "List recipes, or show the stages of one (needs no larderd)", 1,
-     2, false, command_recipe},
+    {"recipe", "ls | show RECIPE", "List recipes; show the stages of one", 1, 2, false,
+     command_recipe},
 };
 
 enum {
