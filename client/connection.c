@@ -384,7 +384,7 @@ static void read_locked(struct larder_link *link, uint64_t until_ns, short event
     if (ppoll(&poll, 1, &left, NULL) > 0 && poll.revents & ~POLLOUT) {
         int fd;
         /* A few at a time, so that a daemon that never stops cannot keep the reader here. */
-        for (int i = 0; i < 16; i++) {
+        for (int i = 0; i < 64; i++) {
             err = receive_frame(link, &fd);
             if (err <= 0)
                 break;
@@ -717,13 +717,6 @@ static int open_link_locked(struct larder *larder)
     return 0;
 }
 
-/* Has the daemon gone since the last call? Saves that call from failing when it is back already. */
-static bool is_gone_locked(struct larder_link *link)
-{
-    char byte;
-    return !link->reading && recv(link->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
-}
-
 int client_link_acquire(struct larder *larder, struct larder_link **out)
 {
     *out = NULL;
@@ -734,14 +727,14 @@ int client_link_acquire(struct larder *larder, struct larder_link **out)
                            (int)larder->pid, (int)getpid());
     int err = 0;
     pthread_mutex_lock(&larder->lock);
+    /* Has the daemon gone since the last call? Reading what is there tells, and saves this call from
+     * failing when another is there already. */
     struct larder_link *old = larder->link;
-    if (old && is_gone_locked(old)) {
+    bool last = false;
+    if (old && !old->reading) {
         old->refs++;
-        fail_locked(old, LARDER_EDOWN, "the daemon closed the connection");
-        if (--old->refs > 0)
-            old = NULL; /* somebody still uses it */
-    } else {
-        old = NULL;
+        read_locked(old, 0, POLLIN);
+        last = --old->refs == 0;
     }
     if (!larder->link) {
         if (client_now_ns() < larder->retry_at_ns)
@@ -755,7 +748,7 @@ int client_link_acquire(struct larder *larder, struct larder_link **out)
         larder->link->refs++;
     }
     pthread_mutex_unlock(&larder->lock);
-    if (old)
+    if (last)
         free_link(old);
     return err;
 }
