@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Goal: an operator's commands do what they say, and fail clearly. Method: the commands themselves,
+# over a store with real KV in it.
+. tests/tools/daemon.sh
+
+fails_with() { # STATUS COMMAND...
+    local wanted=$1 status=0
+    shift
+    "$@" >"$work/out" 2>"$work/err" || status=$?
+    expect "status of $*" "$wanted" "$status"
+    [ -s "$work/err" ] || {
+        echo "no message from $*" >&2
+        exit 1
+    }
+}
+
+fails_with 2 larder status # nobody listens
+fails_with 2 larder frobnicate
+
+start_daemon
+larder-run --model tests/models/tiny --prompt-file tests/models/tiny/prompt.txt --tokens 1 \
+    --durable >/dev/null
+count=$(larder status --json | jq .entries)
+expect "entries" "$(larder ls --json | jq length)" "$count"
+expect "models" tiny "$(larder models --json | jq -r '.[0].name')"
+expect "tenants" "uid-$(id -u)" "$(larder tenants --json | jq -r '.[0].name')"
+larder ls | grep -q exact
+larder tenants | grep -q "uid-$(id -u)"
+larder models | grep -q bf16
+larder verify >/dev/null
+larder recipe ls | grep -q exact
+larder recipe show exact | grep -q byte
+
+key=$(larder ls --json | jq -r 'sort_by(.depth) | .[-1].key')
+expect "show" "$key" "$(larder show "${key:0:12}" --json | jq -r .key)"
+fails_with 1 larder show 0000000000
+fails_with 2 larder show not-hex
+larder rm "${key:0:12}" >/dev/null
+expect "entries after rm" $((count - 1)) "$(larder status --json | jq .entries)"
+fails_with 1 larder show "$key"
+
+# A second daemon on the same directory, and a configuration that cannot be.
+sed "s|^socket = .*|socket = $work/run/other.sock|; s|^control_socket = .*|control_socket = \
+$work/run/other-control.sock|" "$work/larderd.conf" >"$work/second.conf"
+status=0
+larderd --config "$work/second.conf" 2>"$work/err" || status=$?
+[ "$status" -ne 0 ] && grep -q 'in use by process' "$work/err"
+echo "host_bytes = many" >"$work/bad.conf"
+status=0
+larderd --check-config --config "$work/bad.conf" 2>"$work/err" || status=$?
+[ "$status" -ne 0 ] && grep -q 'bad.conf:1' "$work/err"
+larderd --check-config --config "$work/larderd.conf"
+
+# A byte flipped while the daemon is down is found by verify, and what stood behind it goes too.
+read -r segment offset < <(larder ls --json | jq -r 'sort_by(.depth) | .[1] |
+    "\(.segment) \(.segment_offset + (.stored_bytes / 2 | floor))"')
+stop_daemon
+file=$(printf '%s/store/segments/%08u.seg' "$work" "$segment")
+byte=$(od -An -tu1 -j "$offset" -N 1 "$file")
+printf "$(printf '\\x%02x' $((byte ^ 1)))" |
+    dd of="$file" bs=1 seek="$offset" conv=notrunc status=none
+start_daemon
+fails_with 1 larder verify
+expect "entries left" 1 "$(larder status --json | jq .entries)"
+expect "corrupt" 1 "$(larder status --json | jq .corrupt)"
+larder verify >/dev/null
+stop_daemon
