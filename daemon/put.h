@@ -11,6 +11,7 @@
 #ifndef LARDER_DAEMON_PUT_H
 #define LARDER_DAEMON_PUT_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/error.h"
@@ -24,6 +25,7 @@ struct put {
     struct session_model *model;
     uint64_t request;
     struct wire_put wire;
+    bool reads_staging;
     /* result: whole when `answer` is called */
     int err;
     char message[LARDER_MESSAGE_BYTES_MAX];

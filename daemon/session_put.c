@@ -44,9 +44,20 @@ int session_staging(struct session *session, const struct frame *frame)
     return 0;
 }
 
+/* Staging is not read for this one any more: the answer says so as much as `idle` does, and comes
+ * first when the client waited only for the host tier. */
+static void end_reading(struct put *put)
+{
+    if (!put->reads_staging)
+        return;
+    put->reads_staging = false;
+    put->session->put_open--;
+}
+
 static void put_answer(struct put *put)
 {
     struct session *session = put->session;
+    end_reading(put);
     if (put->err < 0) {
         session_fail_text(session, put->request, put->err, put->message);
     } else {
@@ -65,7 +76,7 @@ static void put_idle(struct put *put)
         put_start(session->put_first);
     else
         session->put_last_next = &session->put_first;
-    session->put_open--;
+    end_reading(put);
     session_unref(session);
 }
 
@@ -111,6 +122,7 @@ int session_put(struct session *session, const struct frame *frame)
     }
     session_ref(session); /* until put_idle() */
     session->put_open++;
+    put->reads_staging = true;
     bool is_first = !session->put_first;
     *session->put_last_next = put;
     session->put_last_next = &put->next;
