@@ -277,4 +277,7 @@ void larder_store_stats(struct larder_store *store, struct larder_store_stats *o
 int larder_store_tenant_stats(struct larder_store *store, struct larder_store_stats *out,
                               uint32_t tenant);
 
+/* Tests: LARDER_ECORRUPT with a message when the store's structures do not agree. */
+int larder_store_check(struct larder_store *store);
+
 #endif
