@@ -13,7 +13,7 @@
 
 uint32_t engine_random(void)
 {
-    static uint32_t state = 1;
+    static _Thread_local uint32_t state = 1;
     state = state * 1664525u + 1013904223u;
     return state >> 8;
 }

@@ -66,7 +66,7 @@ struct fake {
     uint32_t entry_count;
     uint32_t puts;
     uint32_t random;
-    char frame[LARDER_FRAME_BYTES_MAX];
+    _Alignas(64) char frame[LARDER_FRAME_BYTES_MAX];
 };
 
 static const uint8_t tenant_id[16] = {1, 2, 3};
