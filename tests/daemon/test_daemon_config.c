@@ -1,0 +1,220 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Goal:   larderd.conf(5): what is right is taken, what is wrong is named with file, line, value and
+ *         remedy, and the tenant rules pick who larderd.conf(5) says.
+ * Method: config_parse() on texts; larderd --check-config on files; SIGHUP on a running one.
+ */
+#include <check.h>
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/bytes.h"
+#include "base/error.h"
+#include "daemon/config.h"
+#include "tests/daemon/fixture.h"
+#include "tests/daemon/peer.h"
+
+static int parse(struct config *config, const char *text)
+{
+    config_init(config);
+    int err = config_parse(config, "f.conf", text, strlen(text));
+    return err < 0 ? err : config_finish(config, "f.conf");
+}
+
+START_TEST(values_are_taken)
+{
+    struct config config;
+    ck_assert_int_eq(parse(&config, "# a comment\n"
+                                    "directory=/a/b # another\n"
+                                    "  host_bytes =  1G\n"
+                                    "slab_bytes = 16M\r\n"
+                                    "\n"
+                                    "lease_ms = 5000\n"
+                                    "log_level = debug\n"
+                                    "core_dumps = on\n"
+                                    "recipe = raw\n"
+                                    "socket = /x/y#z.sock\n"
+                                    "tenant red = uid 7"),
+                     0);
+    ck_assert_str_eq(config.directory, "/a/b");
+    ck_assert_uint_eq(config.host_bytes, 1u << 30);
+    ck_assert_uint_eq(config.slab_bytes, 16u << 20);
+    ck_assert_uint_eq(config.lease_ms, 5000);
+    ck_assert_int_eq(config.log_level, LARDER_LOG_DEBUG);
+    ck_assert_uint_eq(config.core_dumps, 1);
+    ck_assert_str_eq(config.socket, "/x/y#z.sock");
+    ck_assert_str_eq(config.control_socket, "/x/control.sock");
+    ck_assert_uint_ge(config.threads, 1);
+    ck_assert_uint_eq(config.rule_count, 1);
+    config_free(&config);
+}
+END_TEST
+
+START_TEST(mistakes_are_named)
+{
+    static const char *const cases[][2] = {
+        {"host_bytes", "f.conf:1: 'host_bytes' has no '='"},
+        {"\n\nfoo = 1", "f.conf:3: 'foo' is not a key"},
+        {"host_bytes = many", "f.conf:1: host_bytes: "},
+        {"host_bytes = 1K", "f.conf:1: host_bytes: 1K is outside 1048576.."},
+        {"host_bytes =", "f.conf:1: host_bytes: "},
+        {"threads = -1", "f.conf:1: threads: '-1' is not a whole number"},
+        {"threads = 1e3", "f.conf:1: threads: '1e3' is not a whole number"},
+        {"threads = 99999999999999999999", "f.conf:1: threads: "},
+        {"block_tokens = 0", "f.conf:1: block_tokens: 0 is outside 1..4096"},
+        {"directory = var/lib", "f.conf:1: directory: path 'var/lib' is relative"},
+        {"directory =", "f.conf:1: directory: a value is missing"},
+        {"core_dumps = yes", "f.conf:1: core_dumps: 'yes' is neither 'on' nor 'off'"},
+        {"log_level = loud", "f.conf:1: log_level: "},
+        {"io = fast", "f.conf: io=fast is not one of auto, uring, threads"},
+        {"recipe = kivi99", "f.conf: recipe: "},
+        {"lease_ms = 200\nlease_ms = 300", "f.conf:2: lease_ms is set twice, first in line 1"},
+        {"slab_bytes = 1048577", "f.conf: slab_bytes=1048577 and segment_bytes="},
+        {"slab_bytes = 8G", "f.conf: slab_bytes=8589934592 is more than host_bytes="},
+        {"segment_bytes = 32G\nssd_bytes = 1G", "f.conf: segment_bytes="},
+        {"staging_bytes_max = 64M\nstaging_bytes_all = 1M", "f.conf: staging_bytes_max="},
+        {"control_socket = /run/larder/larder.sock", "f.conf: socket and control_socket are both"},
+        {"tenant = uid 1", "f.conf:1: 'tenant' is not a key"},
+        {"tenant a b = uid 1", "f.conf:1: ' ' in tenant 'a b' is not one of"},
+        {"tenant uid-5 = uid 1", "f.conf:1: tenant 'uid-5': names that begin with uid-"},
+        {"tenant a = 1", "f.conf:1: '1' is not 'uid N', 'gid N' or 'socket PATH'"},
+        {"tenant a = uid x", "f.conf:1: 'x' is not a numeric id"},
+        {"tenant a = uid 4294967295", "f.conf:1: '4294967295' is not a numeric id"},
+        {"tenant a = socket b.sock", "f.conf:1: path 'b.sock' is relative"},
+        {"tenant a = uid 1\ntenant b = uid 1", "f.conf:2: 'uid 1' is tenant 'a' already"},
+        {"tenant a = socket /run/larder/larder.sock", "f.conf: the socket of tenant 'a'"},
+    };
+    for (size_t i = 0; i < LARDER_COUNT_OF(cases); i++) {
+        struct config config;
+        ck_assert_msg(parse(&config, cases[i][0]) == LARDER_ECONFIG, "accepted: %s", cases[i][0]);
+        ck_assert_msg(strncmp(larder_error_message(), cases[i][1], strlen(cases[i][1])) == 0,
+                      "'%s' gives '%s', not '%s...'", cases[i][0], larder_error_message(),
+                      cases[i][1]);
+        config_free(&config);
+    }
+}
+END_TEST
+
+START_TEST(texts_that_are_none)
+{
+    struct config config;
+    char *text = malloc(10000);
+    memset(text, 'x', 10000);
+    config_init(&config);
+    ck_assert_int_eq(config_parse(&config, "f", text, 10000), LARDER_ECONFIG);
+    text[10] = 0;
+    ck_assert_int_eq(config_parse(&config, "f", text, 100), LARDER_ECONFIG);
+    srand(3);
+    for (int round = 0; round < 20000; round++) {
+        static const char letters[] = "tenant uid gid socket=/#\n 0123 host_bytes";
+        size_t bytes = (size_t)rand() % 200;
+        for (size_t i = 0; i < bytes; i++)
+            text[i] = letters[(size_t)rand() % sizeof(letters)];
+        config_parse(&config, "f", text, bytes);
+        config_free(&config);
+    }
+    free(text);
+    ck_assert_int_eq(config_read_file(&config, "/nonexistent/f.conf"), -ENOENT);
+}
+END_TEST
+
+START_TEST(rules_pick_tenants)
+{
+    struct config config;
+    const uint32_t groups[] = {100, 44};
+    ck_assert_int_eq(parse(&config, "tenant video = gid 44\ntenant web = uid 33\n"
+                                    "tenant box = socket /box.sock\n"),
+                     0);
+    ck_assert_ptr_null(config_find_rule(&config, "/s", 1, groups, 1));
+    ck_assert_str_eq(config_find_rule(&config, "/s", 1, groups, 2)->name, "video");
+    ck_assert_str_eq(config_find_rule(&config, "/s", 33, groups, 2)->name, "web");
+    ck_assert_str_eq(config_find_rule(&config, "/box.sock", 33, groups, 2)->name, "box");
+    config_free(&config);
+}
+END_TEST
+
+START_TEST(check_config)
+{
+    struct fixture fixture;
+    fixture_prepare(&fixture, NULL);
+    const char *const good[] = {"--check-config", "--config", fixture.config_path, NULL};
+    ck_assert_int_eq(fixture_run(&fixture, good), 0);
+    const char *const missing[] = {"--check-config", "--config", "/nonexistent", NULL};
+    ck_assert_int_eq(fixture_run(&fixture, missing), 2);
+    ck_assert(fixture_log_has(&fixture, "cannot open /nonexistent"));
+    const char *const relative[] = {"--check-config", "--config", fixture.config_path,
+                                    "--dir",          "x",        NULL};
+    ck_assert_int_eq(fixture_run(&fixture, relative), 2);
+    const char *const unknown[] = {"--frobnicate", NULL};
+    ck_assert_int_eq(fixture_run(&fixture, unknown), 2);
+    const char *const extra[] = {"start", NULL};
+    ck_assert_int_eq(fixture_run(&fixture, extra), 2);
+    fixture_stop(&fixture);
+
+    fixture_prepare(&fixture, "lease_ms = soon\n");
+    const char *const bad[] = {"--config", fixture.config_path, NULL};
+    ck_assert_int_eq(fixture_run(&fixture, bad), 2);
+    ck_assert(fixture_log_has(&fixture, "lease_ms: 'soon' is not a whole number"));
+    ck_assert_int_ne(access(fixture.socket, F_OK), 0);
+    fixture_stop(&fixture);
+}
+END_TEST
+
+static void wait_log(const struct fixture *fixture, const char *text)
+{
+    const struct timespec moment = {.tv_nsec = 20000000};
+    for (int i = 0; i < 250 && !fixture_log_has(fixture, text); i++)
+        nanosleep(&moment, NULL);
+    ck_assert_msg(fixture_log_has(fixture, text), "the log never says '%s'", text);
+}
+
+START_TEST(reload)
+{
+    struct fixture fixture;
+    struct peer peer;
+    fixture_start(&fixture, "lease_ms = 1000\n");
+    FILE *file = fopen(fixture.config_path, "ae");
+    fprintf(file, "send_ms = 4321\nio_depth = 7\ntenant renamed = uid %u\n", getuid());
+    fclose(file);
+    kill(fixture.pid, SIGHUP);
+    wait_log(&fixture, "reload: done");
+    ck_assert(fixture_log_has(&fixture, "send_ms has its new value"));
+    ck_assert(fixture_log_has(&fixture, "io_depth has changed; restart"));
+    ck_assert(!fixture_log_has(&fixture, "lease_ms has"));
+    peer_open(&peer, fixture.socket);
+    ck_assert_str_eq(peer.hello.tenant_name, "renamed");
+    peer_close(&peer);
+
+    /* A bad file changes nothing. */
+    file = fopen(fixture.config_path, "ae");
+    fprintf(file, "nonsense\n");
+    fclose(file);
+    kill(fixture.pid, SIGHUP);
+    wait_log(&fixture, "reload: nothing was changed");
+    peer_check_served(fixture.socket, 5);
+    fixture_stop(&fixture);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("daemon_config");
+    TCase *tests = tcase_create("config");
+    tcase_set_timeout(tests, 120);
+    tcase_add_test(tests, values_are_taken);
+    tcase_add_test(tests, mistakes_are_named);
+    tcase_add_test(tests, texts_that_are_none);
+    tcase_add_test(tests, rules_pick_tenants);
+    tcase_add_test(tests, check_config);
+    tcase_add_test(tests, reload);
+    suite_add_tcase(suite, tests);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_NORMAL);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}
