@@ -8,7 +8,7 @@
 #ifndef LARDER_DAEMON_CONFIG_H
 #define LARDER_DAEMON_CONFIG_H
 
-#include <limits.h>
+#include <linux/limits.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>

@@ -2,8 +2,8 @@
 /* put.h - one PUT: staging is checked and encoded into a reserved slot, on workers.
  *
  * Staging is the client's to change at any time, so that every byte of it is read once: tokens and
- * extra are copied, then checked and hashed from the copy; a section is copied before it is encoded,
- * except by the recipe raw, which is that copy.
+ * extra are copied, then checked and hashed from the copy; a section is copied before it is
+ * encoded, except by the recipe raw, which is that copy.
  * Threads: started on the event thread; runs on workers; ends on the event thread, in two steps:
  *          `idle` when staging is not read any more, then or before that `answer` when the client
  *          can be told. The operation belongs to itself until both were called.

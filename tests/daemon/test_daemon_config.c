@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Goal:   larderd.conf(5): what is right is taken, what is wrong is named with file, line, value and
- *         remedy, and the tenant rules pick who larderd.conf(5) says.
+/* Goal:   larderd.conf(5): what is right is taken, what is wrong is named with file, line, value
+ *         and remedy, and the tenant rules pick who larderd.conf(5) says.
  * Method: config_parse() on texts; larderd --check-config on files; SIGHUP on a running one.
  */
 #include <check.h>
