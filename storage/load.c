@@ -89,7 +89,7 @@ static int check_head(const struct load *load)
         return larder_fail(LARDER_ECORRUPT, "record: head of %u bytes, the index says %u",
                            record->head_bytes, variant->head_bytes);
     if (err < 0)
-        return err;
+        return LARDER_ECORRUPT; /* an unknown version too: the segment said which it holds */
     if (record->type != LARDER_RECORD_ENTRY || record->head_bytes != variant->head_bytes ||
         record->record_bytes != (uint64_t)variant->record_pages * LARDER_PAGE_BYTES ||
         record->generation != variant->generation || record->segment_id != variant->segment_id ||
@@ -204,7 +204,7 @@ static void finish(struct larder_store *store, struct load *load)
     if (load->segment)
         load->segment->users--;
     store->stats.bytes_read += load->arrived_bytes;
-    if (load->err == LARDER_ECORRUPT || load->err == LARDER_EVERSION)
+    if (load->err == LARDER_ECORRUPT)
         drop_corrupt_locked(store, load);
     if (load->slot != HOST_NONE)
         end_slot_locked(store, load);

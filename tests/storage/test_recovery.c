@@ -1,0 +1,423 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Goal: whatever happened to the files, the store starts; what it then serves is right, byte for
+ * byte, or missing; what was removed stays removed; a rebuild finds what the index knew.
+ * Method: files of a closed store are cut, flipped, removed; writes that were never committed are
+ * made by copying files away under a running store. */
+#include <check.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "base/key.h"
+#include "base/log.h"
+#include "base/record.h"
+#include "fixture.h"
+#include "storage/store.h"
+
+static struct fixture f;
+
+static void check(void)
+{
+    ck_assert_msg(larder_store_check(f.store) == 0, "%s", larder_error_message());
+}
+
+static void setup(void)
+{
+    fixture_begin(&f);
+    ck_assert_int_eq(fixture_open(&f), 0);
+}
+
+static void teardown(void)
+{
+    if (f.store)
+        check();
+    fixture_end(&f);
+}
+
+static struct larder_entry_info info_of(uint64_t seed)
+{
+    struct larder_entry_info info;
+    struct larder_key key = block_key(seed);
+    ck_assert_int_eq(larder_store_find(f.store, &info, &key), 0);
+    return info;
+}
+
+static void rebuild(void)
+{
+    fixture_close(&f);
+    fixture_remove_index(&f);
+    ck_assert_int_eq(fixture_open(&f), 0);
+    ck_assert_uint_eq(fixture_stats(&f).index_rebuilt, 1);
+    check();
+}
+
+/* Every entry, for a comparison across a rebuild. */
+static uint32_t list_all(struct larder_entry_info *out, uint32_t count_max)
+{
+    uint32_t total = 0;
+    uint64_t cursor = 0;
+    do {
+        uint32_t count;
+        ck_assert_int_eq(larder_store_list(f.store, out + total, &count, &cursor, 7), 0);
+        total += count;
+        ck_assert_uint_le(total + 7, count_max);
+    } while (cursor != 0);
+    return total;
+}
+
+static int by_key(const void *a, const void *b)
+{
+    return memcmp(a, b, sizeof(struct larder_key));
+}
+
+START_TEST(rebuild_equals_index)
+{
+    static struct larder_entry_info before[256], after[256];
+    uint64_t removed;
+    for (uint64_t chain = 0; chain < 20; chain++)
+        fixture_put_chain(&f, chain * 100, 1 + (uint32_t)chain % 5, 9000 + 777 * (uint32_t)chain,
+                          LARDER_DURABLE);
+    ck_assert_int_eq(fixture_remove(&f, 401, &removed), 0);
+    ck_assert_int_eq(fixture_remove(&f, 800, &removed), 0);
+    fixture_put_chain(&f, 800, 3, 12345, LARDER_DURABLE); /* again, after its tombstone */
+    fixture_reopen(&f);
+    uint32_t count = list_all(before, 256);
+    rebuild();
+    ck_assert_uint_eq(list_all(after, 256), count);
+    qsort(before, count, sizeof(before[0]), by_key);
+    qsort(after, count, sizeof(after[0]), by_key);
+    for (uint32_t i = 0; i < count; i++) {
+        before[i].model = after[i].model;
+        ck_assert_mem_eq(&before[i], &after[i], sizeof(before[i]));
+    }
+    ck_assert(!fixture_has(&f, 401));
+    int err;
+    ck_assert_uint_eq(fixture_get_chain(&f, 800, 3, &err), 3);
+    /* And the index that it made is as good. */
+    fixture_reopen(&f);
+    ck_assert_uint_eq(fixture_stats(&f).index_rebuilt, 0);
+    ck_assert_uint_eq(fixture_stats(&f).entries, count);
+    struct larder_model_info model;
+    ck_assert_int_eq(larder_store_model_at(f.store, &model, 0), 0);
+    ck_assert_str_eq(model.desc.name, "some");
+}
+END_TEST
+
+static void flip_in(uint64_t seed, uint64_t offset_in_record)
+{
+    struct larder_entry_info info = info_of(seed);
+    fixture_close(&f);
+    fixture_flip(&f, info.segment_id, (uint64_t)info.segment_page * 4096 + offset_in_record);
+    ck_assert_int_eq(fixture_open(&f), 0);
+}
+
+/* Offsets in a record of 256 tokens and two sections of 20,000 bytes: fields of the head, a token,
+ * the directory, and both sections. */
+static const uint64_t flips[] = {0,    9,    17,   33,   41,   60,    90,    140,   160,
+                                 202,  205,  213,  225,  229,  245,   1000,  300,   1282,
+                                 1300, 1330, 1340, 1500, 2000, 12000, 21000, 24000, 41000};
+
+START_TEST(a_flipped_byte_is_a_miss)
+{
+    fixture_put_chain(&f, 1, 4, 20000, LARDER_DURABLE);
+    flip_in(3, flips[_i]);
+    int err;
+    uint32_t good = fixture_get_chain(&f, 1, 4, &err);
+    if (good == 4) /* padding */
+        return;
+    ck_assert_uint_eq(good, 2);
+    ck_assert_int_eq(err, LARDER_ECORRUPT);
+    ck_assert_uint_eq(fixture_stats(&f).corrupt, 1);
+    /* Gone with what was stored behind it, for good. */
+    ck_assert_uint_eq(fixture_get_chain(&f, 1, 4, &err), 2);
+    rebuild();
+    ck_assert_uint_eq(fixture_get_chain(&f, 1, 4, &err), 2);
+    ck_assert(!fixture_has(&f, 4));
+    fixture_put_chain(&f, 100, 2, 20000, LARDER_DURABLE);
+}
+END_TEST
+
+START_TEST(verify_finds_damage)
+{
+    fixture_put_chain(&f, 1, 4, 20000, LARDER_DURABLE);
+    flip_in(2, 12000);
+    ck_assert_int_eq(fixture_verify(&f, 1), 0);
+    ck_assert_int_eq(fixture_verify(&f, 2), LARDER_ECORRUPT);
+    ck_assert_int_eq(fixture_verify(&f, 2), LARDER_ENOTFOUND);
+    ck_assert_int_eq(fixture_verify(&f, 3), LARDER_ENOTFOUND);
+    ck_assert_uint_eq(fixture_stats(&f).entries_host, 0);
+}
+END_TEST
+
+START_TEST(a_damaged_head_in_a_rebuild_costs_its_subtree_only)
+{
+    fixture_put_chain(&f, 1, 4, 20000, LARDER_DURABLE);
+    fixture_put_chain(&f, 101, 4, 20000, LARDER_DURABLE);
+    struct larder_entry_info info = info_of(3);
+    fixture_close(&f);
+    fixture_flip(&f, info.segment_id, (uint64_t)info.segment_page * 4096 + 60);
+    fixture_remove_index(&f);
+    ck_assert_int_eq(fixture_open(&f), 0);
+    int err;
+    ck_assert_uint_eq(fixture_get_chain(&f, 1, 4, &err), 2);
+    ck_assert_uint_eq(fixture_get_chain(&f, 101, 4, &err), 4);
+}
+END_TEST
+
+START_TEST(a_truncated_segment_loses_what_was_cut)
+{
+    fixture_put_chain(&f, 1, 4, 20000, LARDER_DURABLE);
+    struct larder_entry_info info = info_of(3);
+    fixture_close(&f);
+    fixture_truncate(&f, info.segment_id, (uint64_t)info.segment_page * 4096 + 8192);
+    ck_assert_int_eq(fixture_open(&f), 0);
+    check();
+    int err;
+    ck_assert_uint_eq(fixture_get_chain(&f, 1, 4, &err), 2);
+    ck_assert_int_eq(err, 0);
+    fixture_put_chain(&f, 50, 1, 20000, LARDER_DURABLE);
+    fixture_close(&f);
+    fixture_truncate(&f, info.segment_id, 0);
+    ck_assert_int_eq(fixture_open(&f), 0);
+    ck_assert_uint_eq(fixture_get_chain(&f, 1, 4, &err), 0);
+    ck_assert_uint_eq(fixture_get_chain(&f, 50, 1, &err), 1);
+}
+END_TEST
+
+START_TEST(a_missing_segment_loses_its_entries)
+{
+    fixture_put_chain(&f, 1, 2, 20000, LARDER_DURABLE);
+    fixture_reopen(&f);
+    fixture_put_chain(&f, 50, 2, 20000, LARDER_DURABLE);
+    struct larder_entry_info info = info_of(1);
+    ck_assert_uint_ne(info.segment_id, info_of(50).segment_id);
+    fixture_close(&f);
+    char path[SCRATCH_PATH_BYTES + 32];
+    snprintf(path, sizeof(path), "%s/segments/%08u.seg", f.path, info.segment_id);
+    ck_assert_int_eq(unlink(path), 0);
+    ck_assert_int_eq(fixture_open(&f), 0);
+    check();
+    int err;
+    ck_assert_uint_eq(fixture_get_chain(&f, 1, 2, &err), 0);
+    ck_assert_uint_eq(fixture_get_chain(&f, 50, 2, &err), 2);
+}
+END_TEST
+
+START_TEST(a_damaged_header_costs_nothing)
+{
+    fixture_put_chain(&f, 1, 4, 20000, LARDER_DURABLE);
+    fixture_close(&f);
+    fixture_flip(&f, 1, 40);
+    ck_assert_int_eq(fixture_open(&f), 0);
+    int err;
+    ck_assert_uint_eq(fixture_get_chain(&f, 1, 4, &err), 4);
+    rebuild();
+    ck_assert_uint_eq(fixture_get_chain(&f, 1, 4, &err), 4);
+}
+END_TEST
+
+static void copy_file(const char *from, const char *to)
+{
+    char command[2 * SCRATCH_PATH_BYTES + 64];
+    snprintf(command, sizeof(command), "cp -r '%s' '%s'", from, to);
+    ck_assert_int_eq(system(command), 0);
+}
+
+/* The index of before, the segments of now: what stands behind the committed bytes is a tail. */
+static void keep_index_while(void (*change)(void))
+{
+    char index[SCRATCH_PATH_BYTES + 16], kept[SCRATCH_PATH_BYTES + 16];
+    snprintf(index, sizeof(index), "%s/index", f.path);
+    snprintf(kept, sizeof(kept), "%s/kept", f.path);
+    copy_file(index, kept);
+    change();
+    fixture_close(&f);
+    fixture_remove_index(&f);
+    ck_assert_int_eq(rename(kept, index), 0);
+}
+
+static void add_more(void)
+{
+    uint64_t removed;
+    struct block child = {.seed = 3,
+                          .parent = block_key(2),
+                          .token_count = 256,
+                          .section_bytes = 9000,
+                          .tenant = f.tenant.index};
+    ck_assert_int_eq(fixture_put(&f, &child, LARDER_DURABLE), 0);
+    fixture_put_chain(&f, 100, 3, 9000, LARDER_DURABLE);
+    ck_assert_int_eq(fixture_remove(&f, 11, &removed), 0);
+    fixture_put_chain(&f, 200, 3, 9000, LARDER_DURABLE);
+}
+
+START_TEST(a_tail_is_taken_in)
+{
+    fixture_put_chain(&f, 1, 2, 9000, LARDER_DURABLE);
+    fixture_put_chain(&f, 10, 4, 9000, LARDER_DURABLE);
+    keep_index_while(add_more);
+    ck_assert_int_eq(fixture_open(&f), 0);
+    check();
+    ck_assert_uint_eq(fixture_stats(&f).recovered_from_tail, 7);
+    ck_assert_uint_eq(fixture_stats(&f).index_rebuilt, 0);
+    int err;
+    ck_assert_uint_eq(fixture_get_chain(&f, 1, 3, &err), 3);
+    ck_assert_uint_eq(fixture_get_chain(&f, 10, 4, &err), 1);
+    ck_assert_uint_eq(fixture_get_chain(&f, 100, 3, &err), 3);
+    ck_assert_uint_eq(fixture_get_chain(&f, 200, 3, &err), 3);
+    fixture_reopen(&f);
+    ck_assert_uint_eq(fixture_stats(&f).recovered_from_tail, 0);
+    ck_assert_uint_eq(fixture_get_chain(&f, 200, 3, &err), 3);
+    rebuild();
+    ck_assert_uint_eq(fixture_get_chain(&f, 10, 4, &err), 1);
+}
+END_TEST
+
+START_TEST(a_torn_tail_ends_at_the_tear)
+{
+    fixture_put_chain(&f, 1, 2, 9000, LARDER_DURABLE);
+    fixture_put_chain(&f, 10, 4, 9000, LARDER_DURABLE);
+    keep_index_while(add_more);
+    /* The tail begins with block 3, then 100 to 102 of 20 KB each; tear 101's payload. */
+    struct stat st;
+    char path[SCRATCH_PATH_BYTES + 32];
+    snprintf(path, sizeof(path), "%s/segments/00000001.seg", f.path);
+    ck_assert_int_eq(stat(path, &st), 0);
+    int fd = open(path, O_RDONLY);
+    uint64_t at = 4096;
+    struct larder_record record;
+    struct larder_key wanted = block_key(101);
+    for (;;) {
+        ck_assert_int_eq(pread(fd, &record, sizeof(record), (off_t)at), sizeof(record));
+        if (memcmp(record.key, wanted.bytes, 32) == 0)
+            break;
+        /* What was removed has been punched out. */
+        at += record.magic == LARDER_RECORD_MAGIC ? record.record_bytes : 4096;
+    }
+    close(fd);
+    fixture_flip(&f, 1, at + record.record_bytes - 3000);
+    ck_assert_int_eq(fixture_open(&f), 0);
+    check();
+    ck_assert_uint_eq(fixture_stats(&f).recovered_from_tail, 2);
+    ck_assert(fixture_has(&f, 3));
+    ck_assert(fixture_has(&f, 100));
+    ck_assert(!fixture_has(&f, 101));
+    struct stat after;
+    ck_assert_int_eq(stat(path, &after), 0);
+    ck_assert_uint_eq((uint64_t)after.st_size, at);
+}
+END_TEST
+
+static void add_alone(void)
+{
+    fixture_put_chain(&f, 300, 3, 9000, LARDER_DURABLE);
+}
+
+START_TEST(a_segment_nobody_knows_is_a_tail)
+{
+    fixture_put_chain(&f, 1, 2, 9000, LARDER_DURABLE);
+    fixture_reopen(&f);
+    keep_index_while(add_alone);
+    ck_assert_int_eq(fixture_open(&f), 0);
+    check();
+    int err;
+    ck_assert_uint_eq(fixture_get_chain(&f, 300, 3, &err), 3);
+}
+END_TEST
+
+START_TEST(second_open_is_refused)
+{
+    struct larder_store *second;
+    ck_assert_int_eq(larder_store_open(&second, &f.options), LARDER_ELOCKED);
+    ck_assert_ptr_null(second);
+    fixture_put_chain(&f, 1, 1, 9000, LARDER_DURABLE);
+}
+END_TEST
+
+START_TEST(an_unknown_version_is_refused_untouched)
+{
+    fixture_put_chain(&f, 1, 1, 9000, LARDER_DURABLE);
+    fixture_close(&f);
+    char path[SCRATCH_PATH_BYTES + 32];
+    snprintf(path, sizeof(path), "%s/format", f.path);
+    int fd = open(path, O_RDWR);
+    ck_assert_int_eq(pwrite(fd, "2", 1, 13), 1);
+    ck_assert_int_eq(fixture_open(&f), LARDER_EVERSION);
+    ck_assert_int_eq(pwrite(fd, "1", 1, 13), 1);
+    close(fd);
+    ck_assert_int_eq(fixture_open(&f), 0);
+    int err;
+    ck_assert_uint_eq(fixture_get_chain(&f, 1, 1, &err), 1);
+}
+END_TEST
+
+START_TEST(foreign_files_are_left_alone)
+{
+    char path[SCRATCH_PATH_BYTES + 32];
+    snprintf(path, sizeof(path), "%s/segments/notes.txt", f.path);
+    int fd = open(path, O_CREAT | O_WRONLY, 0600);
+    ck_assert_int_ge(fd, 0);
+    close(fd);
+    fixture_put_chain(&f, 1, 1, 9000, LARDER_DURABLE);
+    fixture_reopen(&f);
+    ck_assert_int_eq(access(path, F_OK), 0);
+    ck_assert(fixture_has(&f, 1));
+}
+END_TEST
+
+START_TEST(options_are_checked)
+{
+    fixture_close(&f);
+    struct larder_store_options good = f.options;
+    f.options.slab_bytes = 5000;
+    ck_assert_int_eq(fixture_open(&f), LARDER_ECONFIG);
+    f.options = good;
+    f.options.segment_bytes += 1;
+    ck_assert_int_eq(fixture_open(&f), LARDER_ECONFIG);
+    f.options = good;
+    f.options.ssd_bytes = f.options.segment_bytes;
+    ck_assert_int_eq(fixture_open(&f), LARDER_ECONFIG);
+    f.options = good;
+    f.options.host_bytes = f.options.slab_bytes / 2;
+    ck_assert_int_eq(fixture_open(&f), LARDER_ECONFIG);
+    f.options = good;
+    f.options.io = "magic";
+    ck_assert_int_lt(fixture_open(&f), 0);
+    f.options = good;
+    f.options.io = "threads";
+    ck_assert_int_eq(fixture_open(&f), 0);
+    fixture_put_chain(&f, 1, 3, 9000, LARDER_DURABLE);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("recovery");
+    TCase *tcase = tcase_create("recovery");
+    tcase_add_checked_fixture(tcase, setup, teardown);
+    tcase_set_timeout(tcase, 60);
+    tcase_add_test(tcase, rebuild_equals_index);
+    tcase_add_loop_test(tcase, a_flipped_byte_is_a_miss, 0, sizeof(flips) / sizeof(flips[0]));
+    tcase_add_test(tcase, verify_finds_damage);
+    tcase_add_test(tcase, a_damaged_head_in_a_rebuild_costs_its_subtree_only);
+    tcase_add_test(tcase, a_truncated_segment_loses_what_was_cut);
+    tcase_add_test(tcase, a_missing_segment_loses_its_entries);
+    tcase_add_test(tcase, a_damaged_header_costs_nothing);
+    tcase_add_test(tcase, a_tail_is_taken_in);
+    tcase_add_test(tcase, a_torn_tail_ends_at_the_tear);
+    tcase_add_test(tcase, a_segment_nobody_knows_is_a_tail);
+    tcase_add_test(tcase, second_open_is_refused);
+    tcase_add_test(tcase, an_unknown_version_is_refused_untouched);
+    tcase_add_test(tcase, foreign_files_are_left_alone);
+    tcase_add_test(tcase, options_are_checked);
+    suite_add_tcase(suite, tcase);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_NORMAL);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}
