@@ -1,0 +1,195 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Goal: many threads may use a store at once: no race, no wrong byte, no callback lost or called
+ * twice, and the invariants hold at every moment.
+ * Method: threads put, get, remove, look up, list, verify and revoke over the same chains for a
+ * while; run under the thread sanitizer in CI. */
+#include <check.h>
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <time.h>
+
+#include "base/error.h"
+#include "base/key.h"
+#include "fixture.h"
+#include "storage/store.h"
+
+#define THREADS    4
+#define CHAINS     24
+#define DEPTH      5
+#define RUN_TIME_S 3
+
+static struct fixture f;
+
+static uint64_t draw(uint64_t *state, uint64_t limit)
+{
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    return *state % limit;
+}
+
+static void check(void)
+{
+    ck_assert_msg(larder_store_check(f.store) == 0, "%s", larder_error_message());
+}
+
+static void put_some(uint64_t *state)
+{
+    uint64_t chain = draw(state, CHAINS) * 100;
+    struct block block = {.token_count = 256, .tenant = f.tenant.index};
+    for (uint32_t i = 0; i < DEPTH; i++) {
+        block.seed = chain + i;
+        block.section_bytes = 1000 + (uint32_t)draw(state, 40000);
+        int err = fixture_put(&f, &block, draw(state, 4) ? LARDER_CACHED : LARDER_DURABLE);
+        ck_assert_msg(err == 0 || err == LARDER_EEXISTS || err == -EBUSY || err == -EAGAIN ||
+                          err == LARDER_ENOPARENT || err == LARDER_ENOTFOUND || err == -ENOSPC,
+                      "%d %s", err, larder_error_text(err));
+        if (err < 0 && err != LARDER_EEXISTS)
+            return;
+        block.parent = block_key(block.seed);
+    }
+}
+
+static void look_around(uint64_t chain)
+{
+    struct larder_key keys[DEPTH];
+    for (uint64_t i = 0; i < DEPTH; i++)
+        keys[i] = block_key(chain + i);
+    struct larder_match match;
+    ck_assert_int_eq(larder_store_lookup(f.store, &match, f.tenant.index, &larder_key_root, keys,
+                                         DEPTH, LARDER_QUALITY_EXACT, 256),
+                     0);
+    struct larder_entry_info infos[16];
+    uint64_t cursor = 0;
+    do {
+        uint32_t count;
+        ck_assert_int_eq(larder_store_list(f.store, infos, &count, &cursor, 16), 0);
+    } while (cursor != 0);
+}
+
+static void any_lease_done(void *context, uint32_t loaded, int err)
+{
+    (void)err;
+    ck_assert_uint_le(loaded, DEPTH);
+    *(_Atomic int *)context += 1;
+}
+
+/* Lets go, by force or not, without waiting for what is being read. */
+static void lease_and_run(uint64_t chain, uint64_t *state)
+{
+    struct larder_key keys[DEPTH];
+    for (uint64_t i = 0; i < DEPTH; i++)
+        keys[i] = block_key(chain + i);
+    struct larder_ref refs[DEPTH];
+    uint32_t count;
+    bool ready;
+    struct larder_lease *lease;
+    static _Atomic int told; /* outlives every lease */
+    int err = larder_store_lease(f.store, &lease, refs, &count, &ready, f.tenant.index, keys, DEPTH,
+                                 LARDER_QUALITY_EXACT, any_lease_done, &told);
+    ck_assert(err == 0 || err == -EBUSY);
+    if (!lease)
+        return;
+    if (draw(state, 2))
+        larder_store_revoke(f.store, lease);
+    larder_store_release(f.store, lease);
+}
+
+static void *use(void *argument)
+{
+    uint64_t state = 0x9e3779b97f4a7c15ull * ((uintptr_t)argument + 1);
+    struct timespec now, end;
+    clock_gettime(CLOCK_MONOTONIC, &end);
+    end.tv_sec += RUN_TIME_S;
+    do {
+        uint64_t chain = draw(&state, CHAINS) * 100;
+        uint64_t removed;
+        int err;
+        switch (draw(&state, 16)) {
+        case 0:
+            err = fixture_remove(&f, chain + draw(&state, DEPTH), &removed);
+            ck_assert(err == 0 || err == LARDER_ENOTFOUND);
+            break;
+        case 1:
+            err = fixture_verify(&f, chain + draw(&state, DEPTH));
+            ck_assert(err == 0 || err == LARDER_ENOTFOUND);
+            break;
+        case 2:
+        case 3:
+            look_around(chain);
+            break;
+        case 4:
+        case 5:
+            lease_and_run(chain, &state);
+            break;
+        case 6:
+            err = fixture_when(&f, chain, LARDER_DURABLE);
+            ck_assert(err == 0 || err == LARDER_ENOTFOUND || err == -EAGAIN);
+            break;
+        case 7:
+            check();
+            break;
+        case 8:
+        case 9:
+        case 10:
+        case 11:
+            fixture_get_chain(&f, chain, DEPTH, &err);
+            ck_assert_msg(err == 0 || err == -EBUSY, "%d", err);
+            break;
+        default:
+            put_some(&state);
+        }
+        clock_gettime(CLOCK_MONOTONIC, &now);
+    } while (now.tv_sec < end.tv_sec);
+    return NULL;
+}
+
+static void run_with(const char *io)
+{
+    fixture_begin(&f);
+    f.options.io = io;
+    f.options.host_bytes = 3 << 20;
+    f.options.ssd_bytes = 4 << 20;
+    ck_assert_int_eq(fixture_open(&f), 0);
+    pthread_t threads[THREADS];
+    for (uintptr_t i = 0; i < THREADS; i++)
+        ck_assert_int_eq(pthread_create(&threads[i], NULL, use, (void *)i), 0);
+    for (uint32_t i = 0; i < THREADS; i++)
+        pthread_join(threads[i], NULL);
+    check();
+    struct larder_store_stats stats = fixture_stats(&f);
+    ck_assert_uint_eq(stats.corrupt, 0);
+    ck_assert_uint_eq(stats.io_errors, 0);
+    ck_assert_uint_gt(stats.puts, 10);
+    fixture_reopen(&f);
+    check();
+    fixture_end(&f);
+}
+
+START_TEST(all_at_once_over_threads)
+{
+    run_with("threads");
+}
+END_TEST
+
+START_TEST(all_at_once_over_uring)
+{
+    run_with("auto");
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("concurrent");
+    TCase *tcase = tcase_create("concurrent");
+    tcase_set_timeout(tcase, 120);
+    tcase_add_test(tcase, all_at_once_over_threads);
+    tcase_add_test(tcase, all_at_once_over_uring);
+    suite_add_tcase(suite, tcase);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_NORMAL);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}
