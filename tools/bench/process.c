@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -20,6 +21,7 @@
 
 #define START_S  20.0
 #define SETTLE_S 120.0
+#define STOP_S   20.0
 
 static void sleep_ms(long ms)
 {
@@ -98,8 +100,16 @@ void bench_daemon_stop(struct bench_daemon *daemon)
     if (daemon->pid <= 0)
         return;
     kill(daemon->pid, SIGTERM);
-    while (waitpid(daemon->pid, NULL, 0) < 0 && errno == EINTR)
-        continue;
+    double until = bench_now_s() + STOP_S;
+    while (waitpid(daemon->pid, NULL, WNOHANG) == 0) {
+        if (bench_now_s() > until) {
+            fprintf(stderr, "larder-bench: larderd did not stop within %.0f s: killed\n", STOP_S);
+            kill(daemon->pid, SIGKILL);
+            waitpid(daemon->pid, NULL, 0);
+            break;
+        }
+        sleep_ms(2);
+    }
     daemon->pid = -1;
 }
 
@@ -125,6 +135,23 @@ void bench_daemon_remove(struct bench_daemon *daemon)
 
 /* --- its control socket ---------------------------------------------------------------------- */
 
+/* One request on a fresh connection; the answer is of exactly that type and size. */
+static int ask(int fd, uint16_t type, const void *body, size_t body_bytes, uint16_t answer_type,
+               void *answer, size_t answer_bytes)
+{
+    struct wire_frame frame = {
+        .bytes = (uint32_t)(sizeof(frame) + body_bytes), .type = type, .request = 1};
+    struct iovec out[] = {{&frame, sizeof(frame)}, {(void *)(uintptr_t)body, body_bytes}};
+    struct iovec in[] = {{&frame, sizeof(frame)}, {answer, answer_bytes}};
+    errno = EIO;
+    if (writev(fd, out, 2) != (ssize_t)(sizeof(frame) + body_bytes) ||
+        readv(fd, in, 2) != (ssize_t)(sizeof(frame) + answer_bytes))
+        return larder_fail(-errno, "control socket: %s", strerror(errno));
+    if (frame.type != answer_type)
+        return larder_fail(LARDER_EPROTO, "control socket: an answer of type %u", frame.type);
+    return 0;
+}
+
 int bench_daemon_status(const struct bench_daemon *daemon, struct wire_admin_status_ok *out)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
@@ -133,21 +160,17 @@ int bench_daemon_status(const struct bench_daemon *daemon, struct wire_admin_sta
     int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
     if (fd < 0)
         return larder_fail(-errno, "socket: %s", strerror(errno));
-    const struct wire_frame ask = {.bytes = sizeof(ask), .type = WIRE_ADMIN_STATUS, .request = 1};
-    struct {
-        struct wire_frame frame;
-        struct wire_admin_status_ok body;
-    } answer;
+    const struct wire_hello hello = {
+        .magic = WIRE_MAGIC, .version_min = WIRE_VERSION, .version_max = WIRE_VERSION};
+    struct wire_hello_ok hello_ok;
     int err = 0;
-    if (connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0 ||
-        send(fd, &ask, sizeof(ask), MSG_NOSIGNAL) != sizeof(ask) ||
-        recv(fd, &answer, sizeof(answer), 0) != sizeof(answer))
-        err = larder_fail(errno ? -errno : -EIO, "control socket %s: %s", daemon->control,
-                          strerror(errno));
-    else if (answer.frame.type != WIRE_ADMIN_STATUS_OK)
-        err = larder_fail(LARDER_EPROTO, "control socket: answer of type %u", answer.frame.type);
-    else
-        *out = answer.body;
+    if (connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0)
+        err = larder_fail(-errno, "%s: %s", daemon->control, strerror(errno));
+    if (err == 0)
+        err =
+            ask(fd, WIRE_HELLO, &hello, sizeof(hello), WIRE_HELLO_OK, &hello_ok, sizeof(hello_ok));
+    if (err == 0)
+        err = ask(fd, WIRE_ADMIN_STATUS, NULL, 0, WIRE_ADMIN_STATUS_OK, out, sizeof(*out));
     close(fd);
     return err;
 }

@@ -117,8 +117,8 @@ int row_get_ssd(const struct bench *bench, struct bench_result *out)
     struct get_bench *get = larder_alloc_zero(1, sizeof(*get));
     if (!get)
         return larder_fail(-ENOMEM, "no memory");
-    /* One slab with room for one prompt and a block. */
-    int err = ssd_open(bench, &get->ssd, bench->corpus_bytes, bench->corpus_bytes + (48u << 20));
+    /* One slab with room for one prompt: 32 MiB a block, and a little for heads and slots. */
+    int err = ssd_open(bench, &get->ssd, bench->corpus_bytes, bench->corpus_bytes + (2u << 20));
     if (err == 0) {
         err = store_two(get);
         if (err == 0)
