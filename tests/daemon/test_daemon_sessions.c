@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Goal:   what larderd promises to clients that behave: what was put comes back bit for bit,
- *         through either recipe and wait level; leases, slabs, tenants and limits are as PROTOCOL.md says.
+ *         through either recipe and wait level; leases, slabs, tenants and limits are as
+ *         PROTOCOL.md says.
  * Method: a real larderd on a fresh directory, raw frames, slabs mapped and decoded here.
  */
 #include <check.h>
