@@ -30,6 +30,8 @@
  * took the connection but did not answer. */
 #define RETRY_REFUSED_NS (20 * 1000000ull)
 #define RETRY_SILENT_NS  SECOND_NS
+/* Within this after reading, the socket is not looked at again just to see whether it is open. */
+#define MOMENT_NS (2 * 1000000ull)
 /* Slabs of one tenant that a client keeps mapped: 16 TiB of the default size. */
 #define SLABS_MAX 65536u
 /* Descriptors taken from one frame; all but the expected one are closed. The kernel allows 253. */
@@ -340,7 +342,7 @@ static int take_answer(struct larder_link *link, const struct wire_frame *frame,
     return err;
 }
 
-/* Hands a received frame to whom it is for. */
+/* Hands a received frame to whom it is for: 1 when it answered a call, 0 otherwise. */
 static int dispatch(struct larder_link *link, int fd)
 {
     const struct wire_frame *frame = (const void *)link->frame;
@@ -353,15 +355,15 @@ static int dispatch(struct larder_link *link, int fd)
     } else if (frame->type == WIRE_STAGING_OK) {
         err = take_answer(link, frame, fd);
         if (err == 0)
-            return 0;
+            return 1;
     } else if (fd >= 0) {
         err = larder_fail(LARDER_EPROTO, "a frame of type %u came with a descriptor", frame->type);
     } else if (frame->type == WIRE_LOADED) {
-        err = take_loaded(link, frame, body);
-    } else if (frame->type == WIRE_ERROR) {
-        err = take_error(link, frame, body);
+        return take_loaded(link, frame, body);
     } else {
-        err = take_answer(link, frame, -1);
+        err = frame->type == WIRE_ERROR ? take_error(link, frame, body)
+                                        : take_answer(link, frame, -1);
+        return err < 0 ? err : 1;
     }
     if (fd >= 0)
         close(fd);
@@ -389,13 +391,15 @@ static void read_locked(struct larder_link *link, uint64_t until_ns, short event
             if (err <= 0)
                 break;
             err = dispatch(link, fd);
-            if (err < 0 || events & POLLOUT)
+            /* After an answer somebody has something to do; what follows can wait. */
+            if (err != 0 || events & POLLOUT)
                 break;
         }
     }
 
     pthread_mutex_lock(&larder->lock);
     link->reading = false;
+    link->read_ns = now;
     if (err < 0)
         fail_locked(link, err, larder_error_message());
     else
@@ -728,10 +732,10 @@ int client_link_acquire(struct larder *larder, struct larder_link **out)
     int err = 0;
     pthread_mutex_lock(&larder->lock);
     /* Has the daemon gone since the last call? Reading what is there tells, and saves this call from
-     * failing when another is there already. */
+     * failing when another is there already. A daemon needs longer than a moment to come back. */
     struct larder_link *old = larder->link;
     bool last = false;
-    if (old && !old->reading) {
+    if (old && !old->reading && client_now_ns() - old->read_ns > MOMENT_NS) {
         old->refs++;
         read_locked(old, 0, POLLIN);
         last = --old->refs == 0;

@@ -84,6 +84,7 @@ struct larder_link {
     uint32_t refs;
     int down; /* why it ended; 0: alive */
     bool reading;
+    uint64_t read_ns; /* when it was last read */
     struct client_call *calls;
     struct client_lease *leases;
     struct client_slab **slabs; /* by rising id */

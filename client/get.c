@@ -31,6 +31,8 @@
 /* Between two looks at a slot that is being loaded. */
 #define POLL_US_MIN 20u
 #define POLL_US_MAX 500u
+/* A get of more than this goes past the caches: the second level of today's cores is 1 to 2 MiB. */
+#define PAST_CACHE_BYTES (8u << 20)
 /* How long to ask again when the host tier is full of what others hold. */
 #define FULL_RETRY_NS (100 * 1000000ull)
 
@@ -73,6 +75,7 @@ struct larder_get_op {
     uint64_t token_first; /* the engine has what is before */
     uint64_t token_end;   /* nothing from here on is written */
     uint32_t key_end;     /* keys worth asking for */
+    bool past_cache;      /* more is written than caches hold */
 
     /* the window */
     uint32_t key_next; /* the first key not asked for or not granted */
@@ -466,6 +469,7 @@ static void decode_item(void *context, uint32_t index, void *scratch)
         .row_first = (uint32_t)(first - block->token_first),
         .row_count = end > first ? (uint32_t)(end - first) : 0,
         .token_first = first,
+        .past_cache = op->past_cache,
     };
     if (move.row_count == 0)
         return;
@@ -738,6 +742,7 @@ static int begin(struct larder_get_op *op, uint64_t *tokens, const struct larder
     if (op->more)
         LARDER_TRY(count_rest(op, tokens));
     *tokens = larder_min_u64(*tokens, op->token_end);
+    op->past_cache = (*tokens - op->tokens_done) * model->token_bytes >= PAST_CACHE_BYTES;
     return 0;
 }
 

@@ -3,8 +3,10 @@
 
 #include <assert.h>
 #include <errno.h>
-#include <stdbool.h>
 #include <string.h>
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
 
 #include "base/bytes.h"
 #include "base/error.h"
@@ -158,7 +160,59 @@ struct run {
     uint32_t heads;
     uint32_t tokens;
     uint32_t element_bytes;
+    bool past_cache;
 };
+
+#ifdef __SSE2__
+/* Stores past the caches do not read the lines that they write: a third less traffic. They want
+ * addresses that are multiples of 16; neighbouring rows fill each other's cache lines. */
+static bool can_stream(const struct run *run, size_t row_bytes)
+{
+    const uint64_t all = (uint64_t)(uintptr_t)run->engine | (uint64_t)run->side->token_stride |
+                         (uint64_t)run->side->head_stride | row_bytes;
+    return run->past_cache && all % 16 == 0;
+}
+
+static inline void stream_row(char *to, const char *from, size_t bytes)
+{
+    const __m128i *source = (const __m128i *)(const void *)from;
+    __m128i *target = (__m128i *)(void *)to;
+    size_t left = bytes / sizeof(*source);
+    for (; left >= 4; left -= 4) {
+        const __m128i a = _mm_loadu_si128(source++);
+        const __m128i b = _mm_loadu_si128(source++);
+        const __m128i c = _mm_loadu_si128(source++);
+        const __m128i d = _mm_loadu_si128(source++);
+        _mm_stream_si128(target++, a);
+        _mm_stream_si128(target++, b);
+        _mm_stream_si128(target++, c);
+        _mm_stream_si128(target++, d);
+    }
+    for (; left > 0; left--)
+        _mm_stream_si128(target++, _mm_loadu_si128(source++));
+}
+
+/* Each head's plane is a stream of its own, and the CPU's prefetchers stop at its page ends: rows
+ * are asked for this much ahead. */
+#define PREFETCH_BYTES 1024u
+
+static void stream_rows(const struct run *run, size_t row_bytes)
+{
+    const uint32_t ahead = (uint32_t)((PREFETCH_BYTES + row_bytes - 1) / row_bytes);
+    for (uint32_t token = 0; token < run->tokens; token++)
+        for (uint32_t head = 0; head < run->heads; head++) {
+            const char *row = run->plane + head * run->plane_bytes + token * row_bytes;
+            if (token + ahead < run->tokens)
+                for (size_t i = 0; i < row_bytes; i += 64)
+                    _mm_prefetch(row + ahead * row_bytes + i, _MM_HINT_T0);
+            stream_row(run->engine + token * run->side->token_stride +
+                           head * run->side->head_stride,
+                       row, row_bytes);
+        }
+    /* Orders these stores before what tells another thread that the rows are there. */
+    _mm_sfence();
+}
+#endif
 
 /* Elements of a head lie together. */
 static inline __attribute__((always_inline)) void move_rows(const struct run *run,
@@ -166,6 +220,12 @@ static inline __attribute__((always_inline)) void move_rows(const struct run *ru
 {
     const struct layout_side *side = run->side;
     const size_t row_bytes = (size_t)side->dims * run->element_bytes;
+#ifdef __SSE2__
+    if (direction == TO_ENGINE && can_stream(run, row_bytes)) {
+        stream_rows(run, row_bytes);
+        return;
+    }
+#endif
     if (side->token_stride == (int64_t)row_bytes) {
         for (uint32_t head = 0; head < run->heads; head++)
             copy_row(run->engine + head * side->head_stride, run->plane + head * run->plane_bytes,
@@ -251,6 +311,7 @@ static inline __attribute__((always_inline)) void move_planes(const struct layou
                 .heads = move->slice.head_count,
                 .tokens = move->row_count - done,
                 .element_bytes = view->element_bytes,
+                .past_cache = move->past_cache,
             };
             if (view->block_table) {
                 uint32_t row = (uint32_t)(token % view->block_tokens);

@@ -10,6 +10,7 @@
 #ifndef LARDER_CLIENT_LAYOUT_H
 #define LARDER_CLIENT_LAYOUT_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "client/larder.h"
@@ -48,6 +49,7 @@ struct layout_move {
     uint32_t row_first;    /* of the planes */
     uint32_t row_count;
     uint64_t token_first; /* engine's token of row_first */
+    bool past_cache;      /* scatter: so much is written that it would only wash out the caches */
 };
 
 /* Engine memory to planes (and back); planes hold the slice's layers one after the other. */

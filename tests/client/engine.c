@@ -215,7 +215,7 @@ void engine_open(struct engine *engine, unsigned layout, uint32_t dtype)
     };
     const size_t e = larder_dtype_bytes(dtype);
     engine->bytes = e * 2 * LAYERS * BLOCKS * BLOCK * HEADS * DIMS;
-    engine->memory = malloc(engine->bytes);
+    engine->memory = aligned_alloc(64, engine->bytes);
     if (!engine->memory)
         abort();
     engine_scramble(engine);

@@ -13,7 +13,7 @@
 
 #define ENGINE_LAYERS 3u
 #define ENGINE_HEADS  4u
-#define ENGINE_DIMS   40u
+#define ENGINE_DIMS   40u /* rows of f32 end within a cache line */
 #define ENGINE_TOKENS 77u /* with room; no multiple of a block or tile */
 #define ENGINE_BLOCK  16u /* tokens of an engine's block, where it has blocks */
 #define ENGINE_BLOCKS 9u

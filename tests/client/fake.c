@@ -26,7 +26,7 @@
 #define SLAB_BYTES (3u << 20)
 #define SLAB_SLOTS 64u
 #define SLAB_ID    5u
-#define SLOT_BYTES (36u << 10)
+#define SLOT_BYTES (44u << 10)
 #define DATA_OFFSET                                                                                \
     ((LARDER_PAGE_BYTES + SLAB_SLOTS * sizeof(struct larder_slot) + LARDER_PAGE_BYTES - 1) /       \
      LARDER_PAGE_BYTES * LARDER_PAGE_BYTES)

@@ -94,6 +94,7 @@ START_TEST(test_moves)
         move.token_first = engine_random() % ENGINE_TOKENS;
         move.row_count = 1 + engine_random() % (ENGINE_TOKENS - (uint32_t)move.token_first);
         move.row_first = engine_random() % 5;
+        move.past_cache = round % 2;
         move.plane_tokens = move.row_first + move.row_count + engine_random() % 5;
         check_move(&engine, &move, engine.name);
     }
