@@ -90,7 +90,7 @@ int bench_daemon_start(const struct bench *bench, struct bench_daemon *out, cons
             return larder_fail(-ETIMEDOUT, "larderd did not answer within %.0f s: %s", START_S,
                                larder_last_error());
         }
-        sleep_ms(5);
+        sleep_ms(1);
     }
     return 0;
 }

@@ -24,4 +24,7 @@ int row_put_small(const struct bench *bench, struct bench_result *out);
 int row_lookup(const struct bench *bench, struct bench_result *out);
 int row_round_trip(const struct bench *bench, struct bench_result *out);
 
+/* rows_start.c */
+int row_start(const struct bench *bench, struct bench_result *out);
+
 #endif
