@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* rebuild.c - the table from segments alone, when there is no index or a damaged one.
  *
- * Every segment is read head by head, stepping over sections. Where no valid head stands (a hole
+ * Every segment is read head by head, stepping over sections; the newest is verified whole, because
+ * only there can writes have been cut short (writer.c, make_room). Where no valid head stands (a hole
  * that was punched, damage) the next page that begins like a record is looked for. Of two records of
  * a key the newer one wins, after it was verified whole; tombstones remove what is older than they
  * are; what has no parent goes.
@@ -118,14 +119,32 @@ static int take_entry(struct recovery *recovery, const struct larder_record *rec
     return recovery_set_parent(recovery, id, &parent);
 }
 
-static int scan_segment(struct rebuild *rebuild, struct segment *segment)
+/* The next record at `offset`; LARDER_ECORRUPT when there is none. One that was cut short in the
+ * newest segment is passed over, and taken out of the file. */
+static int next_record(struct recovery *recovery, const struct larder_record **out,
+                       struct segment *segment, uint64_t *offset, bool newest)
+{
+    for (;;) {
+        int err = newest ? scan_record(&recovery->scan, out, segment, *offset)
+                         : scan_head(&recovery->scan, out, segment, *offset);
+        if (err != LARDER_ECORRUPT || !newest)
+            return err;
+        const struct larder_record *torn;
+        LARDER_TRY(scan_head(&recovery->scan, &torn, segment, *offset));
+        uint64_t bytes = torn->record_bytes;
+        seglog_punch(&recovery->store->log, segment, *offset, bytes);
+        *offset += bytes;
+    }
+}
+
+static int scan_segment(struct rebuild *rebuild, struct segment *segment, bool newest)
 {
     struct recovery *recovery = rebuild->recovery;
     uint64_t offset = SEGMENT_HEADER_BYTES;
     uint64_t last_end = larder_min_u64(SEGMENT_HEADER_BYTES, segment->end_bytes);
     while (offset < segment->end_bytes) {
         const struct larder_record *record;
-        int err = scan_head(&recovery->scan, &record, segment, offset);
+        int err = next_record(recovery, &record, segment, &offset, newest);
         if (err == LARDER_ECORRUPT) {
             LARDER_TRY(scan_resync(&recovery->scan, &offset, segment, offset + LARDER_PAGE_BYTES));
             continue;
@@ -213,7 +232,7 @@ int rebuild_table(struct recovery *recovery)
     struct rebuild rebuild = {.recovery = recovery};
     int err = 0;
     for (uint32_t i = 0; i < store->log.count && err == 0; i++)
-        err = scan_segment(&rebuild, store->log.segments[i]);
+        err = scan_segment(&rebuild, store->log.segments[i], i + 1 == store->log.count);
     if (err == 0)
         apply_removed(&rebuild);
     larder_free(rebuild.removed);

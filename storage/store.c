@@ -66,8 +66,8 @@ static void *storage_thread(void *argument)
 {
     struct larder_store *store = argument;
     for (;;) {
-        load_pump(store);
         writer_step(store);
+        load_pump(store);
         /* A completion may have queued something; a step may have left something to do at once. */
         bool again = run_completions(store) || (store->syncing && store->syncing->synced) ||
                      (!store->filling && !writer_idle(store) && !store->syncing);

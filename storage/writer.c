@@ -187,7 +187,9 @@ static int make_room(struct larder_store *store, const struct group *group, uint
         LARDER_TRY(index_has_room(store));
     if (log->open && log->open->end_bytes + bytes <= store->options.segment_bytes)
         return 0;
-    if (group->segment)
+    /* A segment is begun only when all of the one before it is committed: so no more than the newest
+     * can hold records that were cut short, and a rebuild has to verify only that one whole. */
+    if (group->segment || store->syncing)
         return 1;
     if (log->open)
         seglog_seal(log);
@@ -221,7 +223,7 @@ static int make_room(struct larder_store *store, const struct group *group, uint
     }
     publish_usage(store);
     if (err < 0 && !store->no_space)
-        larder_log(LARDER_LOG_ERROR, "storage: no new segment: %s", larder_error_message());
+        larder_log(LARDER_LOG_ERROR, "storage: no new segment: %s", larder_error_text(err));
     store->no_space = err < 0;
     return err < 0 ? err : 0;
 }
