@@ -41,6 +41,11 @@ grep -A1 '^LARDER_API' "$source/client/larder.h" | grep -oE 'larder_[a-z_]+\(' |
 nm -D --defined-only "$library" | grep -v ' A ' | sed 's/.* //; s/@@.*//' | sort >"$work/exported"
 diff "$work/declared" "$work/exported" >&2 || fail "exported and declared functions differ"
 
+# Every function has its page.
+while read -r function; do
+    find "$work/moved" -name "$function.3" | grep -q . || fail "no manual page of $function"
+done <"$work/declared"
+
 # The headers need nothing else, in C and in C++.
 read -ra pc_flags < <(pkg-config --cflags --libs larder)
 echo '#include <larder.h>' >"$work/alone.c"
