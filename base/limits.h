@@ -67,7 +67,7 @@
 #define LARDER_SEND_MS_DEFAULT  10000u
 /* A lease lasts longer than any decode of one request; a stopped client loses it. */
 #define LARDER_LEASE_MS_DEFAULT 30000u
-/* Of one UID. A request in flight costs the daemon about 2 KB, a lease about 100 bytes. */
+/* Of one UID. A request in flight costs the daemon 2 to 50 KB, a lease about 200 bytes. */
 #define LARDER_CONNECTIONS_DEFAULT 256u
 #define LARDER_LEASES_DEFAULT      4096u
 #define LARDER_IN_FLIGHT_DEFAULT   1024u

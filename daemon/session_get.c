@@ -1,12 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* session_get.c - WIRE_LOOKUP, WIRE_GET, WIRE_RELEASE, and the leases between them.
  *
+ * What is all in the host tier is leased on the event thread, in microseconds. What must be read from
+ * SSD is leased by a worker: making room may add a slab, which takes a tenth of a second.
+ *
  * A lease that is let go while the storage thread still loads it stays until `done` has come back:
  * its memory is in use until then.
  */
 #include <assert.h>
 #include <errno.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "base/bytes.h"
@@ -14,6 +18,24 @@
 #include "base/key.h"
 #include "base/mem.h"
 #include "daemon/session_priv.h"
+#include "daemon/workers.h"
+
+/* A GET whose lease a worker takes. */
+struct ssd_get {
+    struct job job;
+    struct completion completion;
+    struct lease *lease;
+    struct larder_match match;
+    enum larder_quality worst;
+    /* worker, until the completion is posted */
+    int err;
+    bool ready;
+    uint32_t ref_count;
+    char message[LARDER_MESSAGE_BYTES_MAX];
+    uint32_t key_count;
+    struct larder_ref *refs; /* key_count of them, behind the keys */
+    struct larder_key keys[];
+};
 
 static_assert(sizeof(struct larder_tail) == sizeof(struct wire_tail), "tails are sent as they are");
 static_assert(offsetof(struct larder_tail, token_count) == offsetof(struct wire_tail, token_count),
@@ -120,31 +142,45 @@ static void lease_unlink(struct lease *lease)
     lease->session->account->leases--;
 }
 
-static void lease_end(struct lease *lease)
+/* Gives back what no one waits for any more. */
+static void lease_drop(struct lease *lease)
 {
     struct larderd *daemon = lease->session->daemon;
+    assert(lease->released);
+    if (lease->get || lease->loading)
+        return;
+    if (lease->handle)
+        larder_store_release(daemon->store, lease->handle);
+    lease_recycle(daemon, lease);
+}
+
+static void lease_end(struct lease *lease)
+{
     lease_unlink(lease);
     lease->released = true;
-    if (lease->loading)
-        return;
-    larder_store_release(daemon->store, lease->handle);
-    lease_recycle(daemon, lease);
+    lease_drop(lease);
+}
+
+static void tell_loaded(struct lease *lease)
+{
+    struct wire_loaded loaded = {.loaded = lease->loaded, .error = lease->err};
+    session_reply(lease->session, WIRE_LOADED, lease->request, &loaded, sizeof(loaded));
 }
 
 static void lease_loaded(struct completion *completion)
 {
     struct lease *lease = (struct lease *)((char *)completion - offsetof(struct lease, completion));
     struct session *session = lease->session;
-    struct larderd *daemon = session->daemon;
     assert(lease->loading);
     lease->loading = false;
-    if (lease->released) {
-        larder_store_release(daemon->store, lease->handle);
-        lease_recycle(daemon, lease);
-    } else {
-        struct wire_loaded loaded = {.loaded = lease->loaded, .error = lease->err};
-        session_reply(session, WIRE_LOADED, lease->request, &loaded, sizeof(loaded));
-    }
+    /* It may be loaded before the event thread has heard that it was taken: ssd_get_done() goes
+     * on then. */
+    if (lease->get)
+        return;
+    if (lease->released)
+        lease_drop(lease);
+    else
+        tell_loaded(lease);
     session_end(session);
 }
 
@@ -238,52 +274,155 @@ static void answer_get(struct session *session, uint64_t request, const struct l
     session_reply_parts(session, WIRE_GET_OK, request, parts, 3, -1);
 }
 
-int session_get(struct session *session, const struct frame *frame)
+/* Tells the client what it holds. A session that is closed by sending lets go of the lease. */
+static int answer_lease(struct lease *lease, const struct larder_match *match,
+                        const struct larder_ref *refs, uint32_t ref_count, bool ready)
+{
+    struct session *session = lease->session;
+    uint64_t request = lease->request;
+    int err = send_slabs(session, refs, ref_count);
+    if (err < 0 && session->state != SESSION_CLOSED)
+        lease_end(lease);
+    if (err == 0)
+        answer_get(session, request, match, refs, ref_count, ready);
+    return err;
+}
+
+static struct lease *lease_prepare(struct session *session, uint64_t request)
+{
+    struct lease *lease = lease_new(session->daemon);
+    if (!lease)
+        return NULL;
+    lease->session = session;
+    lease->request = request;
+    lease->started_ms = larderd_now_ms();
+    lease->completion.run = lease_loaded;
+    return lease;
+}
+
+/* --- get of what is on SSD -------------------------------------------------------------------- */
+
+static void ssd_get_run(struct job *job, struct scratch *scratch)
+{
+    struct ssd_get *get = (struct ssd_get *)((char *)job - offsetof(struct ssd_get, job));
+    struct session *session = get->lease->session;
+    (void)scratch;
+    get->err = larder_store_lease(session->daemon->store, &get->lease->handle, get->refs,
+                                  &get->ref_count, &get->ready, session->tenant.index, get->keys,
+                                  get->key_count, get->worst, lease_done, get->lease);
+    if (get->err < 0)
+        snprintf(get->message, sizeof(get->message), "%s", larder_error_message());
+    completions_post(session->daemon->completions, &get->completion);
+}
+
+static void ssd_get_done(struct completion *completion)
+{
+    struct ssd_get *get =
+        (struct ssd_get *)((char *)completion - offsetof(struct ssd_get, completion));
+    struct lease *lease = get->lease;
+    struct session *session = lease->session;
+    bool taken = get->err == 0 && get->ref_count > 0;
+    /* lease_loaded() comes, or has come. */
+    bool was_loaded = taken && !get->ready && !lease->loading;
+    bool waits = taken && !get->ready && lease->loading;
+    lease->get = NULL;
+    if (!waits)
+        lease->loading = false;
+
+    if (lease->released) {
+        session_fail_text(session, lease->request, -ECANCELED, "released before it was answered");
+        lease_drop(lease);
+    } else if (!taken) {
+        if (get->err < 0)
+            session_fail_text(session, lease->request, get->err, get->message);
+        else
+            answer_get(session, lease->request, &get->match, get->refs, 0, true);
+        if (session->state != SESSION_CLOSED)
+            lease_end(lease);
+    } else {
+        uint64_t request = lease->request;
+        int err = answer_lease(lease, &get->match, get->refs, get->ref_count, get->ready);
+        if (err < 0)
+            session_fail(session, request, err);
+        else if (was_loaded && session->state != SESSION_CLOSED)
+            tell_loaded(lease);
+    }
+    if (!waits)
+        session_end(session);
+    larder_free(get);
+}
+
+static int start_ssd_get(struct session *session, const struct frame *frame,
+                         const struct larder_match *match)
+{
+    uint32_t count = frame->item_count;
+    struct ssd_get *get = larder_alloc_zero(
+        1, sizeof(*get) + count * (sizeof(struct larder_key) + sizeof(struct larder_ref)));
+    struct lease *lease = get ? lease_prepare(session, frame->request) : NULL;
+    if (!lease) {
+        larder_free(get);
+        return larder_fail(-ENOMEM, "no memory for a lease");
+    }
+    get->lease = lease;
+    get->match = *match;
+    get->worst = (enum larder_quality)((const struct wire_keys *)frame->body)->worst;
+    get->key_count = count;
+    memcpy(get->keys, frame->items, count * sizeof(get->keys[0]));
+    get->refs = (struct larder_ref *)(void *)(get->keys + count);
+    get->job.run = ssd_get_run;
+    get->completion.run = ssd_get_done;
+    lease->get = get;
+    lease->loading = true; /* `done` may come before ssd_get_done() */
+    lease_link(session, lease);
+    workers_submit(session->daemon->workers, &get->job);
+    return 0;
+}
+
+/* --- get of what is in the host tier ---------------------------------------------------------- */
+
+static int start_host_get(struct session *session, const struct frame *frame,
+                          const struct larder_match *match)
 {
     /* The event thread's; too large for its stack to be taken lightly. */
     static struct larder_ref refs[LARDER_REQUEST_KEYS_MAX];
     const struct wire_keys *wire = frame->body;
     struct larderd *daemon = session->daemon;
+    uint32_t ref_count = 0;
+    bool ready = false;
+    struct lease *lease = lease_prepare(session, frame->request);
+    if (!lease) {
+        session_end(session);
+        return larder_fail(-ENOMEM, "no memory for a lease");
+    }
+    int err = larder_store_lease(daemon->store, &lease->handle, refs, &ref_count, &ready,
+                                 session->tenant.index, frame->items, frame->item_count,
+                                 (enum larder_quality)wire->worst, lease_done, lease);
+    if (err < 0 || ref_count == 0) {
+        if (err == 0)
+            answer_get(session, frame->request, match, refs, 0, true);
+        lease_recycle(daemon, lease);
+        session_end(session);
+        return err;
+    }
+    lease->loading = !ready;
+    lease_link(session, lease);
+    err = answer_lease(lease, match, refs, ref_count, ready);
+    if (ready)
+        session_end(session); /* else lease_loaded() does */
+    return err;
+}
+
+int session_get(struct session *session, const struct frame *frame)
+{
     struct larder_match match;
     LARDER_TRY(check_get(session, frame));
     LARDER_TRY(lookup(session, &match, frame));
     LARDER_TRY(session_begin(session));
-
-    struct lease *lease = lease_new(daemon);
-    uint32_t ref_count = 0;
-    bool ready = false;
-    int err;
-    if (!lease) {
-        err = larder_fail(-ENOMEM, "no memory for a lease");
-        goto end;
-    }
-    lease->session = session;
-    lease->request = frame->request;
-    lease->started_ms = larderd_now_ms();
-    lease->completion.run = lease_loaded;
-    err = larder_store_lease(daemon->store, &lease->handle, refs, &ref_count, &ready,
-                             session->tenant.index, frame->items, frame->item_count,
-                             (enum larder_quality)wire->worst, lease_done, lease);
-    if (err < 0 || ref_count == 0) {
-        if (err == 0)
-            answer_get(session, frame->request, &match, refs, 0, true);
-        lease_recycle(daemon, lease);
-        goto end;
-    }
-
-    lease->loading = !ready;
-    lease_link(session, lease);
-    err = send_slabs(session, refs, ref_count);
-    /* A session that was closed while sending has let go of the lease already. */
-    if (err < 0 && session->state != SESSION_CLOSED)
-        lease_end(lease);
-    else if (err == 0)
-        answer_get(session, frame->request, &match, refs, ref_count, ready);
-    if (!ready)
-        return err; /* lease_loaded() ends the request */
-
-end:
-    session_end(session);
+    if (match.bytes_host == match.bytes)
+        return start_host_get(session, frame, &match);
+    int err = start_ssd_get(session, frame, &match);
+    if (err < 0)
+        session_end(session);
     return err;
 }
 
@@ -316,7 +455,7 @@ void session_expire_leases(struct larderd *daemon, uint64_t now_ms)
         if (now_ms - lease->started_ms <= lease_ms)
             break;
         /* One that still loads waits for the disk, not for its client. */
-        if (lease->loading)
+        if (lease->get || lease->loading)
             continue;
         pid = lease->session->pid;
         revoked++;

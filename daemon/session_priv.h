@@ -42,6 +42,8 @@ struct session_model {
     struct larder_hasher *hasher; /* the session's running PUT's, on whatever worker */
 };
 
+struct ssd_get;
+
 /* A client's hold on entries, or one that is loading and already let go. */
 struct lease {
     struct lease *older; /* all leases of the daemon, by age */
@@ -52,8 +54,9 @@ struct lease {
     struct larder_lease *handle;
     uint64_t request;
     uint64_t started_ms;
-    bool loading;  /* `done` has not come back */
-    bool released; /* ended before that */
+    struct ssd_get *get; /* at a worker, which takes the lease; NULL: taken */
+    bool loading;        /* `done` has not come back */
+    bool released;       /* ended before that */
     /* storage thread, until the completion is posted */
     struct completion completion;
     uint32_t loaded;

@@ -441,6 +441,64 @@ START_TEST(leases_end_in_time)
 }
 END_TEST
 
+/* GETs of what is only on SSD, many at once, some let go before they are loaded, some by closing. */
+START_TEST(ssd_gets)
+{
+    struct block blocks[40];
+    struct answer answer;
+    start(NULL);
+    peer_chain(&peer, blocks, 40, 1);
+    peer_put_chain(&peer, blocks, 40, 30, LARDER_DURABLE);
+    for (int round = 0; round < 3; round++) {
+        peer_close(&peer);
+        ck_assert_int_eq(fixture_terminate(&fixture), 0);
+        fixture_restart(&fixture);
+        peer_open(&peer, fixture.socket);
+        uint64_t requests[20];
+        struct wire_keys keys = {peer.model, 2, LARDER_QUALITY_EXACT, 0, {0}};
+        for (uint32_t i = 0; i < 20; i++) {
+            memcpy(keys.parent, blocks[2 * i].parent.bytes, 32);
+            struct larder_key two[2] = {blocks[2 * i].key, blocks[2 * i + 1].key};
+            requests[i] = peer_send(&peer, WIRE_GET, &keys, sizeof(keys), two, sizeof(two));
+            if (i % 3 == 0)
+                peer_release(&peer, requests[i]);
+        }
+        if (round == 1)
+            continue;
+        /* Every GET is answered; those that were not released are loaded. */
+        uint32_t answered = 0;
+        uint32_t loaded = 0;
+        while (answered < 20 || loaded < 13) {
+            peer_receive(&peer, &answer);
+            ck_assert_uint_gt(answer.byte_count, 0);
+            const struct wire_frame *frame = (const struct wire_frame *)answer.bytes;
+            uint32_t index = 0;
+            while (requests[index] != frame->request)
+                index++;
+            if (frame->type == WIRE_LOADED) {
+                ck_assert_uint_eq(((const struct wire_loaded *)(frame + 1))->loaded, 2);
+                loaded += index % 3 != 0;
+                continue;
+            }
+            answered++;
+            if (frame->type == WIRE_GET_OK) {
+                const struct wire_get_ok *ok = (const struct wire_get_ok *)(frame + 1);
+                ck_assert_uint_eq(ok->ref_count, 2);
+                loaded += ok->ready && index % 3 != 0;
+            } else {
+                ck_assert_uint_eq(frame->type, WIRE_ERROR);
+                ck_assert_uint_eq(index % 3, 0);
+                ck_assert_int_eq(((const struct wire_error *)(frame + 1))->code, -ECANCELED);
+            }
+        }
+        for (uint32_t i = 0; i < 20; i++)
+            peer_release(&peer, requests[i]);
+        check_chain(&peer, blocks, 40, 30);
+    }
+    stop();
+}
+END_TEST
+
 START_TEST(limits_of_a_user)
 {
     struct block blocks[1];
@@ -503,6 +561,7 @@ int main(void)
     tcase_add_test(tests, slabs_cannot_be_changed);
     tcase_add_test(tests, staging_is_sealed);
     tcase_add_test(tests, leases_end_in_time);
+    tcase_add_test(tests, ssd_gets);
     tcase_add_test(tests, limits_of_a_user);
     suite_add_tcase(suite, tests);
     SRunner *runner = srunner_create(suite);
