@@ -175,6 +175,9 @@ struct client_lease client_lease_state(struct larder_link *link, const struct cl
 /* Unlists the leases and tells the daemon in one frame, without an answer. */
 void client_leases_end(struct larder_link *link, struct client_lease **leases, uint32_t count);
 
+/* Is this memory of at least `bytes` that cannot shrink? If it could, an access would raise SIGBUS:
+ * only such is mapped. LARDER_EPROTO. */
+int client_check_sealed(int fd, uint64_t bytes);
 /* The slab of that id, or NULL: then the daemon named one it never sent. */
 const struct client_slab *client_find_slab(struct larder_link *link, uint32_t slab_id);
 

@@ -31,7 +31,7 @@ static int register_model(struct larder_model *model, struct larder_link *link, 
     return 0;
 }
 
-/* What belongs to an older link is dropped: the daemon behind this one may have other tenant keys. */
+/* What belongs to an older link is dropped: the daemon behind this one may have other tenants. */
 static void enter_epoch_locked(struct larder_model *model, const struct larder_link *link)
 {
     if (model->epoch == link->epoch)

@@ -8,11 +8,9 @@
  */
 #include <assert.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/bytes.h"
@@ -57,11 +55,7 @@ struct put_run {
 
 static int map_staging(struct larder_link *link, int fd, uint64_t bytes)
 {
-    struct stat stat;
-    int seals = fcntl(fd, F_GET_SEALS);
-    /* Memory that could shrink would turn a write into a SIGBUS. */
-    if (seals < 0 || !(seals & F_SEAL_SHRINK) || fstat(fd, &stat) < 0 || stat.st_size < 0 ||
-        (uint64_t)stat.st_size < bytes)
+    if (client_check_sealed(fd, bytes) < 0)
         return client_malformed(link, "STAGING");
     void *map = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (map == MAP_FAILED)

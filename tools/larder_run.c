@@ -290,7 +290,8 @@ static struct larder_prompt whole_prompt(const struct engine *engine)
     return (struct larder_prompt){.tokens = engine->tokens, .token_count = engine->prompt_tokens};
 }
 
-/* Fills the cache's first rows with what is stored; the last token is left to run for its logits. */
+/* Fills the cache's first rows with what is stored; the last token is left to run: its logits are
+ * needed. */
 static void load_prompt(struct engine *engine, struct report *report)
 {
     if (!engine->stored_model || engine->prompt_tokens < 2)

@@ -1,0 +1,123 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* get.h - a GET in progress; shared by get.c (the calls), get_window.c (asking the daemon) and
+ * get_decode.c (slots to engine memory) only.
+ *
+ * The blocks of a prompt are held a window at a time: as many as the host tier has room for, mostly
+ * all. Within a window, sections are decoded as the daemon publishes them; `good` is the number of
+ * leading blocks nothing has spoken against yet, and only falls. A window before the last is done
+ * in all layers, released, and counted in `tokens_done`.
+ *
+ * Threads: an operation belongs to one call at a time; while it decodes, workers share it.
+ * I1  What is read from a slab is copied before it is checked, so that what was checked is what is
+ *     used: a daemon may be hostile, and a slot may be used anew at any time.
+ * I2  A block counts only if its slot's generation was still the one of the lease after its last
+ *     section was decoded.
+ */
+#ifndef LARDER_CLIENT_GET_H
+#define LARDER_CLIENT_GET_H
+
+#include "base/bytes.h"
+#include "base/error.h"
+#include "base/record.h"
+#include "client/chain.h"
+#include "client/layout.h"
+#include "client/operations.h"
+
+/* Sections decoded in one run: enough for many threads, few enough to notice a cancel. */
+#define GET_ITEMS_MAX 256u
+
+struct get_block {
+    const struct client_slab *slab;
+    const struct larder_slot *slot;
+    uint64_t generation;
+    const struct client_lease *lease;
+    uint32_t lease_index; /* among the lease's refs */
+    uint32_t token_count;
+    uint64_t token_first;
+    struct larder_key key;
+    /* once its head was read */
+    const char *record;    /* NULL: not yet */
+    uint64_t record_bytes; /* checked against the slab */
+    uint64_t directory;    /* from the record's start */
+    const struct larder_recipe *recipe;
+    uint32_t section_count;
+    uint32_t section_next; /* sections before it were handed to decode */
+    uint8_t quality;
+};
+
+/* A section to decode. */
+struct get_item {
+    uint32_t block;
+    uint32_t section;
+    struct larder_section at; /* private copy, checked */
+    int err;
+};
+
+struct larder_get_op {
+    struct larder_model *model;
+    struct larder_link *link;
+    struct client_chain chain;
+    struct layout_view view;
+    enum larder_quality worst;
+    uint32_t handle;
+    const atomic_bool *cancel;
+    uint64_t started_ns;
+    uint64_t token_first; /* the engine has what is before */
+    uint64_t token_end;   /* nothing from here on is written */
+    uint32_t key_end;     /* keys worth asking for */
+    bool past_cache;      /* more is written than caches hold */
+
+    /* the window */
+    uint32_t key_next; /* the first key not asked for or not granted */
+    bool more;         /* the host tier was full: another window follows */
+    struct get_block *blocks;
+    uint32_t block_count;
+    uint32_t block_capacity;
+    uint32_t good;
+    struct client_lease **leases;
+    uint32_t lease_count;
+    uint32_t lease_capacity;
+    uint32_t layers_done;
+
+    /* over all windows */
+    uint64_t tokens_done;
+    struct larder_get_result result; /* of finished windows */
+    uint64_t bytes_ssd;
+    bool stopped;
+    int stop_error;
+    char stop_message[LARDER_MESSAGE_BYTES_MAX];
+
+    char *head; /* a record's head, copied for checking */
+    uint64_t head_capacity;
+    struct get_item items[GET_ITEMS_MAX];
+};
+
+/* Fills the window with what is stored and fits the host tier now. LARDER_EFULL when the daemon has
+ * no room for even one block. */
+int get_ask(struct larder_get_op *op);
+/* How many tokens are stored, those beyond a window that the host tier had no room for included? */
+int get_count_rest(struct larder_get_op *op, uint64_t *tokens);
+/* Empties the window and gives its leases back. */
+void get_release(struct larder_get_op *op);
+
+/* Decodes the window up to and with `layer`, as it is published. Negative only for trouble of our
+ * own (no memory); everything else lowers op->good. */
+int get_decode(struct larder_get_op *op, uint32_t layer);
+
+/* The get ends with this window, for `err`, whose message is the thread's last. */
+void get_stop(struct larder_get_op *op, int err);
+/* Block `index` of the window will not be valid, for `err`. */
+void get_cut(struct larder_get_op *op, uint32_t index, int err);
+
+static inline bool get_is_cancelled(const struct larder_get_op *op)
+{
+    return op->cancel && atomic_load_explicit(op->cancel, memory_order_relaxed);
+}
+
+/* Tokens written once the block is. */
+static inline uint64_t get_block_end(const struct larder_get_op *op, const struct get_block *block)
+{
+    return larder_min_u64(op->token_end, block->token_first + block->token_count);
+}
+
+#endif
