@@ -354,6 +354,17 @@ static int load_database(struct larder_index *index, MDB_txn *txn, enum index_da
     return err;
 }
 
+uint64_t larder_index_entry_count(struct larder_index *index)
+{
+    MDB_txn *txn;
+    MDB_stat stat = {0};
+    if (mdb_txn_begin(index->env, NULL, MDB_RDONLY, &txn) == 0) {
+        mdb_stat(txn, index->dbis[INDEX_ENTRIES], &stat);
+        mdb_txn_abort(txn);
+    }
+    return stat.ms_entries;
+}
+
 int larder_index_load(struct larder_index *index, const struct index_visitor *visitor,
                       uint64_t *next_generation)
 {

@@ -70,6 +70,8 @@ void larder_index_close(struct larder_index *index);
 /* Removes the files under `path`; keeps what it removes as `path`.bad (one older copy at most). */
 int larder_index_destroy(const char *path);
 
+/* About how many entries a load will name; a hint. */
+uint64_t larder_index_entry_count(struct larder_index *index);
 int larder_index_load(struct larder_index *index, const struct index_visitor *visitor,
                       uint64_t *next_generation);
 

@@ -90,16 +90,16 @@ static void hash_remove(struct table *table, uint32_t id)
     table->count--;
 }
 
-/* Doubles the buckets. Without memory the chains get longer instead: slower, still right. */
-static void hash_grow(struct table *table)
+/* Without memory the chains get longer instead: slower, still right. */
+static void hash_grow(struct table *table, uint32_t bucket_count)
 {
     uint32_t old_count = table->bucket_count;
     uint32_t *old = table->buckets;
-    uint32_t *fresh = larder_alloc_zero((size_t)old_count * 2, sizeof(*fresh));
+    uint32_t *fresh = larder_alloc_zero(bucket_count, sizeof(*fresh));
     if (!fresh)
         return;
     table->buckets = fresh;
-    table->bucket_count = old_count * 2;
+    table->bucket_count = bucket_count;
     table->count = 0;
     for (uint32_t i = 0; i < old_count; i++) {
         for (uint32_t id = old[i]; id != TABLE_NONE;) {
@@ -109,6 +109,20 @@ static void hash_grow(struct table *table)
         }
     }
     larder_free(old);
+}
+
+void table_expect(struct table *table, uint64_t count)
+{
+    uint32_t bucket_count = table->bucket_count;
+    while (bucket_count < count && bucket_count < 1u << 30)
+        bucket_count *= 2;
+    if (bucket_count > table->bucket_count)
+        hash_grow(table, bucket_count);
+}
+
+void table_prefetch(const struct table *table, const struct larder_key *key)
+{
+    __builtin_prefetch(bucket_of(table, key));
 }
 
 /* --- entries --------------------------------------------------------------------------------- */
@@ -160,7 +174,6 @@ uint32_t table_add_root(struct table *table, uint16_t tenant)
 uint32_t table_add_unlinked(struct table *table, const struct larder_key *key, uint16_t tenant,
                             uint16_t token_count)
 {
-    assert(table_find(table, key) == TABLE_NONE);
     uint32_t id = take_entry(table);
     if (id == TABLE_NONE)
         return TABLE_NONE;
@@ -169,8 +182,8 @@ uint32_t table_add_unlinked(struct table *table, const struct larder_key *key, u
     entry->tenant = tenant;
     entry->token_count = token_count;
     hash_insert(table, id);
-    if (table->count > table->bucket_count)
-        hash_grow(table);
+    if (table->count > table->bucket_count && table->bucket_count < 1u << 30)
+        hash_grow(table, table->bucket_count * 2);
     return id;
 }
 

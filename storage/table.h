@@ -32,7 +32,6 @@ enum entry_flag {
     ENTRY_DOOMED = 1 << 5,  /* its removal is under way: nobody finds it any more */
     ENTRY_WATCHED = 1 << 6, /* a larder_store_when() waits for it */
     ENTRY_GROUPED = 1 << 7, /* its put is in a group that is being written */
-    ENTRY_FOUND = 1 << 8,   /* recovery: reached from a root */
 };
 
 /* What differs from one record of a key to the next. */
@@ -96,6 +95,11 @@ static inline struct entry *table_entry(const struct table *table, uint32_t id)
 {
     return &table->chunks[id / TABLE_CHUNK_ENTRIES][id % TABLE_CHUNK_ENTRIES];
 }
+
+/* So many entries will come: saves growing in steps. */
+void table_expect(struct table *table, uint64_t count);
+/* A find of this key comes soon. */
+void table_prefetch(const struct table *table, const struct larder_key *key);
 
 /* TABLE_NONE when there is none. */
 uint32_t table_find(const struct table *table, const struct larder_key *key);
