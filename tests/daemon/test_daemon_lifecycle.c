@@ -6,6 +6,7 @@
 #include <check.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <grp.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -148,6 +149,89 @@ START_TEST(stop_answers_what_is_under_way)
         ck_assert_uint_eq(((struct wire_frame *)answer.bytes)->type, WIRE_PUT_OK);
     }
     peer_close(&peer);
+    fixture_stop(&fixture);
+}
+END_TEST
+
+START_TEST(no_core_dumps)
+{
+    char path[64];
+    char line[256];
+    bool found = false;
+    fixture_start(&fixture, "core_dumps = off\n");
+    snprintf(path, sizeof(path), "/proc/%d/limits", fixture.pid);
+    FILE *file = fopen(path, "re");
+    while (file && fgets(line, sizeof(line), file)) {
+        unsigned long soft = 1;
+        if (sscanf(line, "Max core file size %lu", &soft) == 1)
+            found = soft == 0;
+    }
+    if (file)
+        fclose(file);
+    ck_assert(found || geteuid() != 0); /* then /proc hides it, for the same reason */
+    peer_check_served(fixture.socket, 1);
+    fixture_stop(&fixture);
+}
+END_TEST
+
+/* In a child that is this user: connects and says what came back. */
+static int connect_as(uid_t uid, const char *path)
+{
+    pid_t pid = fork();
+    ck_assert_int_ge(pid, 0);
+    if (pid == 0) {
+        struct wire_error error = {0};
+        struct {
+            struct wire_frame frame;
+            struct wire_error error;
+        } answer = {0};
+        const struct {
+            struct wire_frame frame;
+            struct wire_hello hello;
+        } hello = {{32, WIRE_HELLO, 0, 1}, {WIRE_MAGIC, 1, 1, 0}};
+        struct sockaddr_un address = {.sun_family = AF_UNIX};
+        snprintf(address.sun_path, sizeof(address.sun_path), "%s", path);
+        int fd = socket(AF_UNIX, SOCK_SEQPACKET, 0);
+        if (setgroups(0, NULL) < 0 || setgid(uid) < 0 || setuid(uid) < 0 ||
+            connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0)
+            _exit(100);
+        if (send(fd, &hello, sizeof(hello), MSG_NOSIGNAL) < 0 && errno != EPIPE)
+            _exit(101);
+        if (recv(fd, &answer, sizeof(answer), 0) <= 0)
+            _exit(102);
+        error = answer.error;
+        _exit(answer.frame.type == WIRE_HELLO_OK ? 0
+              : answer.frame.type == WIRE_ERROR  ? -error.code % 100
+                                                 : 103);
+    }
+    int status;
+    ck_assert_int_eq(waitpid(pid, &status, 0), pid);
+    ck_assert(WIFEXITED(status));
+    return WEXITSTATUS(status);
+}
+
+START_TEST(who_may_connect)
+{
+    if (geteuid() != 0) {
+        fprintf(stderr, "who_may_connect: skipped, only root can be other users\n");
+        return;
+    }
+    char path[128];
+    fixture_start(&fixture, "tenant box = socket DIR/box.sock\ntenant one = uid 65533\n");
+    ck_assert_int_eq(chmod(fixture.directory, 0755), 0);
+    /* Who is not of the sockets' group does not get in at all. */
+    ck_assert_int_eq(connect_as(1234, fixture.socket), 100);
+    snprintf(path, sizeof(path), "%s/box.sock", fixture.directory);
+    ck_assert_int_eq(chmod(fixture.socket, 0666), 0);
+    ck_assert_int_eq(chmod(fixture.control_socket, 0666), 0);
+    ck_assert_int_eq(chmod(path, 0666), 0);
+    ck_assert_int_eq(connect_as(1234, fixture.socket), 0);
+    ck_assert_int_eq(connect_as(65533, fixture.socket), 0);
+    ck_assert_int_eq(connect_as(65534, fixture.socket), EACCES);
+    ck_assert_int_eq(connect_as(65534, path), 0);
+    ck_assert_int_eq(connect_as(1234, fixture.control_socket), EACCES);
+    ck_assert_int_eq(connect_as(0, fixture.control_socket), 0);
+    peer_check_served(fixture.socket, 1);
     fixture_stop(&fixture);
 }
 END_TEST
@@ -349,6 +433,8 @@ int main(void)
     tcase_add_test(tests, files_and_modes);
     tcase_add_test(tests, unknown_store_version);
     tcase_add_test(tests, stop_answers_what_is_under_way);
+    tcase_add_test(tests, no_core_dumps);
+    tcase_add_test(tests, who_may_connect);
     tcase_add_test(tests, larder_without_a_daemon);
     tcase_add_test(tests, larder_looks_in);
     tcase_add_test(tests, larder_takes_prefixes);
