@@ -31,14 +31,16 @@ static void ssd_close(struct ssd_bench *ssd)
     corpus_close(&ssd->corpus);
 }
 
+/* Staging is sized for the model: eight of its blocks in flight. With less, gathering, encoding and
+ * writing take turns instead of going on together. */
 static int ssd_open(const struct bench *bench, struct ssd_bench *out, uint64_t corpus_bytes,
                     uint64_t host_bytes)
 {
     *out = (struct ssd_bench){.bench = bench, .daemon.pid = -1};
     char settings[256];
     snprintf(settings, sizeof(settings),
-             "host_bytes = %llu\nslab_bytes = %llu\nssd_bytes = 32G\nlog_level = warn\n"
-             "recipe = raw\n",
+             "host_bytes = %llu\nslab_bytes = %llu\nssd_bytes = 32G\nstaging_bytes_max = 320M\n"
+             "log_level = warn\nrecipe = raw\n",
              (unsigned long long)host_bytes, (unsigned long long)host_bytes);
     LARDER_TRY(corpus_open(&out->corpus, corpus_bytes, 1));
     int err = bench_daemon_start(bench, &out->daemon, "ssd", settings);
