@@ -45,6 +45,17 @@ void session_unref(struct session *session)
     daemon->busy_count--;
 }
 
+/* Requests that were not read would make the kernel reset the connection: the client would then see
+ * ECONNRESET in place of the error that says why it is closed. */
+static void close_read_out(int fd)
+{
+    uint8_t byte;
+    shutdown(fd, SHUT_RD);
+    while (recv(fd, &byte, sizeof(byte), MSG_DONTWAIT | MSG_TRUNC) > 0)
+        continue;
+    close(fd);
+}
+
 void session_close(struct session *session)
 {
     if (session->state == SESSION_CLOSED)
@@ -59,7 +70,7 @@ void session_close(struct session *session)
     event_free(session->read_event);
     event_free(session->write_event);
     output_clear(&session->output);
-    close(session->fd);
+    close_read_out(session->fd);
     session->fd = -1;
     session_release_all(session);
     session_unref(session);
@@ -368,7 +379,7 @@ void session_open(struct larderd *daemon, int fd, enum frame_side side, const ch
         event_free(session->write_event);
     if (session->account)
         accounts_leave(&daemon->accounts, session->account);
-    close(fd);
+    close_read_out(fd);
     larder_free(session);
 }
 

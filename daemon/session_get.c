@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* session_get.c - WIRE_LOOKUP, WIRE_GET, WIRE_RELEASE, and the leases between them.
  *
- * What is all in the host tier is leased on the event thread, in microseconds. What must be read from
- * SSD is leased by a worker: making room may add a slab, which takes a tenth of a second.
+ * What is all in the host tier is leased on the event thread, in microseconds. What must be read
+ * from SSD is leased by a worker: making room may add a slab, which takes a tenth of a second.
  *
  * A lease that is let go while the storage thread still loads it stays until `done` has come back:
  * its memory is in use until then.

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Goal:   after a failed sync nothing is acknowledged durable and nothing new is taken, not even
- *         when the disk is well again; what was durable is served on and is there after a restart; log
- *         and `larder status` raise the alarm.
+ *         when the disk is well again; what was durable is served on and is there after a restart;
+ *         log and `larder status` raise the alarm.
  * Method: larderd with failing_sync preloaded, over raw frames.
  */
 #include <check.h>

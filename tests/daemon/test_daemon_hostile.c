@@ -164,6 +164,29 @@ START_TEST(lengths_that_are_wrong)
 }
 END_TEST
 
+/* A client that sends on before it reads still hears why it was closed. */
+START_TEST(reason_is_heard)
+{
+    start(NULL);
+    for (int round = 0; round < 50; round++) {
+        struct peer peer;
+        const struct wire_frame bad = {16, WIRE_STAT, 1, 77};
+        const struct wire_frame good = {16, WIRE_STAT, 0, 78};
+        peer_connect(&peer, fixture.socket);
+        peer_say_hello(&peer);
+        ck_assert_int_eq(peer_send_bytes(&peer, &bad, sizeof(bad)), 0);
+        for (int i = 0; i < 50; i++) {
+            if (peer_send_bytes(&peer, &good, sizeof(good)) < 0)
+                break;
+        }
+        peer_expect_error(&peer, 77, LARDER_EPROTO);
+        peer_expect_close(&peer);
+        peer_close(&peer);
+    }
+    stop();
+}
+END_TEST
+
 /* Each row: a good PUT with one thing changed that must close the connection. */
 START_TEST(puts_out_of_bounds)
 {
@@ -676,6 +699,7 @@ int main(void)
     tcase_add_test(tests, frames_before_the_hello);
     tcase_add_test(tests, hellos_that_are_wrong);
     tcase_add_test(tests, lengths_that_are_wrong);
+    tcase_add_test(tests, reason_is_heard);
     tcase_add_test(tests, puts_out_of_bounds);
     tcase_add_test(tests, puts_out_of_order);
     tcase_add_test(tests, control_socket_takes_its_own);

@@ -441,7 +441,8 @@ START_TEST(leases_end_in_time)
 }
 END_TEST
 
-/* GETs of what is only on SSD, many at once, some let go before they are loaded, some by closing. */
+/* GETs of what is only on SSD, many at once, some let go before they are loaded, some by
+ * closing. */
 START_TEST(ssd_gets)
 {
     struct block blocks[40];
