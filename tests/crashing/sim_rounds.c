@@ -66,6 +66,9 @@ struct world {
     struct larder_model_info model;
     bool evicts; /* the SSD tier is too small for everything: absence is no bug */
     bool rotted; /* bytes were changed: neither is absence, nor a record called corrupt */
+    /* In this life the index was made anew, from heads alone: a record whose sections were torn is
+     * met only when it is read, and then called corrupt. */
+    bool spoiled;
     uint32_t life;
     uint64_t corrupt_seen; /* in this life */
     /* under mutex, and by the storage thread */
@@ -537,7 +540,7 @@ static void count_corrupt(struct world *world)
     }
     struct larder_store_stats stats;
     larder_store_stats(world->store, &stats);
-    if (stats.corrupt > world->corrupt_seen && !world->rotted) {
+    if (stats.corrupt > world->corrupt_seen && !world->rotted && !world->spoiled) {
         say(world, "%llu records called corrupt", (unsigned long long)stats.corrupt);
         world->tally->corrupt += stats.corrupt - world->corrupt_seen;
     }
@@ -582,10 +585,12 @@ static bool verify(struct world *world)
         verified += world->items[i].must && found[i] == PRESENT;
         judge(world, i, found[i]);
     }
-    count_corrupt(world);
     struct larder_store_stats stats;
     larder_store_stats(world->store, &stats);
     world->tally->rebuilds += stats.index_rebuilt;
+    /* Also when power failed before the index's first commit of all. */
+    world->spoiled = world->spoiled || stats.index_rebuilt;
+    count_corrupt(world);
     world->tally->rounds++;
     world->tally->acknowledged += promised;
     world->tally->verified += verified;
@@ -627,6 +632,7 @@ static void spoil_index(struct world *world)
 {
     char path[SCRATCH_PATH_BYTES + 32];
     uint64_t what = draw(world, 10);
+    world->spoiled = what < 2;
     if (what == 0) {
         snprintf(path, sizeof(path), "%s/index", world->directory);
         larder_index_destroy(path);
