@@ -317,7 +317,7 @@ int admin_request(struct session *session, const struct frame *frame)
     case WIRE_ADMIN_TENANTS:
         return admin_tenants(session, frame);
     default:
-        assert(!"frame_parse() lets no other type through");
+        assert(0 && "frame_parse() lets no other type through");
         return LARDER_EPROTO;
     }
 }

@@ -174,7 +174,7 @@ static int set_value(struct config *config, const struct key *key, const char *v
     case VALUE_LEVEL:
         return larder_log_parse_level(field, value);
     }
-    assert(!"a kind without a case");
+    assert(0 && "a kind without a case");
     return -EINVAL;
 }
 

@@ -197,7 +197,7 @@ static int engine_request(struct session *session, const struct frame *frame)
     case WIRE_STAT:
         return session_stat(session, frame);
     default:
-        assert(!"frame_parse() lets no other type through");
+        assert(0 && "frame_parse() lets no other type through");
         return LARDER_EPROTO;
     }
 }
