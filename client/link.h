@@ -16,8 +16,8 @@ uint64_t client_deadline_ns(const struct larder *larder);
 /* Receives one frame into link->frame if there is one: its bytes, 0 when there is none now, or a
  * negative code. *fd is the descriptor that came with it, or -1. The caller is the reader. */
 int client_receive_frame(struct larder_link *link, int *fd);
-/* Becomes the reader: hands out what is there; waits for it until `until_ns` if nothing is. `events`
- * is POLLIN, and may add POLLOUT. */
+/* Becomes the reader: hands out what is there; waits for it until `until_ns` if nothing is.
+ * `events` is POLLIN, and may add POLLOUT. */
 void client_read_locked(struct larder_link *link, uint64_t until_ns, short events);
 /* Ends the link for all who wait on it. The caller holds a reference. */
 void client_link_fail_locked(struct larder_link *link, int code, const char *why);

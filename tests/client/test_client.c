@@ -8,7 +8,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
-#include <stdatomic.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,6 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/record.h"
 #include "client/larder.h"
 #include "tests/client/engine.h"
 #include "tests/daemon/fixture.h"
@@ -488,6 +489,145 @@ START_TEST(test_stale)
 }
 END_TEST
 
+/* --- large prompts --------------------------------------------------------------------------- */
+
+/* Puts and gets a prompt of `count` tokens of a one-layer model, whose KV is noise. */
+static void check_large(uint32_t count, uint32_t dims, const char *config, bool in_steps)
+{
+    const struct larder_model_desc desc = {.layers = 2,
+                                           .kv_heads = 1,
+                                           .k_dims = dims,
+                                           .v_dims = dims,
+                                           .dtype = LARDER_F32,
+                                           .vocab = 1000};
+    const size_t bytes = (size_t)count * dims * 4 * 4;
+    uint32_t *many = malloc(count * sizeof(*many));
+    char *kv = malloc(bytes);
+    char *copy = malloc(bytes);
+    for (uint32_t i = 0; i < count; i++)
+        many[i] = engine_random() % 1000;
+    for (size_t i = 0; i < bytes; i++)
+        copy[i] = kv[i] = (char)engine_random();
+    fixture_start(&fixture, config);
+    larder = connect_to(&fixture, 1);
+    ck_assert_int_eq(larder_model_open(larder, &model, &desc), 0);
+    struct larder_layout layout;
+    ck_assert_int_eq(larder_layout_plain(&layout, &desc, kv, count), 0);
+    const struct larder_prompt prompt = {.tokens = many, .token_count = count};
+    const struct larder_put_options options = {.wait = LARDER_DURABLE, .recipe = "raw"};
+    struct larder_put_result stored;
+    int err = larder_put(model, &stored, &prompt, &layout, &options);
+    ck_assert_msg(err == 0, "%s", larder_last_error());
+    ck_assert_uint_eq(stored.tokens_new, count);
+    struct larder_lookup_result found;
+    ck_assert_int_eq(larder_lookup(model, &found, &prompt, LARDER_QUALITY_EXACT), 0);
+    ck_assert_uint_eq(found.tokens, count);
+
+    memset(kv, 0, bytes);
+    struct larder_get_result result;
+    if (in_steps) {
+        struct larder_get_op *op;
+        uint64_t expected;
+        err = larder_get_begin(model, &op, &expected, &prompt, &layout, LARDER_QUALITY_EXACT, 0);
+        ck_assert_msg(err == 0, "%s", larder_last_error());
+        ck_assert_uint_eq(expected, count);
+        ck_assert_msg(larder_get_wait_layer(op, 0) == 0, "%s", larder_last_error());
+        ck_assert(memcmp(kv, copy, bytes / 2) == 0);
+        ck_assert_msg(larder_get_wait_layer(op, 1) == 0, "%s", larder_last_error());
+        ck_assert_int_eq(larder_get_end(op, &result), 0);
+    } else {
+        err = larder_get(model, &result, &prompt, &layout, LARDER_QUALITY_EXACT, 0);
+        ck_assert_msg(err == 0, "%s", larder_last_error());
+    }
+    ck_assert_msg(result.tokens == count, "%lu of %u tokens: %s", (unsigned long)result.tokens,
+                  count, larder_strerror(result.stop_error));
+    ck_assert(memcmp(kv, copy, bytes) == 0);
+    larder_model_close(model);
+    larder_close(larder);
+    fixture_stop(&fixture);
+    free(copy);
+    free(kv);
+    free(many);
+}
+
+/* More blocks than one request may name. */
+START_TEST(test_many_blocks)
+{
+    check_large(20005, 4, NULL, _i == 1);
+}
+END_TEST
+
+/* More than the host tier holds: window after window. */
+START_TEST(test_small_host)
+{
+    check_large(3000, 64, "host_bytes = 1M\nslab_bytes = 1M\n", _i == 1);
+}
+END_TEST
+
+/* --- what went wrong meanwhile --------------------------------------------------------------- */
+
+START_TEST(test_tokens_stored)
+{
+    open_scene(ENGINE_PLAIN, LARDER_BF16, 1, NULL);
+    /* Not true (any more): the put notices and stores all. */
+    const struct larder_put_options wrong = {.tokens_stored = 2 * BLOCK};
+    ck_assert_uint_eq(put_with(ENGINE_TOKENS, &wrong).tokens_new, ENGINE_TOKENS);
+    ck_assert_uint_eq(get(ENGINE_TOKENS), ENGINE_TOKENS);
+    const struct larder_put_options right = {.tokens_stored = ENGINE_TOKENS};
+    ck_assert_uint_eq(put_with(ENGINE_TOKENS, &right).tokens_new, 0);
+    const struct larder_prompt prompt = prompt_of(BLOCK);
+    struct larder_put_result none;
+    ck_assert_int_eq(larder_put(model, &none, &prompt, &engine.layout, &right), -EINVAL);
+    close_scene();
+}
+END_TEST
+
+/* Flips a byte in the middle of the record that is `index`th in the first segment. */
+static void flip_byte(int index)
+{
+    char path[160];
+    snprintf(path, sizeof(path), "%s/store/segments/00000001.seg", fixture.directory);
+    FILE *file = fopen(path, "r+b");
+    ck_assert_ptr_nonnull(file);
+    struct larder_record record;
+    long at = 0;
+    for (; fseek(file, at, SEEK_SET) == 0 && fread(&record, sizeof(record), 1, file) == 1;
+         at += LARDER_PAGE_BYTES)
+        if (record.magic == LARDER_RECORD_MAGIC && record.type == LARDER_RECORD_ENTRY &&
+            index-- == 0)
+            break;
+    ck_assert_int_eq(index, -1);
+    at += (long)record.record_bytes / 2;
+    ck_assert_int_eq(fseek(file, at, SEEK_SET), 0);
+    int byte = fgetc(file);
+    ck_assert_int_eq(fseek(file, at, SEEK_SET), 0);
+    ck_assert_int_ne(fputc(byte ^ 1, file), EOF);
+    fclose(file);
+}
+
+START_TEST(test_corrupt)
+{
+    open_scene(ENGINE_PAGED, LARDER_BF16, 1, NULL);
+    const struct larder_put_options durable = {.wait = LARDER_DURABLE};
+    put_with(ENGINE_TOKENS, &durable);
+    fixture_kill(&fixture);
+    flip_byte(2);
+    fixture_restart(&fixture);
+    struct larder_get_result result = get_up_to(ENGINE_TOKENS, 0);
+    ck_assert_uint_eq(result.tokens, 2 * BLOCK);
+    ck_assert_int_eq(result.stop_status, LARDER_BLOCK_CORRUPT);
+    ck_assert_int_eq(result.stop_error, LARDER_ECORRUPT);
+    /* Gone, counted, and stored anew. */
+    ck_assert_uint_eq(get(ENGINE_TOKENS), 2 * BLOCK);
+    struct larder_stat stat;
+    ck_assert_int_eq(larder_get_stat(larder, &stat), 0);
+    ck_assert_uint_eq(stat.corrupt, 1);
+    put_with(ENGINE_TOKENS, &durable);
+    ck_assert_uint_eq(get(ENGINE_TOKENS), ENGINE_TOKENS);
+    close_scene();
+}
+END_TEST
+
 /* --- jobs ------------------------------------------------------------------------------------ */
 
 START_TEST(test_jobs)
@@ -771,6 +911,10 @@ static void add_cases(Suite *suite)
         {"remove", test_remove, 1},
         {"layers", test_layers, 1},
         {"stale", test_stale, 1},
+        {"many_blocks", test_many_blocks, 2},
+        {"small_host", test_small_host, 2},
+        {"tokens_stored", test_tokens_stored, 1},
+        {"corrupt", test_corrupt, 1},
         {"jobs", test_jobs, 1},
         {"kill", test_kill, 1},
         {"restart", test_restart, 1},
