@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "fixture.h"
 
-#include <check.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -10,10 +9,18 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/error.h"
 #include "base/key.h"
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/slab.h"
+
+_Noreturn void must_fail(const char *condition, const char *file, int line)
+{
+    printf("%s:%d: %s: %s\n", file, line, condition, larder_error_message());
+    fflush(stdout);
+    abort();
+}
 
 static uint64_t mix(uint64_t x)
 {
@@ -36,7 +43,7 @@ static void fill(uint8_t *out, uint32_t bytes, uint64_t seed, uint32_t section)
 struct larder_key block_key(uint64_t seed)
 {
     struct larder_key key;
-    ck_assert_int_eq(larder_sha256(&key, &seed, sizeof(seed)), 0);
+    must(larder_sha256(&key, &seed, sizeof(seed)) == 0);
     return key;
 }
 
@@ -82,8 +89,8 @@ int fixture_open(struct fixture *fixture)
     if (err < 0)
         return err;
     struct larder_model_desc desc = some_model();
-    ck_assert_int_eq(larder_store_tenant(fixture->store, &fixture->tenant, "a"), 0);
-    ck_assert_int_eq(larder_store_model(fixture->store, &fixture->model, &desc), 0);
+    must(larder_store_tenant(fixture->store, &fixture->tenant, "a") == 0);
+    must(larder_store_model(fixture->store, &fixture->model, &desc) == 0);
     return 0;
 }
 
@@ -97,7 +104,7 @@ void fixture_close(struct fixture *fixture)
 void fixture_reopen(struct fixture *fixture)
 {
     fixture_close(fixture);
-    ck_assert_int_eq(fixture_open(fixture), 0);
+    must(fixture_open(fixture) == 0);
 }
 
 void fixture_end(struct fixture *fixture)
@@ -133,7 +140,7 @@ static void waiter_begin(struct waiter *waiter)
 static void waiter_tell(struct waiter *waiter, int err, uint64_t count)
 {
     pthread_mutex_lock(&waiter->lock);
-    ck_assert(!waiter->done);
+    must(!waiter->done);
     waiter->done = true;
     waiter->err = err;
     waiter->count = count;
@@ -172,7 +179,7 @@ static void lease_done(void *context, uint32_t loaded, int err)
 int fixture_put(struct fixture *fixture, const struct block *block, enum larder_wait wait)
 {
     uint32_t *tokens = malloc(sizeof(uint32_t) * (block->token_count + 1));
-    ck_assert_ptr_nonnull(tokens);
+    must(tokens);
     for (uint32_t i = 0; i < block->token_count; i++)
         tokens[i] = block_token(block->seed, i);
     uint32_t stride = (block->section_bytes + 63) & ~63u;
@@ -220,7 +227,7 @@ void fixture_put_chain(struct fixture *fixture, uint64_t first, uint32_t count,
         .token_count = 256, .section_bytes = section_bytes, .tenant = fixture->tenant.index};
     for (uint32_t i = 0; i < count; i++) {
         block.seed = first + i;
-        ck_assert_int_eq(fixture_put(fixture, &block, wait), 0);
+        must(fixture_put(fixture, &block, wait) == 0);
         block.parent = block_key(block.seed);
     }
 }
@@ -268,10 +275,8 @@ uint32_t fixture_get_chain(struct fixture *fixture, uint64_t first, uint32_t cou
         good = (uint32_t)waiter.count;
     }
     for (uint32_t i = 0; i < good; i++)
-        ck_assert_msg(
-            record_is(larder_store_ref_record(fixture->store, fixture->tenant.index, &refs[i]),
-                      first + i),
-            "block %u of %u", i, good);
+        must(record_is(larder_store_ref_record(fixture->store, fixture->tenant.index, &refs[i]),
+                       first + i));
     if (lease)
         larder_store_release(fixture->store, lease);
     free(keys);
@@ -317,7 +322,7 @@ bool fixture_has(struct fixture *fixture, uint64_t seed)
 
 void fixture_settle(struct fixture *fixture, uint64_t seed)
 {
-    ck_assert_int_eq(fixture_when(fixture, seed, LARDER_DURABLE), 0);
+    must(fixture_when(fixture, seed, LARDER_DURABLE) == 0);
 }
 
 /* --- files ------------------------------------------------------------------------------------ */
@@ -327,7 +332,7 @@ static int open_segment(const struct fixture *fixture, uint32_t segment)
     char path[SCRATCH_PATH_BYTES + 32];
     snprintf(path, sizeof(path), "%s/segments/%08u.seg", fixture->path, segment);
     int fd = open(path, O_RDWR);
-    ck_assert_msg(fd >= 0, "%s", path);
+    must(fd >= 0);
     return fd;
 }
 
@@ -335,16 +340,16 @@ void fixture_flip(const struct fixture *fixture, uint32_t segment, uint64_t offs
 {
     int fd = open_segment(fixture, segment);
     uint8_t byte;
-    ck_assert_int_eq(pread(fd, &byte, 1, (off_t)offset), 1);
+    must(pread(fd, &byte, 1, (off_t)offset) == 1);
     byte ^= 0x10;
-    ck_assert_int_eq(pwrite(fd, &byte, 1, (off_t)offset), 1);
+    must(pwrite(fd, &byte, 1, (off_t)offset) == 1);
     close(fd);
 }
 
 void fixture_truncate(const struct fixture *fixture, uint32_t segment, uint64_t bytes)
 {
     int fd = open_segment(fixture, segment);
-    ck_assert_int_eq(ftruncate(fd, (off_t)bytes), 0);
+    must(ftruncate(fd, (off_t)bytes) == 0);
     close(fd);
 }
 

@@ -11,6 +11,14 @@
 #include "scratch.h"
 #include "storage/store.h"
 
+/* What a test asserts in threads: Check's own assertions are for its one thread. */
+#define must(condition)                                                                            \
+    do {                                                                                           \
+        if (!(condition))                                                                          \
+            must_fail(#condition, __FILE__, __LINE__);                                             \
+    } while (0)
+_Noreturn void must_fail(const char *condition, const char *file, int line);
+
 struct fixture {
     char path[SCRATCH_PATH_BYTES];
     struct larder_store_options options;

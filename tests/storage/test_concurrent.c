@@ -31,7 +31,7 @@ static uint64_t draw(uint64_t *state, uint64_t limit)
 
 static void check(void)
 {
-    ck_assert_msg(larder_store_check(f.store) == 0, "%s", larder_error_message());
+    must(larder_store_check(f.store) == 0);
 }
 
 static void put_some(uint64_t *state)
@@ -42,9 +42,8 @@ static void put_some(uint64_t *state)
         block.seed = chain + i;
         block.section_bytes = 1000 + (uint32_t)draw(state, 40000);
         int err = fixture_put(&f, &block, draw(state, 4) ? LARDER_CACHED : LARDER_DURABLE);
-        ck_assert_msg(err == 0 || err == LARDER_EEXISTS || err == -EBUSY || err == -EAGAIN ||
-                          err == LARDER_ENOPARENT || err == LARDER_ENOTFOUND || err == -ENOSPC,
-                      "%d %s", err, larder_error_text(err));
+        must(err == 0 || err == LARDER_EEXISTS || err == -EBUSY || err == -EAGAIN ||
+             err == LARDER_ENOPARENT || err == LARDER_ENOTFOUND || err == -ENOSPC);
         if (err < 0 && err != LARDER_EEXISTS)
             return;
         block.parent = block_key(block.seed);
@@ -57,21 +56,20 @@ static void look_around(uint64_t chain)
     for (uint64_t i = 0; i < DEPTH; i++)
         keys[i] = block_key(chain + i);
     struct larder_match match;
-    ck_assert_int_eq(larder_store_lookup(f.store, &match, f.tenant.index, &larder_key_root, keys,
-                                         DEPTH, LARDER_QUALITY_EXACT, 256),
-                     0);
+    must(larder_store_lookup(f.store, &match, f.tenant.index, &larder_key_root, keys, DEPTH,
+                             LARDER_QUALITY_EXACT, 256) == 0);
     struct larder_entry_info infos[16];
     uint64_t cursor = 0;
     do {
         uint32_t count;
-        ck_assert_int_eq(larder_store_list(f.store, infos, &count, &cursor, 16), 0);
+        must(larder_store_list(f.store, infos, &count, &cursor, 16) == 0);
     } while (cursor != 0);
 }
 
 static void any_lease_done(void *context, uint32_t loaded, int err)
 {
     (void)err;
-    ck_assert_uint_le(loaded, DEPTH);
+    must(loaded <= DEPTH);
     *(_Atomic int *)context += 1;
 }
 
@@ -88,7 +86,7 @@ static void lease_and_run(uint64_t chain, uint64_t *state)
     static _Atomic int told; /* outlives every lease */
     int err = larder_store_lease(f.store, &lease, refs, &count, &ready, f.tenant.index, keys, DEPTH,
                                  LARDER_QUALITY_EXACT, any_lease_done, &told);
-    ck_assert(err == 0 || err == -EBUSY);
+    must(err == 0 || err == -EBUSY);
     if (!lease)
         return;
     if (draw(state, 2))
@@ -109,11 +107,11 @@ static void *use(void *argument)
         switch (draw(&state, 16)) {
         case 0:
             err = fixture_remove(&f, chain + draw(&state, DEPTH), &removed);
-            ck_assert(err == 0 || err == LARDER_ENOTFOUND);
+            must(err == 0 || err == LARDER_ENOTFOUND);
             break;
         case 1:
             err = fixture_verify(&f, chain + draw(&state, DEPTH));
-            ck_assert(err == 0 || err == LARDER_ENOTFOUND);
+            must(err == 0 || err == LARDER_ENOTFOUND);
             break;
         case 2:
         case 3:
@@ -125,7 +123,7 @@ static void *use(void *argument)
             break;
         case 6:
             err = fixture_when(&f, chain, LARDER_DURABLE);
-            ck_assert(err == 0 || err == LARDER_ENOTFOUND || err == -EAGAIN);
+            must(err == 0 || err == LARDER_ENOTFOUND || err == -EAGAIN);
             break;
         case 7:
             check();
@@ -135,7 +133,7 @@ static void *use(void *argument)
         case 10:
         case 11:
             fixture_get_chain(&f, chain, DEPTH, &err);
-            ck_assert_msg(err == 0 || err == -EBUSY, "%d", err);
+            must(err == 0 || err == -EBUSY);
             break;
         default:
             put_some(&state);
