@@ -114,6 +114,7 @@ static int set_range(struct larder_get_op *op, const struct larder_prompt *promp
         op->token_end = larder_min_u64(op->token_end, tokens_max);
     op->tokens_done = larder_min_u64(op->token_first, op->token_end);
     const uint32_t block_tokens = op->chain.block_tokens;
+    op->keys_at_once = LARDER_REQUEST_KEYS_MAX;
     op->key_next = (uint32_t)(op->token_first / block_tokens);
     op->key_end = (uint32_t)((op->token_end + block_tokens - 1) / block_tokens);
     if (op->token_first >= op->token_end)

@@ -68,8 +68,9 @@ struct larder_get_op {
     bool past_cache;      /* more is written than caches hold */
 
     /* the window */
-    uint32_t key_next; /* the first key not asked for or not granted */
-    bool more;         /* the host tier was full: another window follows */
+    uint32_t key_next;     /* the first key not asked for or not granted */
+    uint32_t keys_at_once; /* in a request */
+    bool more;             /* the host tier was full: another window follows */
     struct get_block *blocks;
     uint32_t block_count;
     uint32_t block_capacity;

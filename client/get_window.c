@@ -139,8 +139,8 @@ int get_ask(struct larder_get_op *op)
     while (op->key_next < op->key_end) {
         const uint32_t first = op->key_next;
         uint32_t count = op->key_end - first;
-        if (count > LARDER_REQUEST_KEYS_MAX)
-            count = LARDER_REQUEST_KEYS_MAX;
+        if (count > op->keys_at_once)
+            count = op->keys_at_once;
         LARDER_TRY(client_chain_hash(&op->chain, first + count));
         int err = ask(op, &answer, client_chain_parent(&op->chain, first), op->chain.keys + first,
                       count, client_chain_tokens(&op->chain, first), op->chain.block_tokens);
@@ -150,6 +150,12 @@ int get_ask(struct larder_get_op *op)
         }
         const bool full =
             err == -EBUSY || (err == 0 && answer.head.matched > 0 && answer.head.ref_count == 0);
+        if (full && op->block_count == 0 && count > 1) {
+            /* What a request names is held where it already is, so the end of a long chain can
+             * take the room that its start needs: ask for less of it. */
+            op->keys_at_once = count / 2;
+            continue;
+        }
         if (full && op->block_count == 0) {
             if (client_now_ns() >= full_until || get_is_cancelled(op))
                 return larder_fail(LARDER_EFULL, "the host tier is full of blocks that others "
