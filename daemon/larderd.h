@@ -40,6 +40,7 @@ struct larderd {
     struct lease *lease_newest;
     struct lease *lease_free;
     uint32_t lease_count;
+    uint64_t lease_hash; /* odd and random: no client can fill one bucket */
 
     /* Tenants seen since start, by the store's index. */
     struct larder_tenant_info *tenants;

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/random.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -229,6 +230,9 @@ static void shut_down(struct larderd *daemon)
 static int run(struct larderd *daemon)
 {
     struct server *server = NULL;
+    if (getrandom(&daemon->lease_hash, sizeof(daemon->lease_hash), 0) < 0)
+        return larder_fail(-errno, "getrandom: %m");
+    daemon->lease_hash |= 1;
     LARDER_TRY(larder_recipe_open(&daemon->recipe, daemon->config.recipe));
     LARDER_TRY(open_events(daemon));
     LARDER_TRY(completions_open(&daemon->completions));

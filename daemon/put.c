@@ -111,6 +111,14 @@ static void answer_run(struct completion *completion)
     unref(operation);
 }
 
+/* The message of another thread is not this one's: what the code says must do. */
+static void set_error_text(struct operation *operation, int err, const char *what)
+{
+    operation->put.err = err;
+    snprintf(operation->put.message, sizeof(operation->put.message), "%s: %s", what,
+             larder_error_text(err));
+}
+
 static void set_error(struct operation *operation, int err, const char *message)
 {
     operation->put.err = err;
@@ -130,7 +138,7 @@ static void committed(void *context, int err)
 {
     struct operation *operation = context;
     if (err < 0)
-        set_error(operation, err, larder_error_message());
+        set_error_text(operation, err, "the block did not become durable");
     post_answer(operation);
 }
 
@@ -143,7 +151,7 @@ static void existing(void *context, int err)
         set_error(operation, -EBUSY,
                   "another put of the same block was given up meanwhile; put it again");
     else if (err < 0)
-        set_error(operation, err, larder_error_message());
+        set_error_text(operation, err, "the block, put before, did not become durable");
     post_answer(operation);
 }
 

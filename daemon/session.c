@@ -33,7 +33,7 @@ void session_unref(struct session *session)
     if (--session->refs > 0)
         return;
     assert(session->state == SESSION_CLOSED);
-    assert(!session->leases);
+    assert(session->lease_count == 0);
     assert(!session->put_first);
     struct larderd *daemon = session->daemon;
     daemon->staging_bytes -= session->staging.bytes;

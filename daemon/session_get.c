@@ -104,14 +104,22 @@ void session_free_pool(struct larderd *daemon)
     }
 }
 
+static struct lease **bucket_of(struct session *session, uint64_t request)
+{
+    static_assert(LEASE_BUCKETS == 1u << 8, "the hash's highest 8 bits");
+    return &session->leases[request * session->daemon->lease_hash >> 56];
+}
+
 static void lease_link(struct session *session, struct lease *lease)
 {
     struct larderd *daemon = session->daemon;
-    lease->next = session->leases;
-    lease->link = &session->leases;
+    struct lease **bucket = bucket_of(session, lease->request);
+    lease->next = *bucket;
+    lease->link = bucket;
     if (lease->next)
         lease->next->link = &lease->next;
-    session->leases = lease;
+    *bucket = lease;
+    session->lease_count++;
 
     lease->older = daemon->lease_newest;
     if (lease->older)
@@ -129,6 +137,7 @@ static void lease_unlink(struct lease *lease)
     *lease->link = lease->next;
     if (lease->next)
         lease->next->link = lease->link;
+    lease->session->lease_count--;
 
     if (lease->older)
         lease->older->newer = lease->newer;
@@ -193,9 +202,9 @@ static void lease_done(void *context, uint32_t loaded, int err)
     completions_post(lease->session->daemon->completions, &lease->completion);
 }
 
-static struct lease *lease_find(const struct session *session, uint64_t request)
+static struct lease *lease_find(struct session *session, uint64_t request)
 {
-    struct lease *lease = session->leases;
+    struct lease *lease = *bucket_of(session, request);
     while (lease && lease->request != request)
         lease = lease->next;
     return lease;
@@ -440,8 +449,11 @@ int session_release(struct session *session, const struct frame *frame)
 
 void session_release_all(struct session *session)
 {
-    while (session->leases)
-        lease_end(session->leases);
+    for (uint32_t i = 0; i < LEASE_BUCKETS; i++) {
+        while (session->leases[i])
+            lease_end(session->leases[i]);
+    }
+    assert(session->lease_count == 0);
 }
 
 void session_expire_leases(struct larderd *daemon, uint64_t now_ms)

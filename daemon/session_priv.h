@@ -22,6 +22,10 @@ struct event;
 struct larder_hasher;
 struct put;
 
+/* Leases of a connection are found by request in short lists, whatever requests a client chooses:
+ * a WIRE_RELEASE names up to 1,024. */
+#define LEASE_BUCKETS 256u
+
 enum session_state {
     SESSION_NEW,
     SESSION_SETUP,
@@ -48,7 +52,7 @@ struct ssd_get;
 struct lease {
     struct lease *older; /* all leases of the daemon, by age */
     struct lease *newer;
-    struct lease *next; /* of the session */
+    struct lease *next; /* of the same bucket of the session */
     struct lease **link;
     struct session *session;
     struct larder_lease *handle;
@@ -87,8 +91,9 @@ struct session {
     struct session_model *models[LARDER_SESSION_MODELS_MAX];
     uint32_t model_count;
 
-    struct lease *leases; /* newest first */
-    uint8_t *slabs_sent;  /* a bit a slab id */
+    struct lease *leases[LEASE_BUCKETS]; /* by request */
+    uint32_t lease_count;
+    uint8_t *slabs_sent; /* a bit a slab id */
     uint32_t slabs_sent_bytes;
 
     struct staging staging;

@@ -363,6 +363,7 @@ int command_rm(const struct command_options *options, int argc, char **argv)
     if (options->json)
         printf("{\"removed\": %llu}\n", (unsigned long long)removed);
     else if (err == 0 || removed)
-        printf("removed %llu entries\n", (unsigned long long)removed);
+        printf("removed %llu %s\n", (unsigned long long)removed,
+               removed == 1 ? "entry" : "entries");
     return err < 0 ? command_failed(err) : COMMAND_OK;
 }

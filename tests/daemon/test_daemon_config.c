@@ -137,6 +137,36 @@ START_TEST(rules_pick_tenants)
 }
 END_TEST
 
+/* The sample in the sources: every key there is, each with the value it has without the line. */
+START_TEST(sample_is_the_default)
+{
+    struct config sample;
+    struct config plain;
+    char text[16384];
+    size_t used = 0;
+    char line[256];
+    FILE *file = fopen("daemon/larderd.conf", "re");
+    ck_assert_msg(file != NULL, "daemon/larderd.conf: run this from the sources' folder");
+    while (fgets(line, sizeof(line), file)) {
+        bool is_comment = line[0] != '#' || line[1] == ' ' || line[1] == '\n';
+        int wrote = snprintf(text + used, sizeof(text) - used, "%s", is_comment ? "\n" : line + 1);
+        used += (size_t)wrote;
+        ck_assert_uint_lt(used, sizeof(text));
+    }
+    fclose(file);
+    ck_assert_msg(parse(&sample, text) == 0, "%s", larder_error_message());
+    ck_assert_int_eq(parse(&plain, ""), 0);
+    ck_assert_uint_eq(sample.rule_count, 4);
+    uint32_t key_count = 0;
+    for (size_t i = 0; i < LARDER_COUNT_OF(sample.lines); i++)
+        key_count += sample.lines[i] > 0;
+    ck_assert_uint_eq(key_count, 22); /* as many as larderd.conf(5) has */
+    memset(sample.lines, 0, sizeof(sample.lines));
+    config_free(&sample);
+    ck_assert_mem_eq(&sample, &plain, sizeof(plain));
+}
+END_TEST
+
 START_TEST(check_config)
 {
     struct fixture fixture;
@@ -209,6 +239,7 @@ int main(void)
     tcase_add_test(tests, mistakes_are_named);
     tcase_add_test(tests, texts_that_are_none);
     tcase_add_test(tests, rules_pick_tenants);
+    tcase_add_test(tests, sample_is_the_default);
     tcase_add_test(tests, check_config);
     tcase_add_test(tests, reload);
     suite_add_tcase(suite, tests);
