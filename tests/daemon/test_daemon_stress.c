@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Goal:   many clients at once never get a wrong byte, an answer that PROTOCOL.md does not know, or
- *         none at all, while memory is short, entries come and go, and clients leave in between.
+ *         none at all, while memory is short, entries come and go, and clients leave in between; and
+ *         a daemon that is stopped or killed meanwhile comes back with right bytes.
  * Method: six processes, each with random operations over the same few chains, whose bytes follow
  *         from the key, in a store whose host tier holds a fraction of them. The seed is printed.
  */
 #include <check.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -170,6 +172,33 @@ static void run_client(unsigned seed)
     free(client.got);
 }
 
+/* What a client process does, as a test of its own: Check cannot be shared by two processes. */
+static unsigned client_seed;
+
+START_TEST(one_client)
+{
+    run_client(client_seed);
+}
+END_TEST
+
+static pid_t start_client(unsigned seed, bool is_silent)
+{
+    char text[16];
+    snprintf(text, sizeof(text), "%u", seed);
+    fflush(stdout);
+    pid_t pid = fork();
+    ck_assert_int_ge(pid, 0);
+    if (pid > 0)
+        return pid;
+    if (is_silent) {
+        int null = open("/dev/null", O_WRONLY | O_CLOEXEC);
+        dup2(null, STDOUT_FILENO);
+        dup2(null, STDERR_FILENO);
+    }
+    execl("/proc/self/exe", "client", fixture.socket, text, (char *)NULL);
+    _exit(127);
+}
+
 START_TEST(many_clients)
 {
     const char *given = getenv("LARDER_SEED");
@@ -177,16 +206,8 @@ START_TEST(many_clients)
     pid_t pids[CLIENTS];
     fixture_start(&fixture, "host_bytes = 4M\nslab_bytes = 1M\nssd_bytes = 24M\n"
                             "segment_bytes = 2M\nlease_ms = 20000\n");
-    fflush(stdout);
-    for (unsigned i = 0; i < CLIENTS; i++) {
-        pids[i] = fork();
-        ck_assert_int_ge(pids[i], 0);
-        if (pids[i] == 0) {
-            run_client(seed + i);
-            fflush(stdout);
-            _exit(0);
-        }
-    }
+    for (unsigned i = 0; i < CLIENTS; i++)
+        pids[i] = start_client(seed + i, false);
     for (unsigned i = 0; i < CLIENTS; i++) {
         int status;
         ck_assert_int_eq(waitpid(pids[i], &status, 0), pids[i]);
@@ -199,15 +220,66 @@ START_TEST(many_clients)
 }
 END_TEST
 
-int main(void)
+static void check_all_chains(void)
 {
-    Suite *suite = suite_create("daemon_stress");
+    struct client client = {0};
+    peer_open(&client.peer, fixture.socket);
+    client.kv_bytes = peer_kv_bytes(&client.peer, PEER_BLOCK_TOKENS);
+    client.wanted = malloc(client.kv_bytes);
+    client.got = malloc(client.kv_bytes);
+    for (client.chain = 0; client.chain < CHAINS; client.chain++) {
+        peer_chain(&client.peer, client.blocks, CHAIN_BLOCKS, client.chain);
+        get_some(&client);
+    }
+    ck_assert_uint_gt(client.checked, 0);
+    peer_close(&client.peer);
+    free(client.wanted);
+    free(client.got);
+}
+
+START_TEST(stops_under_load)
+{
+    const struct timespec moment = {.tv_nsec = 400000000};
+    fixture_start(&fixture, "host_bytes = 4M\nslab_bytes = 1M\nssd_bytes = 24M\n"
+                            "segment_bytes = 2M\n");
+    for (unsigned round = 0; round < 6; round++) {
+        pid_t pids[3];
+        for (unsigned i = 0; i < 3; i++)
+            pids[i] = start_client(100 * round + i, true); /* how they end does not matter */
+        nanosleep(&moment, NULL);
+        if (round % 2)
+            fixture_kill(&fixture);
+        else
+            ck_assert_int_eq(fixture_terminate(&fixture), 0);
+        for (unsigned i = 0; i < 3; i++) {
+            kill(pids[i], SIGKILL);
+            waitpid(pids[i], NULL, 0);
+        }
+        fixture_restart(&fixture);
+        check_all_chains();
+    }
+    peer_check_served(fixture.socket, 4711);
+    fixture_stop(&fixture);
+}
+END_TEST
+
+int main(int argc, char **argv)
+{
+    bool is_client = argc == 3;
+    Suite *suite = suite_create(is_client ? "client" : "daemon_stress");
     TCase *tests = tcase_create("stress");
     tcase_set_timeout(tests, 120);
-    tcase_add_test(tests, many_clients);
+    if (is_client) {
+        snprintf(fixture.socket, sizeof(fixture.socket), "%s", argv[1]);
+        client_seed = (unsigned)atoi(argv[2]);
+        tcase_add_test(tests, one_client);
+    } else {
+        tcase_add_test(tests, many_clients);
+        tcase_add_test(tests, stops_under_load);
+    }
     suite_add_tcase(suite, tests);
     SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
+    srunner_run_all(runner, is_client ? CK_MINIMAL : CK_NORMAL);
     int failed = srunner_ntests_failed(runner);
     srunner_free(runner);
     return failed ? EXIT_FAILURE : EXIT_SUCCESS;
