@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Goal:   many clients at once never get a wrong byte, an answer that PROTOCOL.md does not know, or
- *         none at all, while memory is short, entries come and go, and clients leave in between; and
- *         a daemon that is stopped or killed meanwhile comes back with right bytes.
+ *         none at all, while memory is short, entries come and go, and clients leave in between;
+ *         and a daemon that is stopped or killed meanwhile comes back with right bytes.
  * Method: six processes, each with random operations over the same few chains, whose bytes follow
  *         from the key, in a store whose host tier holds a fraction of them. The seed is printed.
  */
