@@ -180,6 +180,11 @@ static struct larder_slot *slot_at(struct fake *fake, uint32_t slot)
     return (struct larder_slot *)(void *)(fake->slab + LARDER_PAGE_BYTES) + slot;
 }
 
+static char *record_at(struct fake *fake, uint32_t slot)
+{
+    return fake->slab + DATA_OFFSET + (uint64_t)slot * SLOT_BYTES;
+}
+
 /* A fresh slab for each connection, so that no fault outlives it; entries move along. */
 static void open_slab(struct fake *fake)
 {
@@ -305,8 +310,7 @@ static void store(struct fake *fake, const struct wire_put *put)
     larder_head_layout(&layout, put->extra_bytes, 3, put->token_count, sections);
     const uint32_t index = fake->entry_count;
     assert(index < SLAB_SLOTS);
-    const uint64_t offset = DATA_OFFSET + (uint64_t)index * SLOT_BYTES;
-    char *at = fake->slab + offset;
+    char *at = record_at(fake, index);
     memset(at, 0, SLOT_BYTES);
     struct larder_record head = {
         .magic = LARDER_RECORD_MAGIC,
@@ -351,7 +355,7 @@ static void store(struct fake *fake, const struct wire_put *put)
         end = larder_round_up(end + bytes, 64);
     }
     struct larder_slot *slot = slot_at(fake, index);
-    slot->offset = offset;
+    slot->offset = (uint64_t)(at - fake->slab);
     slot->record_bytes = SLOT_BYTES;
     slot->generation = 100 + index;
     slot->published_sections = sections;
@@ -383,7 +387,7 @@ static bool serve_put(struct fake *fake, uint64_t request, const struct wire_put
 static void spoil(struct fake *fake, uint32_t index)
 {
     struct larder_slot *slot = slot_at(fake, index);
-    char *at = fake->slab + slot->offset;
+    char *at = record_at(fake, index);
     struct larder_record head;
     memcpy(&head, at, sizeof(head));
     struct larder_head_layout layout;
@@ -523,6 +527,18 @@ static void answer_get(struct fake *fake, uint64_t request, struct get_ok *ok, u
     answer_fds(fake, type, request, ok, bytes, &fake->slab_fd, has(fake, FAKE_GET_FD));
 }
 
+/* Changes bytes of what the refs lead to: of slots and heads, not of KV. */
+static void scribble(struct fake *fake, const struct get_ok *ok, int times)
+{
+    for (int i = 0; i < times; i++) {
+        const uint32_t slot = ok->refs[next_random(fake) % ok->head.ref_count].slot;
+        const bool in_slot = next_random(fake) % 4 == 0;
+        volatile char *at = in_slot ? (volatile char *)slot_at(fake, slot) : record_at(fake, slot);
+        at += next_random(fake) % (in_slot ? sizeof(struct larder_slot) : 700);
+        *at = (char)next_random(fake);
+    }
+}
+
 static uint32_t count_matched(const struct fake *fake, const char *keys, uint32_t count)
 {
     uint32_t matched = 0;
@@ -575,15 +591,20 @@ static bool serve_get(struct fake *fake, uint64_t request, const struct wire_key
             .slab_id = SLAB_ID, .slot = slot, .generation = slot_at(fake, slot)->generation};
     }
     uint32_t last = ok->refs[ok->head.matched - 1].slot;
-    char *record = fake->slab + slot_at(fake, last)->offset;
+    char *record = record_at(fake, last);
     struct larder_slot slot_before;
     memcpy(&slot_before, slot_at(fake, last), sizeof(slot_before));
     char *before = malloc(SLOT_BYTES);
     memcpy(before, record, SLOT_BYTES);
-    spoil(fake, last);
+    if (fault < FAKE_FUZZ)
+        spoil(fake, last);
     if (has(fake, FAKE_SLOT_HANGS) || has(fake, FAKE_SLOT_NEVER))
         ok->head.ready = 0;
+    if (fault == FAKE_FUZZ_SLAB)
+        scribble(fake, ok, (int)(next_random(fake) % 4));
     answer_get(fake, request, ok, body->key_count);
+    if (fault == FAKE_FUZZ_SLAB)
+        scribble(fake, ok, 2000);
     const struct wire_loaded loaded = {.loaded = ok->head.ref_count};
     if (fault == FAKE_SLOT_NEVER)
         answer(fake, WIRE_LOADED, request, &loaded, sizeof(loaded));
@@ -591,7 +612,7 @@ static bool serve_get(struct fake *fake, uint64_t request, const struct wire_key
     /* What is kept stays whole: the next slab is made from a private copy of it. */
     char *copy = mmap(NULL, SLAB_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     assert(copy != MAP_FAILED);
-    if (fault != FAKE_NONE && fault != FAKE_FUZZ) {
+    if (fault != FAKE_NONE && fault < FAKE_FUZZ) {
         memcpy(copy, fake->slab, SLAB_BYTES);
         memcpy(copy + slot_before.offset, before, SLOT_BYTES);
         memcpy(copy + ((char *)slot_at(fake, last) - fake->slab), &slot_before,

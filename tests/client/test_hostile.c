@@ -245,6 +245,27 @@ START_TEST(test_fuzz)
 }
 END_TEST
 
+/* Memory that changes while it is read. What is read is checked as far as the library's own safety
+ * goes; the bytes may be anything. */
+START_TEST(test_fuzz_slab)
+{
+    open_scene(2);
+    const double start = now_ms();
+    while (now_ms() - start < 3000) {
+        struct larder_put_result stored;
+        struct larder_get_result result;
+        fake_set_fault(fake, FAKE_NONE);
+        fake_forget(fake);
+        while (put(&stored) < 0)
+            ;
+        fake_set_fault(fake, FAKE_FUZZ_SLAB);
+        for (int i = 0; i < 20; i++)
+            (void)get(&result);
+    }
+    close_scene();
+}
+END_TEST
+
 /* Descriptors that nobody asked for are closed. */
 START_TEST(test_no_leak)
 {
@@ -276,6 +297,7 @@ int main(void)
     tcase_add_loop_test(tcase, test_get_faults, FAKE_NONE + 1, FAKE_FAULTS_GET);
     tcase_add_loop_test(tcase, test_other_faults, FAKE_FAULTS_GET + 1, FAKE_FUZZ);
     tcase_add_test(tcase, test_fuzz);
+    tcase_add_test(tcase, test_fuzz_slab);
     tcase_add_test(tcase, test_no_leak);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);
