@@ -221,6 +221,9 @@ static int make_room(struct larder_store *store, const struct group *group, uint
         if (err != -ENOSPC)
             break;
     }
+    /* What was evicted may be in use for a while yet: its segments still count. */
+    if (err == 0 && !log->open)
+        err = -ENOSPC;
     publish_usage(store);
     if (err < 0 && !store->no_space)
         larder_log(LARDER_LOG_ERROR, "storage: no new segment: %s", larder_error_text(err));
