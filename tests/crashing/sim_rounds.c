@@ -553,7 +553,9 @@ static void judge(struct world *world, uint32_t number, enum presence found)
     struct tally *tally = world->tally;
     if (found == UNKNOWN)
         return;
-    if (found == PRESENT && item->removed) {
+    /* With the index lost, and the tombstone among the bytes that were changed, nothing is left that
+     * says so. */
+    if (found == PRESENT && item->removed && !(world->rotted && world->spoiled)) {
         say(world, "item %u: came back", number);
         tally->removed_back++;
     }
@@ -579,17 +581,17 @@ static bool verify(struct world *world)
         found[i] = read_item(world, i);
     if (sim_disk_power_failed(world->disk))
         return false;
+    struct larder_store_stats stats;
+    larder_store_stats(world->store, &stats);
+    world->tally->rebuilds += stats.index_rebuilt;
+    /* Also when power failed before the index's first commit of all. */
+    world->spoiled = world->spoiled || stats.index_rebuilt;
     uint64_t promised = 0, verified = 0;
     for (uint32_t i = 0; i < world->item_count; i++) {
         promised += world->items[i].must;
         verified += world->items[i].must && found[i] == PRESENT;
         judge(world, i, found[i]);
     }
-    struct larder_store_stats stats;
-    larder_store_stats(world->store, &stats);
-    world->tally->rebuilds += stats.index_rebuilt;
-    /* Also when power failed before the index's first commit of all. */
-    world->spoiled = world->spoiled || stats.index_rebuilt;
     count_corrupt(world);
     world->tally->rounds++;
     world->tally->acknowledged += promised;
