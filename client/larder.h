@@ -48,6 +48,8 @@ struct larder_options {
 
 /* Connects; `options` may be NULL. LARDER_EDOWN when nobody listens. */
 LARDER_API int larder_connect(struct larder **out, const struct larder_options *options);
+/* Gets in steps must have ended; jobs are cancelled, and may be ended later. Models are closed by
+ * their own call, before or after. */
 LARDER_API void larder_close(struct larder *larder);
 
 struct larder_model;
@@ -154,7 +156,8 @@ LARDER_API int larder_get(struct larder_model *model, struct larder_get_result *
  * begin: *tokens is what will be restored if nothing fails; the arguments stay valid until end.
  * wait_layer: returns when that layer's K and V are written; layers in rising order. An error means
  * that fewer tokens are valid: end() says how many (in all layers).
- * end: always needed; gives the lease back. */
+ * end: always needed; gives the lease back. Before the last layer and without an error it means that
+ * the caller gave up: no tokens are valid then. */
 struct larder_get_op;
 LARDER_API int larder_get_begin(struct larder_model *model, struct larder_get_op **out,
                                 uint64_t *tokens, const struct larder_prompt *prompt,
@@ -181,8 +184,9 @@ struct larder_put_result {
     uint64_t bytes_stored; /* the same as stored */
 };
 
-/* Stores the KV of the prompt's tokens from `layout`: whole blocks, and a shorter last one. When
- * memory or queues are full it fails at once with -EBUSY; result says how far it came. */
+/* Stores the KV of the prompt's tokens from `layout`: whole blocks, and a shorter last one; what is
+ * stored already is not sent. `options` may be NULL. When memory or queues are full, LARDER_CACHED
+ * fails at once with -EBUSY and LARDER_DURABLE waits; result says how far it came. */
 LARDER_API int larder_put(struct larder_model *model, struct larder_put_result *result,
                           const struct larder_prompt *prompt, const struct larder_layout *layout,
                           const struct larder_put_options *options);
