@@ -156,8 +156,8 @@ LARDER_API int larder_get(struct larder_model *model, struct larder_get_result *
  * begin: *tokens is what will be restored if nothing fails; the arguments stay valid until end.
  * wait_layer: returns when that layer's K and V are written; layers in rising order. An error means
  * that fewer tokens are valid: end() says how many (in all layers).
- * end: always needed; gives the lease back. Before the last layer and without an error it means that
- * the caller gave up: no tokens are valid then. */
+ * end: always needed; gives the lease back. Before the last layer and without an error it means
+ * that the caller gave up: no tokens are valid then. */
 struct larder_get_op;
 LARDER_API int larder_get_begin(struct larder_model *model, struct larder_get_op **out,
                                 uint64_t *tokens, const struct larder_prompt *prompt,

@@ -80,8 +80,8 @@
     X(HELLO_BLOCK) /* blocks of 0 tokens */                                                        \
     X(HELLO_TEXT)  /* a name without an end */                                                     \
     X(HELLO_SHORT)                                                                                 \
-    X(FUZZ)              /* answers are random bytes, or right ones with random changes */         \
-    X(FUZZ_SLAB)         /* heads and slots change at random, also while they are read */
+    X(FUZZ)      /* answers are random bytes, or right ones with random changes */                 \
+    X(FUZZ_SLAB) /* heads and slots change at random, also while they are read */
 
 enum fake_fault {
 #define FAKE_ENUM(name) FAKE_##name,
