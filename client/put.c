@@ -110,7 +110,7 @@ static int prepare_staging(struct put_run *run, uint32_t blocks)
     if (run->region_bytes > limit)
         return larder_fail(LARDER_ELIMIT,
                            "a block of %u tokens needs %llu bytes of staging, the daemon gives "
-                           "%llu; raise staging_bytes or lower block_tokens in larderd.conf",
+                           "%llu; raise staging_bytes_max or lower block_tokens in larderd.conf",
                            tokens, (unsigned long long)run->region_bytes,
                            (unsigned long long)limit);
     uint64_t wanted = run->region_bytes * (blocks < FLIGHT_MAX ? blocks : FLIGHT_MAX);
