@@ -42,6 +42,8 @@ static void setup_run(struct job *job, struct scratch *scratch)
         if (setup->err == 0)
             setup->err = larder_hasher_open(&setup->model->hasher, setup->session->tenant.key,
                                             &setup->model->info.fingerprint);
+        if (setup->err == 0)
+            larder_store_prepare(daemon->store, setup->session->tenant.index);
     } else {
         setup->err =
             larder_store_tenant(daemon->store, &setup->tenant, setup->session->tenant_name);

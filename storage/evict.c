@@ -173,6 +173,16 @@ int evict_grow(struct larder_store *store, uint32_t tenant)
     return err < 0 ? err : end_err;
 }
 
+void larder_store_prepare(struct larder_store *store, uint32_t tenant)
+{
+    pthread_mutex_lock(&store->lock);
+    bool wanted = store->host.tenants[tenant].slab_count == 0;
+    pthread_mutex_unlock(&store->lock);
+    /* A failure is met, and told, by the request that needs the room. */
+    if (wanted)
+        (void)evict_grow(store, tenant);
+}
+
 /* --- SSD ------------------------------------------------------------------------------------- */
 
 struct victim {

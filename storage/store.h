@@ -63,6 +63,10 @@ int larder_store_tenant(struct larder_store *store, struct larder_tenant_info *o
 int larder_store_tenant_at(struct larder_store *store, struct larder_tenant_info *out,
                            uint32_t index);
 
+/* Gives the tenant its first slab, if memory is free for one, so that its first PUT or GET does not
+ * wait for that. Takes tens of milliseconds: not for a thread that serves others. */
+void larder_store_prepare(struct larder_store *store, uint32_t tenant);
+
 struct larder_model_info {
     uint32_t index; /* handle in this process */
     struct larder_key fingerprint;
