@@ -33,7 +33,8 @@ PKG_CONFIG_PATH=${PKG_CONFIG_PATH/prefix/moved}
 library=$(find "$work/moved" -name 'liblarder.so.0')
 [ -n "$library" ] || fail "no liblarder.so.0 was installed"
 export LD_LIBRARY_PATH=${library%/*}
-readelf -d "$library" | grep -q 'SONAME.*\[liblarder.so.0\]' || fail "the soname is not liblarder.so.0"
+readelf -d "$library" | grep 'SONAME.*\[liblarder.so.0\]' >/dev/null ||
+    fail "the soname is not liblarder.so.0"
 
 # Exported: the functions of larder.h, all of them.
 grep -A1 '^LARDER_API' "$source/client/larder.h" | grep -oE 'larder_[a-z_]+\(' | tr -d '(' |
@@ -43,7 +44,7 @@ diff "$work/declared" "$work/exported" >&2 || fail "exported and declared functi
 
 # Every function has its page.
 while read -r function; do
-    find "$work/moved" -name "$function.3" | grep -q . || fail "no manual page of $function"
+    [ -n "$(find "$work/moved" -name "$function.3")" ] || fail "no manual page of $function"
 done <"$work/declared"
 
 # The headers need nothing else, in C and in C++.
