@@ -1,0 +1,123 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* policy_priv.h - what the policies share: nodes, lists of them, and the table of operations that
+ * each policy is.
+ *
+ * Threads: see policy.h.
+ */
+#ifndef LARDER_STORAGE_POLICY_PRIV_H
+#define LARDER_STORAGE_POLICY_PRIV_H
+
+#include <assert.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "storage/policy.h"
+
+#define POLICY_CHUNK_NODES 4096u
+
+enum policy_flag {
+    POLICY_IN_TIER = 1 << 0,
+    POLICY_LISTED = 1 << 1,  /* in a list */
+    POLICY_PENDING = 1 << 2, /* of the request that has not ended */
+    POLICY_NEW = 1 << 3,     /* inserted by that request */
+    POLICY_GREW = 1 << 4,    /* a block as long as itself was stored behind it once */
+    POLICY_SHARED = 1 << 5,  /* chains that differ went through it */
+};
+
+struct policy_node {
+    uint64_t key;
+    uint32_t parent;
+    uint32_t child_count; /* in the tier */
+    uint32_t prev;        /* in its list; towards the first to go */
+    uint32_t next;
+    uint32_t used_ticks;
+    uint32_t request; /* the last that used or stored it */
+    float worth;      /* cost / bytes */
+    uint16_t token_count;
+    uint16_t depth;
+    uint16_t uses;
+    uint8_t flags;
+    uint8_t list; /* which list it is in, for the policies that have several */
+    uint8_t turn;
+    uint8_t lane;
+};
+static_assert(sizeof(struct policy_node) <= 48, "a million entries are to stay small");
+
+/* Ends of a list, linked through the nodes. */
+struct policy_list {
+    uint32_t first; /* goes first */
+    uint32_t last;
+    uint32_t count;
+};
+
+struct policy_ops {
+    const char *name;
+    int (*open)(struct larder_policy *policy);
+    void (*close)(struct larder_policy *policy);
+    void (*begin)(struct larder_policy *policy); /* may be NULL, like end */
+    void (*end)(struct larder_policy *policy);
+    void (*insert)(struct larder_policy *policy, uint32_t id);
+    void (*use)(struct larder_policy *policy, uint32_t id);
+    uint32_t (*victim)(struct larder_policy *policy, bool (*may_go)(void *context, uint32_t id),
+                       void *context);
+    /* Before the node is forgotten. */
+    void (*leave)(struct larder_policy *policy, uint32_t id, bool evicted);
+    /* The last child of a node left the tier; may be NULL. */
+    void (*bared)(struct larder_policy *policy, uint32_t id);
+    size_t (*bytes)(const struct larder_policy *policy);
+};
+
+extern const struct policy_ops policy_fifo_ops;
+extern const struct policy_ops policy_lru_ops;
+extern const struct policy_ops policy_lfu_ops;
+extern const struct policy_ops policy_s3fifo_ops;
+extern const struct policy_ops policy_arc_ops;
+extern const struct policy_ops policy_value_ops;
+
+struct policy_value;
+struct policy_adaptive; /* lists and ghosts of S3-FIFO and ARC */
+
+struct larder_policy {
+    const struct policy_ops *ops;
+    struct policy_node **chunks;
+    uint32_t chunk_count;
+    uint32_t count; /* in the tier */
+    uint32_t capacity_entries;
+    bool holes;
+    bool in_request;
+    uint32_t request;
+    uint64_t now_ms;
+    union {
+        struct policy_list list;          /* fifo, lru */
+        struct policy_list by_uses[64];   /* lfu */
+        struct policy_adaptive *adaptive; /* s3fifo, arc */
+        struct policy_value *value;
+    };
+};
+
+static inline struct policy_node *policy_node(const struct larder_policy *policy, uint32_t id)
+{
+    return &policy->chunks[id / POLICY_CHUNK_NODES][id % POLICY_CHUNK_NODES];
+}
+
+/* Nobody needs it: I1, and the caller's own reasons. */
+static inline bool policy_may_go(const struct larder_policy *policy, uint32_t id,
+                                 bool (*may_go)(void *context, uint32_t id), void *context)
+{
+    return (policy->holes || policy_node(policy, id)->child_count == 0) &&
+           (!may_go || may_go(context, id));
+}
+
+/* At the end that goes last. */
+void policy_list_append(struct larder_policy *policy, struct policy_list *list, uint32_t id);
+/* The same for what is new in a list by recency; but before its parent if that was touched by the
+ * same request, as if the request had touched its chain from end to start. */
+void policy_list_append_recent(struct larder_policy *policy, struct policy_list *list, uint32_t id);
+void policy_list_remove(struct larder_policy *policy, struct policy_list *list, uint32_t id);
+/* The first that may go. Those before it move to the other end, so that they are not passed again
+ * and again. */
+uint32_t policy_list_victim(struct larder_policy *policy, struct policy_list *list,
+                            bool (*may_go)(void *context, uint32_t id), void *context);
+
+#endif
