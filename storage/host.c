@@ -16,6 +16,9 @@
 #ifndef MFD_NOEXEC_SEAL
 #define MFD_NOEXEC_SEAL 0x0008U
 #endif
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
 #ifndef F_SEAL_FUTURE_WRITE
 #define F_SEAL_FUTURE_WRITE 0x0010
 #endif
@@ -155,12 +158,14 @@ static int map_slab(struct host_slab *slab)
                            "host tier: %llu bytes of shared memory: %s; host_bytes is too "
                            "large for this machine",
                            (unsigned long long)slab->bytes, strerror(err));
-    void *map =
-        mmap(NULL, slab->bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, slab->fd, 0);
+    void *map = mmap(NULL, slab->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, slab->fd, 0);
     if (map == MAP_FAILED)
         return larder_fail(-errno, "host tier: mmap of %llu bytes: %s",
                            (unsigned long long)slab->bytes, strerror(errno));
     slab->map = map;
+    /* MAP_POPULATE would map shared pages for reading only, and each first write would fault. Where
+     * the kernel is older than 5.14 they do. */
+    madvise(map, slab->bytes, MADV_POPULATE_WRITE);
     if (fcntl(slab->fd, F_ADD_SEALS,
               F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE | F_SEAL_SEAL) < 0)
         return larder_fail(-errno, "host tier: sealing a slab: %s", strerror(errno));
