@@ -6,6 +6,10 @@
 /* For a streaming state on the stack. */
 #define XXH_STATIC_LINKING_ONLY
 #include <xxhash.h>
+#if defined(__x86_64__)
+/* The library's plain functions stay with SSE2, at half the speed. */
+#include <xxh_x86dispatch.h>
+#endif
 
 #include "storage/planted.h"
 
