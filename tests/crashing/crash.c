@@ -83,6 +83,7 @@ int main(int argc, char **argv)
     struct tally kill = {.verified_min = UINT64_MAX};
     larder_log_set_level(LARDER_LOG_ERROR);
     printf("seed %llu\n", (unsigned long long)seed);
+    fflush(stdout); /* the index is checked by child processes */
     if (sim_options.rounds > 0) {
         what_runs = "simulated";
         sim_rounds(&sim_options, &sim);

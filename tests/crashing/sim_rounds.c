@@ -4,8 +4,9 @@
  * A world is a disk, a directory and what its user knows: of each item whether it must, may or must
  * not be there, and which version of its bytes. In a life the store opens, puts, reads, removes,
  * and ends by a power cut at a random step or a clean close; then unsynced sectors and names survive
- * by chance, and the next life begins with comparing everything. Starts are cut short too; the index
- * is taken away or damaged at times; a world's last life may begin with flipped bits in segments.
+ * by chance, and the next life begins with comparing everything. Starts are cut short too; requests
+ * fail, disks are full; the index is taken away or damaged at times; a world's last life may begin
+ * with flipped bits in segments, and reads that bring other pages.
  */
 #include "sim_rounds.h"
 
@@ -64,8 +65,9 @@ struct world {
     struct larder_hasher *hasher;
     struct larder_tenant_info tenant;
     struct larder_model_info model;
-    bool evicts; /* the SSD tier is too small for everything: absence is no bug */
-    bool rotted; /* bytes were changed: neither is absence, nor a record called corrupt */
+    bool evicts;        /* the SSD tier is too small for everything: absence is no bug */
+    uint64_t ssd_bytes; /* then */
+    bool rotted;        /* bytes were changed: neither is absence, nor a record called corrupt */
     /* In this life the index was made anew, from heads alone: a record whose sections were torn is
      * met only when it is read, and then called corrupt. */
     bool spoiled;
@@ -357,7 +359,7 @@ enum presence {
     ABSENT,
     PRESENT,
     WRONG,
-    UNKNOWN, /* the store is busy */
+    UNKNOWN, /* the store is busy, or the disk failed */
 };
 
 /* Reads what of the keys fits the host tier at once; *loaded of them are exact. */
@@ -382,7 +384,7 @@ static enum presence read_run(struct world *world, const uint32_t *chain,
         wait_for(world, &wait.is_done, NULL, "a read");
         pthread_mutex_unlock(&world->mutex);
     }
-    enum presence found = wait.loaded > 0 ? PRESENT : ABSENT;
+    enum presence found = wait.loaded > 0 ? PRESENT : wait.err == -EIO ? UNKNOWN : ABSENT;
     for (uint32_t i = 0; i < wait.loaded; i++) {
         const struct larder_record *record =
             larder_store_ref_record(world->store, world->tenant.index, &refs[i]);
@@ -504,7 +506,7 @@ static int open_store(struct world *world)
         .host_bytes = 4u << 20,
         .slab_bytes = 2u << 20,
         .segment_bytes = 2u << 20,
-        .ssd_bytes = world->evicts ? 8u << 20 : 256u << 20,
+        .ssd_bytes = world->evicts ? world->ssd_bytes : 256u << 20,
         .io_override = sim_disk_open_io(world->disk),
         .index_gate = sim_disk_gate,
         .index_gate_context = world->disk,
@@ -709,20 +711,34 @@ static bool begin_life(struct world *world)
     }
 }
 
+/* What a disk does while power is on: one request fails, of any kind or a sync; or it is full. */
+static void set_faults(struct world *world, bool starts)
+{
+    struct sim_faults faults = {.error_op = SIM_ANY_OP,
+                                .sync_lies = world->options->sync_lies,
+                                .short_permille = chance(world, 30) ? 100 : 0};
+    if (world->evicts && chance(world, 50))
+        faults.capacity_bytes = 9u << 20;
+    if (!starts && chance(world, 25)) {
+        faults.error_at = 1 + draw(world, 150);
+        faults.error_op = chance(world, 30) ? (int)LARDER_IO_SYNC : SIM_ANY_OP;
+    }
+    sim_disk_set_faults(world->disk, &faults);
+}
+
 static void live(struct world *world)
 {
     uint32_t lives = 2 + (uint32_t)draw(world, LIVES_MAX - 1);
     for (world->life = 1; world->life <= lives; world->life++) {
-        struct sim_faults faults = {.error_op = SIM_ANY_OP,
-                                    .sync_lies = world->options->sync_lies,
-                                    .short_permille = chance(world, 30) ? 100 : 0};
-        sim_disk_set_faults(world->disk, &faults);
+        set_faults(world, true);
         if (world->life > 1)
             spoil_index(world);
         if (world->life == lives && chance(world, 40))
             rot(world);
         if (!begin_life(world))
             return;
+        if (!world->rotted)
+            set_faults(world, false);
         if (chance(world, 70))
             sim_disk_fail_power_at(world->disk, sim_disk_steps(world->disk) + 1 + draw(world, 250));
         work(world);
@@ -752,6 +768,7 @@ static void run_world(const struct sim_rounds_options *options, struct tally *ta
     scratch_make(world->directory);
     world->disk = sim_disk_create(mix(seed + 1));
     world->evicts = chance(world, 15);
+    world->ssd_bytes = chance(world, 50) ? 8u << 20 : 64u << 20;
     live(world);
     larder_hasher_close(world->hasher);
     sim_disk_destroy(world->disk);
