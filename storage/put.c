@@ -402,7 +402,8 @@ static int complete_record(struct larder_put *put, uint32_t section_count, uint6
     record->section_count = (uint16_t)section_count;
     record->head_bytes = layout.head_bytes;
     record->record_bytes = larder_round_up(payload_end, LARDER_PAGE_BYTES);
-    LARDER_TRY(larder_record_check(record, record->record_bytes));
+    if (larder_record_check(record, record->record_bytes) < 0)
+        return larder_fail(LARDER_EPROTO, "%s", larder_error_message());
 
     uint8_t *bytes = (uint8_t *)record;
     uint64_t end = put->payload_offset;

@@ -26,6 +26,11 @@ static void teardown(void)
     fixture_end(&f);
 }
 
+static void tell(void *context, int err)
+{
+    *(int *)context = err;
+}
+
 static struct block block_of(uint64_t seed, const struct larder_key *parent)
 {
     return (struct block){.seed = seed,
@@ -100,6 +105,225 @@ START_TEST(remove_takes_the_subtree)
 }
 END_TEST
 
+START_TEST(a_better_quality_replaces)
+{
+    fixture_put_chain(&f, 2, 1, 5000, LARDER_DURABLE);
+    struct block block = block_of(1, &larder_key_root);
+    block.quality = LARDER_QUALITY_BLENDED;
+    ck_assert_int_eq(fixture_put(&f, &block, LARDER_DURABLE), 0);
+    struct block child = block_of(3, &larder_key_root);
+    child.parent = block_key(1);
+    child.quality = LARDER_QUALITY_BLENDED;
+    ck_assert_int_eq(fixture_put(&f, &child, LARDER_DURABLE), 0);
+    block.quality = LARDER_QUALITY_LOSSY;
+    block.section_bytes = 30000;
+    ck_assert_int_eq(fixture_put(&f, &block, LARDER_DURABLE), 0);
+    block.quality = LARDER_QUALITY_EXACT;
+    block.section_bytes = 20000;
+    ck_assert_int_eq(fixture_put(&f, &block, LARDER_DURABLE), 0);
+    struct larder_key keys[2] = {block_key(1), block_key(3)};
+    struct larder_match match;
+    for (int round = 0; round < 3; round++) {
+        ck_assert_int_eq(larder_store_lookup(f.store, &match, f.tenant.index, &larder_key_root,
+                                             keys, 2, LARDER_QUALITY_BLENDED, 256),
+                         0);
+        ck_assert_uint_eq(match.count, 2);
+        ck_assert_uint_eq(match.quality, LARDER_QUALITY_BLENDED);
+        ck_assert_int_eq(larder_store_lookup(f.store, &match, f.tenant.index, &larder_key_root,
+                                             keys, 2, LARDER_QUALITY_EXACT, 256),
+                         0);
+        ck_assert_uint_eq(match.count, 1);
+        int err;
+        ck_assert_uint_eq(fixture_get_chain(&f, 1, 1, &err), 1);
+        ck_assert_uint_eq(fixture_stats(&f).entries, 3);
+        struct larder_entry_info info;
+        ck_assert_int_eq(larder_store_find(f.store, &info, &keys[0]), 0);
+        ck_assert_uint_eq(info.raw_bytes, 40000);
+        ck_assert_uint_eq(info.children, 1);
+        ck_assert_msg(larder_store_check(f.store) == 0, "%s", larder_error_message());
+        fixture_close(&f);
+        if (round == 1)
+            fixture_remove_index(&f);
+        ck_assert_int_eq(fixture_open(&f), 0);
+    }
+}
+END_TEST
+
+/* Blocks of one family (seed / 1000) share their tokens, so a shorter one is a prefix. */
+static void put_tail(uint64_t seed, uint32_t token_count)
+{
+    struct block block = block_of(seed, &larder_key_root);
+    block.token_count = token_count;
+    ck_assert_int_eq(fixture_put(&f, &block, LARDER_DURABLE), 0);
+}
+
+static struct larder_match tails(void)
+{
+    struct larder_key none = block_key(424242);
+    struct larder_match match;
+    ck_assert_int_eq(larder_store_lookup(f.store, &match, f.tenant.index, &larder_key_root, &none,
+                                         1, LARDER_QUALITY_EXACT, 256),
+                     0);
+    ck_assert_uint_eq(match.count, 0);
+    return match;
+}
+
+/* A removal that nobody waits for is done when another one is. */
+static void wait_for_removals(void)
+{
+    uint64_t removed;
+    put_tail(90000, 256);
+    ck_assert_int_eq(fixture_remove(&f, 90000, &removed), 0);
+}
+
+START_TEST(a_longer_block_drops_the_tail_it_extends)
+{
+    bool from_ssd = _i;
+    put_tail(1001, 50);
+    put_tail(2001, 60); /* of another family: not a prefix */
+    put_tail(3001, 256);
+    struct larder_match match = tails();
+    ck_assert_uint_eq(match.tail_count, 2);
+    ck_assert_uint_eq(match.tails[0].token_count, 60);
+    ck_assert_uint_eq(match.tails[1].token_count, 50);
+    if (from_ssd)
+        fixture_reopen(&f);
+    put_tail(1002, 100);
+    fixture_verify(&f, 1002); /* behind the check of the tail */
+    wait_for_removals();
+    match = tails();
+    ck_assert_uint_eq(match.tail_count, 2);
+    ck_assert_uint_eq(match.tails[0].token_count, 100);
+    ck_assert_uint_eq(match.tails[1].token_count, 60);
+    ck_assert(!fixture_has(&f, 1001));
+    put_tail(1003, 256);
+    fixture_verify(&f, 1003);
+    wait_for_removals();
+    ck_assert(!fixture_has(&f, 1002));
+    ck_assert(fixture_has(&f, 2001));
+    fixture_reopen(&f);
+    ck_assert(!fixture_has(&f, 1001));
+    ck_assert(!fixture_has(&f, 1002));
+    ck_assert(fixture_has(&f, 1003));
+    ck_assert_uint_eq(tails().tail_count, 1);
+}
+END_TEST
+
+START_TEST(a_tail_with_children_stays)
+{
+    put_tail(1001, 50);
+    struct block child = block_of(5, &larder_key_root);
+    child.parent = block_key(1001);
+    ck_assert_int_eq(fixture_put(&f, &child, LARDER_DURABLE), 0);
+    put_tail(1002, 100);
+    wait_for_removals();
+    ck_assert(fixture_has(&f, 1001));
+    ck_assert(fixture_has(&f, 1002));
+}
+END_TEST
+
+START_TEST(opaque_blocks_have_no_tokens)
+{
+    struct block block = block_of(1, &larder_key_root);
+    block.token_count = 0;
+    ck_assert_int_eq(fixture_put(&f, &block, LARDER_DURABLE), 0);
+    block = block_of(2, &larder_key_root);
+    block.parent = block_key(1);
+    block.token_count = 0;
+    ck_assert_int_eq(fixture_put(&f, &block, LARDER_DURABLE), 0);
+    fixture_reopen(&f);
+    int err;
+    ck_assert_uint_eq(fixture_get_chain(&f, 1, 2, &err), 2);
+}
+END_TEST
+
+START_TEST(keys_that_are_no_chain_are_refused)
+{
+    fixture_put_chain(&f, 1, 3, 5000, LARDER_CACHED);
+    struct larder_key keys[3] = {block_key(2), block_key(1), block_key(3)};
+    struct larder_match match;
+    ck_assert_int_eq(larder_store_lookup(f.store, &match, f.tenant.index, &larder_key_root, keys, 3,
+                                         LARDER_QUALITY_EXACT, 256),
+                     LARDER_EPROTO);
+    ck_assert_uint_eq(match.count, 0);
+}
+END_TEST
+
+/* What a client gets wrong in the directory spoils its own PUT. */
+START_TEST(a_bad_directory_is_refused)
+{
+    struct larder_put_desc desc = {.tenant = f.tenant.index,
+                                   .model = f.model.index,
+                                   .key = block_key(1),
+                                   .recipe = "raw",
+                                   .section_count_max = 2,
+                                   .payload_bytes_max = 8192};
+    for (int wrong = 0; wrong < 5; wrong++) {
+        struct larder_put *put;
+        ck_assert_int_eq(larder_store_put_reserve(f.store, &put, &desc), 0);
+        struct larder_put *second;
+        ck_assert_int_eq(larder_store_put_reserve(f.store, &second, &desc), LARDER_EEXISTS);
+        uint64_t offset;
+        larder_put_payload(put, &offset);
+        struct larder_section *sections = larder_put_directory(put);
+        sections[0] = (struct larder_section){
+            .layer_count = 1, .head_count = 1, .offset = offset, .bytes = 100};
+        sections[1] = (struct larder_section){
+            .layer_count = 1, .head_count = 1, .offset = offset + 4096, .bytes = 100};
+        uint64_t payload_bytes = 8192;
+        uint32_t section_count = 2;
+        if (wrong == 0)
+            sections[1].offset = offset;
+        if (wrong == 1)
+            sections[1].bytes = 1ull << 40;
+        if (wrong == 2)
+            section_count = 3;
+        if (wrong == 3)
+            payload_bytes = 4096;
+        if (wrong == 4)
+            sections[0].offset = 0;
+        int told = 1;
+        larder_store_put_commit(f.store, put, section_count, payload_bytes, LARDER_CACHED, tell,
+                                &told);
+        ck_assert_int_eq(told, LARDER_EPROTO);
+        ck_assert(!fixture_has(&f, 1));
+        ck_assert_msg(larder_store_check(f.store) == 0, "%s", larder_error_message());
+    }
+    struct larder_put *put;
+    ck_assert_int_eq(larder_store_put_reserve(f.store, &put, &desc), 0);
+    larder_store_put_abort(f.store, put);
+    fixture_put_chain(&f, 1, 1, 5000, LARDER_DURABLE);
+}
+END_TEST
+
+START_TEST(a_parent_removed_under_a_put)
+{
+    fixture_put_chain(&f, 1, 1, 5000, LARDER_DURABLE);
+    struct larder_put_desc desc = {.tenant = f.tenant.index,
+                                   .model = f.model.index,
+                                   .key = block_key(2),
+                                   .parent = block_key(1),
+                                   .recipe = "raw",
+                                   .section_count_max = 1,
+                                   .payload_bytes_max = 4096};
+    struct larder_put *put;
+    ck_assert_int_eq(larder_store_put_reserve(f.store, &put, &desc), 0);
+    uint64_t offset, removed;
+    larder_put_payload(put, &offset);
+    *larder_put_directory(put) =
+        (struct larder_section){.layer_count = 1, .head_count = 1, .offset = offset, .bytes = 100};
+    ck_assert_int_eq(fixture_remove(&f, 1, &removed), 0);
+    int told = 1;
+    larder_store_put_commit(f.store, put, 1, 4096, LARDER_CACHED, tell, &told);
+    ck_assert_int_eq(told, LARDER_ENOPARENT);
+    ck_assert(!fixture_has(&f, 2));
+    ck_assert_msg(larder_store_check(f.store) == 0, "%s", larder_error_message());
+    /* And one that is still reserved when the store closes. */
+    desc.parent = larder_key_root;
+    ck_assert_int_eq(larder_store_put_reserve(f.store, &put, &desc), 0);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("store");
@@ -110,6 +334,13 @@ int main(void)
     tcase_add_test(tcase, cached_becomes_durable);
     tcase_add_test(tcase, refuses_what_is_there_or_has_no_parent);
     tcase_add_test(tcase, remove_takes_the_subtree);
+    tcase_add_test(tcase, a_better_quality_replaces);
+    tcase_add_loop_test(tcase, a_longer_block_drops_the_tail_it_extends, 0, 2);
+    tcase_add_test(tcase, a_tail_with_children_stays);
+    tcase_add_test(tcase, opaque_blocks_have_no_tokens);
+    tcase_add_test(tcase, keys_that_are_no_chain_are_refused);
+    tcase_add_test(tcase, a_bad_directory_is_refused);
+    tcase_add_test(tcase, a_parent_removed_under_a_put);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);
