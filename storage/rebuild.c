@@ -2,9 +2,9 @@
 /* rebuild.c - the table from segments alone, when there is no index or a damaged one.
  *
  * Every segment is read head by head, stepping over sections; the newest is verified whole, because
- * only there can writes have been cut short (writer.c, make_room). Where no valid head stands (a hole
- * that was punched, damage) the next page that begins like a record is looked for. Of two records of
- * a key the newer one wins, after it was verified whole; tombstones remove what is older than they
+ * only there can writes have been cut short (writer.c, make_room). Where no valid head stands (a
+ * hole that was punched, damage) the next page that begins like a record is looked for. Of two
+ * records of a key the newer one wins, after it was verified whole; tombstones remove what is older than they
  * are; what has no parent goes.
  *
  * A payload may hold bytes that look like a record. They are met only inside of a record whose own

@@ -29,7 +29,7 @@ int scan_head(struct scan *scan, const struct larder_record **out, const struct 
 /* The same with the whole record and all its tags. */
 int scan_record(struct scan *scan, const struct larder_record **out, const struct segment *segment,
                 uint64_t offset);
-/* The first page from `offset` on that could be a record's; the segment's end when there is none. */
+/* The first page from `offset` on that could be a record's; the segment's end if there is none. */
 int scan_resync(struct scan *scan, uint64_t *out, const struct segment *segment, uint64_t offset);
 
 #endif

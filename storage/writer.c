@@ -9,7 +9,7 @@
  * At most one group is in each state, so the index learns of groups in their order in the segment,
  * and everything below a segment's committed_bytes is named by it or dead.
  *
- * A failed write ends its group and its segment: what it left behind the committed bytes is cut off.
+ * A failed write ends its group and its segment: what it left behind the committed bytes is cut.
  * A failed sync or transaction ends writing altogether (the page cache may have thrown away what it
  * could not write, so a second sync that succeeds proves nothing).
  *
@@ -187,7 +187,7 @@ static int make_room(struct larder_store *store, const struct group *group, uint
         LARDER_TRY(index_has_room(store));
     if (log->open && log->open->end_bytes + bytes <= store->options.segment_bytes)
         return 0;
-    /* A segment is begun only when all of the one before it is committed: so no more than the newest
+    /* A segment is begun only when all of the one before it is committed: so none but the newest
      * can hold records that were cut short, and a rebuild has to verify only that one whole. */
     if (group->segment || store->syncing)
         return 1;

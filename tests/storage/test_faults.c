@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Goal: errors of the disk do what store.h promises: a failed read is tried again and else told; a
- * failed write fails its PUTs and nothing else; a failed sync makes the store read-only, for good; a
+ * failed write fails its PUTs and nothing else; a failed sync makes the store read-only for good; a
  * full disk refuses or evicts; a disk that brings wrong pages is never believed.
  * Method: a store over the simulated disk, with single faults placed. */
 #include <check.h>

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Goal: slots never overlap, generations never repeat, pages come back and join, leases and pins
  * keep what they hold, the budget is kept.
- * Method: random takes, shrinks, leases and drops, every slot's bytes marked as its own and compared
- * before it goes; host_check() throughout. */
+ * Method: random takes, shrinks, leases and drops, every slot's bytes marked as its own and
+ * compared before it goes; host_check() throughout. */
 #include "storage/host.h"
 
 #include <check.h>
