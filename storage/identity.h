@@ -27,8 +27,8 @@ struct larder_identity;
 /* Creates DIR (0700) and its files when missing, unless `must_exist` (LARDER_ENOTFOUND then).
  * LARDER_ELOCKED;
  * LARDER_EVERSION for another format (nothing is touched); LARDER_ECORRUPT when both copies of the
- * tenants are bad, or `format` is gone from a store with tenants: without the tenants' keys no entry
- * can be found again, so this is for the operator. */
+ * tenants are bad, or `format` is gone from a store with tenants: without the tenants' keys no
+ * entry can be found again, so this is for the operator. */
 int larder_identity_open(struct larder_identity **out, const char *directory, bool must_exist);
 void larder_identity_close(struct larder_identity *identity);
 

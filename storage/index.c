@@ -524,7 +524,7 @@ int larder_index_commit(struct larder_index *index, uint64_t next_generation)
     int rc = mdb_txn_commit(index->txn);
     index->txn = NULL;
     if (rc) {
-        /* LMDB would let the next commit succeed, over pages that may never have reached the disk. */
+        /* LMDB would let the next commit succeed, over pages that may never have reached disk. */
         index->poisoned = true;
         return fail_lmdb(rc, "commit");
     }

@@ -8,7 +8,6 @@
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -20,6 +19,7 @@
 #include "base/error.h"
 #include "base/larder_base.h"
 #include "base/log.h"
+#include "base/mem.h"
 #include "storage/index.h"
 
 const struct index_database_kind index_databases[INDEX_DATABASES] = {
@@ -476,7 +476,7 @@ static bool check_map(struct walk *walk, uint64_t file_bytes)
         return false;
     walk->last_page = meta.last_page;
     walk->transaction = meta.transaction;
-    walk->seen = calloc(walk->last_page / 8 + 1, 1);
+    walk->seen = larder_alloc_zero(walk->last_page / 8 + 1, 1);
     if (!walk->seen)
         return bad(walk, "no memory for %llu pages", (unsigned long long)walk->last_page);
     if (!check_tree(walk, &meta.free, TREE_FREE, "the free pages") ||
@@ -501,7 +501,7 @@ static bool check_fd(int fd, uint64_t file_bytes, char *reason, size_t reason_by
                    strerror(errno));
     walk.map = map;
     bool is_sound = check_map(&walk, file_bytes);
-    free(walk.seen);
+    larder_free(walk.seen);
     munmap(map, file_bytes);
     return is_sound;
 }

@@ -4,7 +4,8 @@
  * loses and lies.
  *
  * Names are relative to the directory the backend was opened on. What survives power loss: bytes
- * and sizes after a SYNC of their file, names after sync_directory(); nothing earlier, in any order.
+ * and sizes after a SYNC of their file, names after sync_directory(); nothing earlier is sure, and
+ * there is no order in it.
  * Threads: one thread (the storage thread, or the one that opens the store before it starts) calls
  *          everything except larder_io_wake(), which any thread may call.
  */
@@ -62,7 +63,7 @@ struct larder_io_ops {
      * zeros. -ENOSPC. */
     int (*preallocate)(struct larder_io *io, struct larder_file *file, uint64_t bytes);
     int (*truncate)(struct larder_io *io, struct larder_file *file, uint64_t bytes);
-    /* Gives the space of a range back; it reads as zeros. -EOPNOTSUPP where the file system can't. */
+    /* Gives the space of a range back; it reads as zeros. -EOPNOTSUPP where that is unknown. */
     int (*punch)(struct larder_io *io, struct larder_file *file, uint64_t offset, uint64_t bytes);
     int (*unlink)(struct larder_io *io, const char *name);
     /* Calls `each` with every name in the directory; stops at its first negative value. */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* io_uring.c - a disk through io_uring.
- * Owns:    the ring; an eventfd whose read is kept in the ring, so that larder_io_wake() ends a wait.
+ * Owns:    the ring; an eventfd whose read is kept in it, so that larder_io_wake() ends a wait.
  * Threads: one at a time, as io.h says; wake only writes to the eventfd.
  * I1  At most `depth` requests and one read of the eventfd are in the ring: it cannot overflow.
  * I2  What does not fit waits in `waiting`, in order; it is never refused.

@@ -4,8 +4,8 @@
  * What is stored is families: a family is one long made-up prompt, of which clients store ever
  * longer prefixes, read what is there, or remove it whole and for good. Tokens and KV follow from
  * the family's number and the position, so any answer can be checked. Between kill and start some
- * rounds flip one byte of a record (its family may then be missing, never wrong), damage the index or
- * take it away (nothing may be missing).
+ * rounds flip one byte of a record (its family may then be missing, never wrong), damage the index
+ * or take it away (nothing may be missing).
  */
 #include "kill_rounds.h"
 

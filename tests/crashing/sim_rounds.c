@@ -3,8 +3,8 @@
  *
  * A world is a disk, a directory and what its user knows: of each item whether it must, may or must
  * not be there, and which version of its bytes. In a life the store opens, puts, reads, removes,
- * and ends by a power cut at a random step or a clean close; then unsynced sectors and names survive
- * by chance, and the next life begins with comparing everything. Starts are cut short too; requests
+ * and ends by a power cut at a random step or a clean close; then unsynced sectors and names
+ * survive by chance, and the next life begins with comparing everything. Starts are cut short too; requests
  * fail, disks are full; the index is taken away or damaged at times; a world's last life may begin
  * with flipped bits in segments, and reads that bring other pages.
  */
@@ -115,7 +115,7 @@ static bool chance(struct world *world, unsigned percent)
     return draw(world, 100) < percent;
 }
 
-/* --- what an item holds: all from the seed, the item's number and its version ------------------ */
+/* --- what an item holds: all from the seed, the item's number and its version ----------------- */
 
 static uint64_t item_seed(const struct world *world, uint32_t item, uint32_t version)
 {
@@ -555,8 +555,8 @@ static void judge(struct world *world, uint32_t number, enum presence found)
     struct tally *tally = world->tally;
     if (found == UNKNOWN)
         return;
-    /* With the index lost, and the tombstone among the bytes that were changed, nothing is left that
-     * says so. */
+    /* With the index lost, and the tombstone among the bytes that were changed, nothing is left
+     * that says so. */
     if (found == PRESENT && item->removed && !(world->rotted && world->spoiled)) {
         say(world, "item %u: came back", number);
         tally->removed_back++;

@@ -3,7 +3,7 @@
  * value, never a crash, whatever happened to its file.
  * Method: random transactions against a list in memory; the process killed and the disk failing
  * during commits (fdatasync and pwrite of LMDB are interposed here); hundreds of bits, pages and
- * lengths of the file changed, after which the index must be refused or be exact and keep working. */
+ * lengths of the file changed, after which the index must be refused, or be exact and go on. */
 #include "storage/index.h"
 
 #include <check.h>
