@@ -133,9 +133,9 @@ static int start_load_locked(struct larder_store *store, uint32_t id)
     uint32_t slot_id;
     uint64_t bytes = (uint64_t)entry->variant.record_pages * LARDER_PAGE_BYTES;
     if (bytes > host_record_bytes_max(&store->host))
-        return larder_fail(-EBUSY, "a record of %llu bytes does not fit a slab of %llu",
-                           (unsigned long long)bytes,
-                           (unsigned long long)store->options.slab_bytes);
+        return larder_fail(
+            LARDER_EFULL, "a record of %llu bytes does not fit a slab of %llu; raise slab_bytes",
+            (unsigned long long)bytes, (unsigned long long)store->options.slab_bytes);
     LARDER_TRY(evict_take_locked(store, &slot_id, entry->tenant, bytes));
     struct load *load = load_new(entry, slot_id);
     if (!load) {

@@ -319,8 +319,11 @@ static int put_rows(struct recovery *recovery)
         LARDER_TRY(larder_index_put_segment(store->index, segment->id, &row));
         segment->in_index = true;
     }
-    for (uint32_t i = 0; i < store->gone_count; i++)
-        LARDER_TRY(larder_index_delete_segment(store->index, store->gone[i]));
+    /* The row of the highest id stays: it keeps the id from being used again. */
+    for (uint32_t i = 0; i < store->gone_count; i++) {
+        if (store->gone[i] + 1 < store->log.next_id)
+            LARDER_TRY(larder_index_delete_segment(store->index, store->gone[i]));
+    }
     return larder_index_delete_segment(store->index, REBUILD_MARK);
 }
 

@@ -122,7 +122,8 @@ typedef void (*larder_lease_done)(void *context, uint32_t loaded, int err);
 /* Holds the longest leading run of `keys` that is stored and fits the host tier now; starts reading
  * what is only on SSD. refs[] gets up to key_count entries; *ref_count may be less than what a
  * lookup names when the host tier is full of leases: come again for the rest. With *ref_count 0,
- * *out is NULL and `done` is not called: 0 when nothing matched, -EBUSY when nothing fits now.
+ * *out is NULL and `done` is not called: 0 when nothing matched, -EBUSY when nothing fits now,
+ * LARDER_EFULL when the first to be read is larger than a slab.
  * When everything is in the host tier already, *ready is true and `done` is not called. */
 int larder_store_lease(struct larder_store *store, struct larder_lease **out,
                        struct larder_ref *refs, uint32_t *ref_count, bool *ready, uint32_t tenant,
@@ -135,8 +136,8 @@ void larder_store_release(struct larder_store *store, struct larder_lease *lease
  * as the memory is wanted; the handle stays valid until larder_store_release(). */
 void larder_store_revoke(struct larder_store *store, struct larder_lease *lease);
 
-/* A slab's memfd, sealed, for sending to a client of its tenant; owned by the store.
- * LARDER_ENOTFOUND when there is none. */
+/* A slab's memfd, sealed, for sending to a client of its tenant; owned by the store, and open while
+ * a lease holds one of its slots. LARDER_ENOTFOUND when there is none. */
 int larder_store_slab_fd(struct larder_store *store, int *out_fd, uint64_t *out_bytes,
                          uint32_t tenant, uint32_t slab_id);
 /* The record behind a ref, for users inside the daemon; valid while the lease holds. */

@@ -324,6 +324,25 @@ START_TEST(a_parent_removed_under_a_put)
 }
 END_TEST
 
+START_TEST(a_record_larger_than_a_slab_of_now)
+{
+    fixture_close(&f);
+    struct larder_store_options small = f.options;
+    f.options.slab_bytes = f.options.segment_bytes = 4 << 20;
+    f.options.host_bytes = 8 << 20;
+    ck_assert_int_eq(fixture_open(&f), 0);
+    fixture_put_chain(&f, 1, 1, 700000, LARDER_DURABLE);
+    fixture_put_chain(&f, 5, 1, 7000, LARDER_DURABLE);
+    fixture_close(&f);
+    f.options = small;
+    ck_assert_int_eq(fixture_open(&f), 0);
+    int err;
+    ck_assert_uint_eq(fixture_get_chain(&f, 1, 1, &err), 0);
+    ck_assert_int_eq(err, LARDER_EFULL);
+    ck_assert_uint_eq(fixture_get_chain(&f, 5, 1, &err), 1);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("store");
@@ -341,6 +360,7 @@ int main(void)
     tcase_add_test(tcase, keys_that_are_no_chain_are_refused);
     tcase_add_test(tcase, a_bad_directory_is_refused);
     tcase_add_test(tcase, a_parent_removed_under_a_put);
+    tcase_add_test(tcase, a_record_larger_than_a_slab_of_now);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);
