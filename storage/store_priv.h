@@ -34,8 +34,10 @@
 #define GROUP_BYTES_MAX (64ull << 20)
 /* What one index transaction takes at most: it makes sure of room for so many (index.h). */
 #define GROUP_MEMBERS_MAX 500u
-/* Writes in flight: enough to keep a disk busy, few enough that reads get in between. */
-#define WRITES_IN_FLIGHT_MAX 16u
+/* Writes in flight: enough of small ones to keep a disk busy, little enough of large ones that reads
+ * get in between. */
+#define WRITES_IN_FLIGHT_MAX      64u
+#define WRITE_BYTES_IN_FLIGHT_MAX (16u << 20)
 /* Looked at among the siblings of a block, shortest and latest first: tails are a help, not a
  * promise. */
 #define SIBLINGS_WALK_MAX 64u
@@ -154,6 +156,7 @@ struct group {
     uint64_t bytes;
     uint32_t members; /* changes of the index */
     uint32_t in_flight;
+    uint64_t in_flight_bytes;
     bool closed; /* takes no more members */
     bool synced;
     bool committed; /* before its time: only by a planted bug */

@@ -522,6 +522,7 @@ static void append_done(struct larder_io_request *io)
     if (io->result < 0 && group->err == 0)
         group->err = io->result;
     group->in_flight--;
+    group->in_flight_bytes -= io->bytes;
     request->next = store->free_append_requests;
     store->free_append_requests = request;
 }
@@ -549,13 +550,14 @@ static void submit_append(struct larder_store *store, struct group *group, struc
     };
     append->submitted_bytes += bytes;
     group->in_flight++;
+    group->in_flight_bytes += bytes;
     store->io->ops->submit(store->io, &request->io);
 }
 
 static void submit_appends(struct larder_store *store, struct group *group)
 {
     while (group->appending && store->free_append_requests && group->err == 0 &&
-           !store->read_only) {
+           group->in_flight_bytes < WRITE_BYTES_IN_FLIGHT_MAX && !store->read_only) {
         struct append *append = group->appending;
         submit_append(store, group, append);
         if (append->submitted_bytes == append->bytes)
