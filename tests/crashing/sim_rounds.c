@@ -4,9 +4,10 @@
  * A world is a disk, a directory and what its user knows: of each item whether it must, may or must
  * not be there, and which version of its bytes. In a life the store opens, puts, reads, removes,
  * and ends by a power cut at a random step or a clean close; then unsynced sectors and names
- * survive by chance, and the next life begins with comparing everything. Starts are cut short too; requests
- * fail, disks are full; the index is taken away or damaged at times; a world's last life may begin
- * with flipped bits in segments, and reads that bring other pages.
+ * survive by chance, in segments and in the index's file, and the next life begins with comparing
+ * everything. Starts are cut short too; requests fail, disks are full; the index is taken away or
+ * damaged at times; a world's last life may begin with flipped bits in segments, and reads that
+ * bring other pages.
  */
 #include "sim_rounds.h"
 
@@ -27,6 +28,7 @@
 #include "base/error.h"
 #include "base/key.h"
 #include "base/larder_base.h"
+#include "lmdb_disk.h"
 #include "scratch.h"
 #include "sim_disk.h"
 #include "storage/index.h"
@@ -508,8 +510,6 @@ static int open_store(struct world *world)
         .segment_bytes = 2u << 20,
         .ssd_bytes = world->evicts ? world->ssd_bytes : 256u << 20,
         .io_override = sim_disk_open_io(world->disk),
-        .index_gate = sim_disk_gate,
-        .index_gate_context = world->disk,
     };
     struct larder_model_desc desc = {
         .name = "crash",
@@ -621,6 +621,14 @@ static void work(struct world *world)
     }
 }
 
+static void crash(struct world *world)
+{
+    char path[SCRATCH_PATH_BYTES + 32];
+    snprintf(path, sizeof(path), "%s/index/data.mdb", world->directory);
+    sim_disk_crash(world->disk);
+    lmdb_disk_crash(path);
+}
+
 static void end_life(struct world *world)
 {
     if (!sim_disk_power_failed(world->disk) && chance(world, 50))
@@ -629,7 +637,7 @@ static void end_life(struct world *world)
     larder_store_close(world->store);
     world->store = NULL;
     assert(world->outstanding == 0);
-    sim_disk_crash(world->disk);
+    crash(world);
 }
 
 /* The index is only a help: without it, or with a damaged one, everything is found again. */
@@ -650,7 +658,8 @@ static void spoil_index(struct world *world)
             uint8_t byte = 0;
             if (pread(fd, &byte, 1, at) == 1) {
                 byte ^= (uint8_t)(1u << draw(world, 8));
-                if (pwrite(fd, &byte, 1, at) != 1)
+                /* Not pwrite(), which lmdb_disk.c takes for LMDB's. */
+                if (lseek(fd, at, SEEK_SET) != at || write(fd, &byte, 1) != 1)
                     perror(path);
             }
         }
@@ -707,7 +716,7 @@ static bool begin_life(struct world *world)
         if (err == 0)
             larder_store_close(world->store);
         world->store = NULL;
-        sim_disk_crash(world->disk);
+        crash(world);
     }
 }
 
@@ -767,10 +776,12 @@ static void run_world(const struct sim_rounds_options *options, struct tally *ta
     pthread_cond_init(&world->changed, NULL);
     scratch_make(world->directory);
     world->disk = sim_disk_create(mix(seed + 1));
+    lmdb_disk_attach(world->disk, mix(seed + 2));
     world->evicts = chance(world, 15);
     world->ssd_bytes = chance(world, 50) ? 8u << 20 : 64u << 20;
     live(world);
     larder_hasher_close(world->hasher);
+    lmdb_disk_attach(NULL, 0);
     sim_disk_destroy(world->disk);
     scratch_remove(world->directory);
     pthread_cond_destroy(&world->changed);
