@@ -428,8 +428,10 @@ static bool check_tree(struct walk *walk, const struct tree *tree, enum tree_kin
     if (walk->found.branch_pages != tree->branch_pages ||
         walk->found.leaf_pages != tree->leaf_pages ||
         walk->found.overflow_pages != tree->overflow_pages || walk->found.entries != tree->entries)
-        return bad(walk, "%s has %llu entries, its root says %llu", name,
-                   (unsigned long long)walk->found.entries, (unsigned long long)tree->entries);
+        return bad(walk, "%s has %llu entries in %llu pages, its root says %llu in %llu", name,
+                   (unsigned long long)walk->found.entries,
+                   (unsigned long long)walk->found.leaf_pages, (unsigned long long)tree->entries,
+                   (unsigned long long)tree->leaf_pages);
     return true;
 }
 
