@@ -38,7 +38,15 @@ static int check_keys(const void *body)
     const struct wire_keys *keys = body;
     if (keys->worst > LARDER_QUALITY_BLENDED)
         return bad("worst", keys->worst, "must be an enum larder_quality");
-    return keys->reserved ? bad("reserved", keys->reserved, "must be 0") : 0;
+    if (keys->reserved)
+        return bad("reserved", keys->reserved, "must be 0");
+    /* Zeros stand for the root of all chains, which is no block. */
+    const uint8_t *key = (const uint8_t *)(keys + 1);
+    for (uint32_t i = 0; i < keys->key_count; i++, key += 32) {
+        if (larder_all_zero(key, 32))
+            return bad("zero key at", i, "zeros may be the parent, never a key");
+    }
+    return 0;
 }
 
 static int check_release(const void *body)
@@ -109,7 +117,7 @@ struct shape {
     uint32_t count_offset;
     uint32_t item_bytes; /* 0: no items */
     uint32_t item_max;
-    int (*check)(const void *body);
+    int (*check)(const void *body); /* with its items behind it: their count was checked */
 };
 
 static const struct shape engine_hello = {

@@ -40,7 +40,9 @@ static size_t make(uint16_t type)
     case WIRE_LOOKUP:
     case WIRE_GET:
         ((struct wire_keys *)body)->key_count = 3;
-        bytes += sizeof(struct wire_keys) + 3 * 32;
+        bytes += sizeof(struct wire_keys);
+        for (int i = 0; i < 3; i++, bytes += 32)
+            buffer.bytes[bytes + 31] = 1;
         break;
     case WIRE_RELEASE:
         ((struct wire_release *)body)->count = 2;
@@ -178,6 +180,10 @@ START_TEST(each_rule)
     BREAKS(WIRE_GET, keys->key_count = 1025);
     BREAKS(WIRE_GET, keys->key_count = UINT32_MAX);
     BREAKS(WIRE_GET, keys->key_count = 3 + (1u << 27)); /* 32 x count wraps to 3 x 32 */
+    for (size_t i = 0; i < 3; i++) {
+        BREAKS(WIRE_GET, memset((uint8_t *)(keys + 1) + 32 * i, 0, 32));
+        BREAKS(WIRE_LOOKUP, memset((uint8_t *)(keys + 1) + 32 * i, 0, 32));
+    }
     BREAKS(WIRE_RELEASE, release->count = 0);
     BREAKS(WIRE_RELEASE, release->count = 3);
     BREAKS(WIRE_RELEASE, release->count = 2 + (1u << 29));

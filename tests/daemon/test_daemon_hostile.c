@@ -294,6 +294,31 @@ START_TEST(puts_out_of_order)
 }
 END_TEST
 
+/* A chain's root is no block: a run of keys that reaches it through its parents was once served
+ * from it, and the daemon stopped on an assertion. */
+START_TEST(gets_of_the_root)
+{
+    start(NULL);
+    for (uint32_t zeros = 1; zeros <= 3; zeros++) {
+        struct peer peer;
+        struct block block;
+        peer_open(&peer, fixture.socket);
+        peer_chain(&peer, &block, 1, 5);
+        peer_put_chain(&peer, &block, 1, 5, LARDER_CACHED);
+        struct wire_keys keys = {peer.model, zeros + 1, LARDER_QUALITY_EXACT, 0, {0}};
+        struct larder_key items[4] = {0};
+        items[zeros] = block.key;
+        const uint16_t type = zeros == 3 ? WIRE_LOOKUP : WIRE_GET;
+        uint64_t request =
+            peer_send(&peer, type, &keys, sizeof(keys), items, (zeros + 1) * sizeof(items[0]));
+        peer_expect_error(&peer, request, LARDER_EPROTO);
+        peer_expect_close(&peer);
+        peer_close(&peer);
+    }
+    stop();
+}
+END_TEST
+
 START_TEST(control_socket_takes_its_own)
 {
     struct peer peer;
@@ -351,7 +376,10 @@ START_TEST(mutated_frames)
                 memcpy(header + 1, &peer.desc, sizeof(peer.desc));
             } else if (header->type == WIRE_GET || header->type == WIRE_LOOKUP) {
                 ((struct wire_keys *)(header + 1))->key_count = header->type == WIRE_GET ? 1 : 2;
-                memcpy((uint8_t *)(header + 1) + sizeof(struct wire_keys), block.key.bytes, 32);
+                uint8_t *keys = (uint8_t *)(header + 1) + sizeof(struct wire_keys);
+                memcpy(keys, block.key.bytes, 32);
+                if (header->type == WIRE_LOOKUP)
+                    keys[32] = 1;
             } else if (header->type == WIRE_RELEASE) {
                 ((struct wire_release *)(header + 1))->count = 2;
             }
@@ -702,6 +730,7 @@ int main(void)
     tcase_add_test(tests, reason_is_heard);
     tcase_add_test(tests, puts_out_of_bounds);
     tcase_add_test(tests, puts_out_of_order);
+    tcase_add_test(tests, gets_of_the_root);
     tcase_add_test(tests, control_socket_takes_its_own);
     tcase_add_test(tests, mutated_frames);
     tcase_add_test(tests, smuggled_descriptors);
