@@ -53,7 +53,9 @@ int find_run_locked(struct larder_store *store, uint32_t *out_count, uint32_t *l
      * good enough. */
     for (uint32_t i = count; i-- > 0;) {
         const struct entry *at = table_entry(&store->table, entry);
-        if (memcmp(at->key.bytes, keys[i].bytes, sizeof(keys[i].bytes)) != 0)
+        /* The root is above the first key; its own key is all zeros, and never one of a chain. */
+        if (entry == TABLE_NONE || (at->flags & ENTRY_ROOT) ||
+            memcmp(at->key.bytes, keys[i].bytes, sizeof(keys[i].bytes)) != 0)
             return larder_fail(LARDER_EPROTO, "key %u is not the parent of key %u", i, i + 1);
         if (at->variant.quality > worst) {
             *out_count = i;
