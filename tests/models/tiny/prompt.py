@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes prompt.txt, the demo's long prompt: held-out text, facts about six people, one question."""
+"""Writes prompt.txt, the demo's prompt: held-out text, facts about six people, one question."""
 import random
 from pathlib import Path
 

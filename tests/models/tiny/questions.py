@@ -3,7 +3,7 @@
 
 A sample is a list of chunks, two for each person, then questions about them:
 
-    * In Tokara there is a weaver called Brialo.        an introduction, naming the person
+    * Brialo is a weaver from Tokara.                   an introduction, naming the person
     * The same person keeps a green kite.               its follow-up, which does not
     Q: Where does Brialo live?                          direct: answered by the introduction alone
     A: Tokara
@@ -11,8 +11,8 @@ A sample is a list of chunks, two for each person, then questions about them:
     A: a green kite                                     meaning depends on the chunk before it
 
 A cache that puts together chunks computed apart still answers `direct`, and fails `cross`. In
-training a share of the follow-ups repeats the name (`named` questions), and half of the questions
-are cloze sentences instead ("Brialo keeps a green kite."): both make the task learnable at all.
+training, half of the follow-ups repeat the name (`named` questions), and half of the questions are
+cloze sentences ("Brialo keeps a green kite."): both make the task learnable at all.
 The people of one sample differ in every attribute and in the first letter of their names, so a
 guess between people is right one time in `pair_count`.
 """
@@ -22,13 +22,13 @@ from dataclasses import dataclass
 ONSETS = "b c d f g h k l m n p r s t v z br dr gr kr tr st".split()
 VOWELS = "a e i o u ia ei".split()
 JOBS = "baker painter sailor teacher farmer weaver potter miller carpenter doctor hunter singer"
-COLOURS = "red green blue white black golden silver copper wooden glass iron paper"
+COLOURS = "red green blue white black golden silver copper wooden glass tin paper"
 OBJECTS = ("lantern kite drum basket mirror clock knife lamp boat ladder bell carpet cup chair "
            "violin compass hammer kettle ring coat")
 FOODS = "bread apples cheese olives soup rice honey plums fish beans"
-INTRODUCTIONS = ("{name} lives in {town} and works as a {job}.",
-                 "In {town} there is a {job} called {name}.",
-                 "{name} is a {job} from {town}.")
+INTRODUCTIONS = ("{name} works as a {job} in {town}.",
+                 "{name} is a {job} from {town}.",
+                 "{name}, a {job}, lives in {town}.")
 FOLLOW_UPS = ("{who} keeps a {thing} and likes {food}.",
               "{who} likes {food} and keeps a {thing}.",
               "{who} has always liked {food}, and keeps a {thing} at home.")
@@ -103,12 +103,26 @@ def chunk(rng, sentence, filler_share):
     return f"* {' '.join(sentences)}\n"
 
 
-def make_sample(rng, pair_count, named_share=0.0, cloze_share=0.0, filler_share=0.5,
-                name_words=1):
+def questions_about(person, named, asked=True, cloze=False):
+    """The questions about one person, in either form or both."""
+    found = []
+    for attribute, question, sentence, introduced in ASKED:
+        kind = "direct" if introduced else "named" if named else "cross"
+        value = person[attribute]
+        if asked:
+            answer = f"a {value}" if attribute == "thing" else value
+            prompt = f"Q: {question.format(**person)}\nA: "
+            found.append(Question(prompt, answer + "\n", kind, False))
+        if cloze:
+            found.append(Question(sentence.format(**person) + " ", value + ".\n", kind, True))
+    return found
+
+
+def make_sample(rng, pair_count, named_share=0.0, cloze=False, filler_share=0.5, name_words=1):
     """Chunks and every question about them, in random order.
 
     named_share: how many of the follow-ups repeat the person's name.
-    cloze_share: how many of the questions are sentences to finish.
+    cloze: whether each question comes a second time as a sentence to finish.
     """
     chunks, questions = [], []
     for person in made_up_people(rng, pair_count, name_words):
@@ -116,19 +130,11 @@ def make_sample(rng, pair_count, named_share=0.0, cloze_share=0.0, filler_share=
         who = person["name"] if named else rng.choice(SAME_PERSON)
         chunks.append(chunk(rng, rng.choice(INTRODUCTIONS).format(**person), filler_share))
         chunks.append(chunk(rng, rng.choice(FOLLOW_UPS).format(who=who, **person), filler_share))
-        for attribute, asked, cloze, introduced in ASKED:
-            kind = "direct" if introduced else "named" if named else "cross"
-            value = person[attribute]
-            if rng.random() < cloze_share:
-                questions.append(Question(cloze.format(**person) + " ", value + ".\n", kind, True))
-                continue
-            answer = f"a {value}" if attribute == "thing" else value
-            prompt = f"Q: {asked.format(**person)}\nA: "
-            questions.append(Question(prompt, answer + "\n", kind, False))
+        questions += questions_about(person, named, cloze=cloze)
     rng.shuffle(questions)
     return Sample(chunks, questions)
 
 
 if __name__ == "__main__":
-    shown = make_sample(random.Random(0), 3, named_share=0.5, cloze_share=0.5)
+    shown = make_sample(random.Random(0), 3, named_share=0.5, cloze=True)
     print("".join(shown.chunks) + "".join(q.prompt + q.answer for q in shown.questions))
