@@ -478,6 +478,7 @@ void larder_store_put_commit(struct larder_store *store, struct larder_put *put,
     if (err < 0) {
         drop_reserved_locked(store, put);
         pthread_mutex_unlock(&store->lock);
+        store_wake(store); /* others may have waited for this entry */
         larder_free(put);
         done(context, err);
         return;
@@ -501,6 +502,7 @@ void larder_store_put_abort(struct larder_store *store, struct larder_put *put)
     assert(put->state == PUT_RESERVED);
     drop_reserved_locked(store, put);
     pthread_mutex_unlock(&store->lock);
+    store_wake(store); /* others may have waited for this entry */
     larder_free(put);
 }
 

@@ -82,6 +82,83 @@ START_TEST(a_key_of_zeros_is_no_block)
 }
 END_TEST
 
+/* --- waiting for an entry ---------------------------------------------------------------------- */
+
+struct told {
+    sem_t over;
+    int err;
+};
+
+static void tell(void *context, int err)
+{
+    struct told *told = context;
+    told->err = err;
+    sem_post(&told->over);
+}
+
+/* What was told; 1: nothing within some seconds. */
+static int answer_of(struct told *told)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += 20;
+    return sem_timedwait(&told->over, &until) == 0 ? told->err : 1;
+}
+
+/* Long enough for the storage thread to sleep. */
+static void pause_shortly(void)
+{
+    nanosleep(&(struct timespec){.tv_nsec = 50 * 1000 * 1000}, NULL);
+}
+
+static struct larder_put *reserve(uint64_t seed, enum larder_quality quality)
+{
+    const struct larder_put_desc desc = {
+        .tenant = f.tenant.index,
+        .model = f.model.index,
+        .key = block_key(seed),
+        .recipe = "raw",
+        .quality = quality,
+        .section_count_max = 1,
+        .payload_bytes_max = 4096,
+    };
+    struct larder_put *put = NULL;
+    ck_assert_int_eq(larder_store_put_reserve(f.store, &put, &desc), 0);
+    return put;
+}
+
+/* With sections that are none, when `good` is false. */
+static void commit(struct larder_put *put, bool good, struct told *told)
+{
+    uint64_t offset;
+    memset(larder_put_payload(put, &offset), 7, 64);
+    *larder_put_directory(put) = (struct larder_section){
+        .layer_count = 1, .head_count = 1, .offset = good ? offset : 0, .bytes = 64};
+    larder_store_put_commit(f.store, put, 1, 64, LARDER_CACHED, tell, told);
+}
+
+/* The watch was answered, but nobody woke the thread that tells. */
+START_TEST(who_waits_for_a_put_hears_of_its_end)
+{
+    struct told waiter, own;
+    sem_init(&waiter.over, 0, 0);
+    sem_init(&own.over, 0, 0);
+    struct larder_key key = block_key(1);
+    struct larder_put *put = reserve(1, LARDER_QUALITY_EXACT);
+    larder_store_when(f.store, f.tenant.index, &key, LARDER_CACHED, tell, &waiter);
+    pause_shortly();
+    larder_store_put_abort(f.store, put);
+    ck_assert_int_eq(answer_of(&waiter), LARDER_ENOTFOUND);
+
+    put = reserve(1, LARDER_QUALITY_EXACT);
+    larder_store_when(f.store, f.tenant.index, &key, LARDER_DURABLE, tell, &waiter);
+    pause_shortly();
+    commit(put, false, &own);
+    ck_assert_int_eq(answer_of(&own), LARDER_EPROTO);
+    ck_assert_int_eq(answer_of(&waiter), LARDER_ENOTFOUND);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("regressions");
@@ -89,6 +166,7 @@ int main(void)
     tcase_set_timeout(tcase, 120);
     tcase_add_checked_fixture(tcase, setup, teardown);
     tcase_add_test(tcase, a_key_of_zeros_is_no_block);
+    tcase_add_test(tcase, who_waits_for_a_put_hears_of_its_end);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);
