@@ -11,7 +11,7 @@ static int check_entry(const struct larder_store *store, uint32_t id)
     bool durable = entry->flags & ENTRY_DURABLE;
     if ((entry->flags & ENTRY_VISIBLE) && !durable && entry->slot == HOST_NONE)
         return larder_fail(LARDER_ECORRUPT, "entry %u is visible and nowhere", id);
-    if (!(entry->flags & ENTRY_VISIBLE) && !(entry->flags & ENTRY_PUTTING))
+    if (!(entry->flags & (ENTRY_VISIBLE | ENTRY_PUTTING | ENTRY_DOOMED)))
         return larder_fail(LARDER_ECORRUPT, "entry %u is neither stored nor being stored", id);
     if (durable && !(entry->flags & ENTRY_PUTTING) && entry->variant.segment_id == 0)
         return larder_fail(LARDER_ECORRUPT, "entry %u is durable without a place", id);

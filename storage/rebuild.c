@@ -129,8 +129,14 @@ static int next_record(struct recovery *recovery, const struct larder_record **o
                          : scan_head(&recovery->scan, out, segment, *offset);
         if (err != LARDER_ECORRUPT || !newest)
             return err;
+        bool unreadable = recovery->scan.unreadable;
         const struct larder_record *torn;
         LARDER_TRY(scan_head(&recovery->scan, &torn, segment, *offset));
+        if (unreadable) {
+            /* Perhaps it can be read another time; then its sections' tags will tell. */
+            *out = torn;
+            return 0;
+        }
         uint64_t bytes = torn->record_bytes;
         seglog_punch(&recovery->store->log, segment, *offset, bytes);
         *offset += bytes;

@@ -37,10 +37,13 @@ static int read_part(struct scan *scan, const struct segment *segment, uint64_t 
     }
     while (from < to) {
         uint32_t bytes = (uint32_t)larder_min_u64(to - from, LARDER_IO_BYTES_MAX);
-        int err = larder_io_run(scan->io, LARDER_IO_READ, segment->file, scan->buffer + from,
+        int err = -EIO;
+        for (int attempt = 0; attempt < 2 && err < 0 && err != -ENODATA; attempt++)
+            err = larder_io_run(scan->io, LARDER_IO_READ, segment->file, scan->buffer + from,
                                 offset + from, bytes);
         if (err < 0) {
-            scan->io_errors += err != -ENODATA;
+            scan->unreadable = err != -ENODATA;
+            scan->io_errors += scan->unreadable;
             return larder_fail(LARDER_ECORRUPT, "segment %u: reading at %llu: %s", segment->id,
                                (unsigned long long)(offset + from), larder_error_text(err));
         }
@@ -53,6 +56,7 @@ int scan_head(struct scan *scan, const struct larder_record **out, const struct 
               uint64_t offset)
 {
     *out = NULL;
+    scan->unreadable = false;
     if (offset + LARDER_PAGE_BYTES > segment->end_bytes)
         return LARDER_ECORRUPT;
     LARDER_TRY(read_part(scan, segment, offset, 0, LARDER_PAGE_BYTES));

@@ -5,6 +5,7 @@
 #ifndef LARDER_STORAGE_SCAN_H
 #define LARDER_STORAGE_SCAN_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/record.h"
@@ -16,6 +17,7 @@ struct scan {
     uint8_t *buffer; /* aligned */
     uint64_t capacity;
     uint64_t io_errors;
+    bool unreadable; /* the last LARDER_ECORRUPT was a read that failed, twice */
 };
 
 int scan_open(struct scan *scan, struct larder_io *io);

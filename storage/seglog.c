@@ -241,7 +241,7 @@ int seglog_create(struct seglog *log)
     return 0;
 }
 
-void seglog_seal(struct seglog *log)
+int seglog_seal(struct seglog *log)
 {
     struct segment *segment = log->open;
     log->open = NULL;
@@ -251,6 +251,7 @@ void seglog_seal(struct seglog *log)
                    (unsigned long long)segment->end_bytes, larder_error_text(err));
     else
         segment->file_bytes = segment->end_bytes;
+    return err;
 }
 
 /* --- give back ------------------------------------------------------------------------------- */

@@ -80,8 +80,9 @@ void seglog_saw(struct seglog *log, uint32_t id);
 /* Makes the next segment, preallocated, its name durable, and makes it the open one. -ENOSPC and
  * others leave nothing behind. */
 int seglog_create(struct seglog *log);
-/* Nothing more goes into the open segment: cuts what was preallocated behind its records. */
-void seglog_seal(struct seglog *log);
+/* Nothing more goes into the open segment: cuts what was preallocated behind its records. An error
+ * leaves it longer, which costs space only. */
+int seglog_seal(struct seglog *log);
 
 /* Gives the space of a dead record back, if the file system can. */
 void seglog_punch(struct seglog *log, struct segment *segment, uint64_t offset, uint64_t bytes);

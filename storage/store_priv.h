@@ -113,7 +113,7 @@ struct watch {
 struct removal {
     struct completion completion;
     struct removal *next;
-    uint32_t *entries; /* DOOMED; children before parents */
+    uint32_t *entries; /* DOOMED; children before parents; TABLE_NONE: removed */
     uint32_t entry_count;
     uint32_t sliced; /* of them, in slices so far */
     uint32_t slices; /* on their way */
@@ -159,6 +159,8 @@ struct group {
     uint64_t in_flight_bytes;
     bool closed; /* takes no more members */
     bool synced;
+    bool abandoned; /* a write failed; what it left is cut, and that is being synced */
+    int write_err;
     bool committed; /* before its time: only by a planted bug */
     int err;
     uint64_t start_bytes; /* of the segment, before its members */

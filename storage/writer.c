@@ -463,6 +463,12 @@ static int add_slice(struct larder_store *store, struct group *group)
     const uint64_t bytes_max =
         larder_round_up(sizeof(struct larder_record) + SLICE_KEYS_MAX * 32, LARDER_PAGE_BYTES);
     pthread_mutex_lock(&store->lock);
+    /* A slice of children failed: their parents stay, or the chain would have a hole. */
+    if (store->removals->err < 0) {
+        give_up_removal_locked(store, store->removals->err);
+        pthread_mutex_unlock(&store->lock);
+        return 0;
+    }
     bool read_only = store->read_only;
     pthread_mutex_unlock(&store->lock);
     int room = read_only ? LARDER_EREADONLY : make_room(store, group, bytes_max);
@@ -732,21 +738,44 @@ static void commit_group(struct larder_store *store, struct group *group)
     group_end(store, group, err < 0 ? LARDER_EREADONLY : 0);
 }
 
-/* The segment ends where this group began; the next one begins a new segment. */
+/* The segment ends where this group began; the next one begins a new segment. Nobody is told before
+ * the cut is durable: a tombstone that comes back after its removal was said to have failed would
+ * take a durable entry with it. */
 static void abandon_group(struct larder_store *store, struct group *group)
 {
-    larder_log(LARDER_LOG_ERROR, "storage: writing to segment %u: %s", group->segment->id,
+    struct segment *segment = group->segment;
+    larder_log(LARDER_LOG_ERROR, "storage: writing to segment %u: %s", segment->id,
                larder_error_text(group->err));
     pthread_mutex_lock(&store->lock);
     store->stats.io_errors++;
     pthread_mutex_unlock(&store->lock);
     for (struct slice *slice = group->slices; slice; slice = slice->next)
-        group->segment->tombstone_bytes -= slice->append.bytes;
-    group->segment->end_bytes = group->start_bytes;
-    if (store->log.open == group->segment)
-        seglog_seal(&store->log);
-    int err = group->err;
-    group_end(store, group, err);
+        segment->tombstone_bytes -= slice->append.bytes;
+    segment->end_bytes = group->start_bytes;
+    assert(store->log.open == segment);
+    int err = seglog_seal(&store->log);
+    if (err < 0) {
+        store_fail_writes(store, "cutting a segment after a failed write", err);
+        group_end(store, group, LARDER_EREADONLY);
+        return;
+    }
+    group->closed = true;
+    group->abandoned = true;
+    group->write_err = group->err;
+    group->sync = (struct larder_io_request){
+        .op = LARDER_IO_SYNC,
+        .file = segment->file,
+        .done = sync_done,
+        .context = group,
+    };
+    store->io->ops->submit(store->io, &group->sync);
+}
+
+static void end_abandoned(struct larder_store *store, struct group *group)
+{
+    if (group->err < 0)
+        store_fail_writes(store, "fdatasync of a segment", group->err);
+    group_end(store, group, group->err < 0 ? LARDER_EREADONLY : group->write_err);
 }
 
 /* A planted bug: the index and the callers hear of records that are still on their way. */
@@ -765,6 +794,11 @@ void writer_step(struct larder_store *store)
 {
     if (store->syncing && store->syncing->synced)
         commit_group(store, store->syncing);
+    if (store->filling && store->filling->abandoned) {
+        if (!store->filling->synced)
+            return;
+        end_abandoned(store, store->filling);
+    }
     give_back(store);
     if (!store->filling) {
         pthread_mutex_lock(&store->lock);
