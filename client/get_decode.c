@@ -72,6 +72,11 @@ static int check_identity(const struct larder_get_op *op, const struct get_block
                            "the stored tokens of the block at token %llu differ "
                            "from the prompt's",
                            (unsigned long long)block->token_first);
+    /* Keys do not hold it, and K is rotated for it: at another place it would be wrong K. */
+    if (head->position != block->token_first)
+        return larder_fail(
+            LARDER_EMISMATCH, "the stored block at token %llu was computed for position %llu",
+            (unsigned long long)block->token_first, (unsigned long long)head->position);
     return 0;
 }
 

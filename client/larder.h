@@ -172,7 +172,7 @@ struct larder_put_options {
     enum larder_wait wait;
     const char *recipe;              /* NULL: the daemon's default */
     enum larder_quality computed_on; /* of the KV that this KV was computed on */
-    uint64_t position;               /* of token 0 when K was computed; 0: a prefix */
+    uint64_t position;               /* of token 0 when K was computed: 0; others are refused */
     uint64_t tokens_stored;          /* leading tokens known to be stored: not sent again */
     uint8_t reserved[16];            /* zeros */
 };
@@ -185,7 +185,8 @@ struct larder_put_result {
 };
 
 /* Stores the KV of the prompt's tokens from `layout`: whole blocks, and a shorter last one; what is
- * stored already is not sent. `options` may be NULL. When memory or queues are full, LARDER_CACHED
+ * stored already is not sent. K is as rotated for the tokens' own places, from 0 on: an
+ * options->position other than 0 is LARDER_EUNSUPPORTED. `options` may be NULL. When memory or queues are full, LARDER_CACHED
  * fails at once with -EBUSY and LARDER_DURABLE waits; result says how far it came. */
 LARDER_API int larder_put(struct larder_model *model, struct larder_put_result *result,
                           const struct larder_prompt *prompt, const struct larder_layout *layout,

@@ -191,7 +191,7 @@ static int send_block(struct put_run *run, uint32_t block)
         .wait = options->wait,
         .staging_offset = offset,
         .staging_bytes = planes_offset(run, count) + count * run->model->token_bytes,
-        .position = options->position + first,
+        .position = first,
         .token_count = count,
         .extra_bytes = (uint32_t)run->chain.prompt.extra_bytes,
         .computed_on = options->computed_on,
@@ -339,6 +339,11 @@ static int check_options(struct put_run *run)
                            (int)options->wait);
     if (!larder_all_zero(options->reserved, sizeof(options->reserved)))
         return larder_fail(-EINVAL, "put: reserved bytes are not zero");
+    if (options->position != 0)
+        return larder_fail(LARDER_EUNSUPPORTED,
+                           "put: position=%llu, but a block is stored at its place in its own "
+                           "chain; give K as rotated from 0 on, and position=0",
+                           (unsigned long long)options->position);
     LARDER_TRY(client_check_quality(options->computed_on));
     run->recipe = options->recipe ? options->recipe : "";
     const size_t bytes = strlen(run->recipe);

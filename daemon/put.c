@@ -398,6 +398,30 @@ static int plan_sections(struct operation *operation, uint64_t *payload_bytes_ma
     return 0;
 }
 
+/* Keys do not hold the position and K is rotated for it, so that a block may only stand where its
+ * chain puts it: nobody could be given it elsewhere. A parent that is not there, or of another
+ * tenant, is for the store to refuse. */
+static int check_position(const struct operation *operation)
+{
+    const struct put *put = &operation->put;
+    struct larder_key parent;
+    uint64_t place = 0;
+    memcpy(parent.bytes, put->wire.parent, sizeof(parent.bytes));
+    if (!larder_key_equal(&parent, &larder_key_root)) {
+        struct larder_entry_info info;
+        if (larder_store_find(put->session->daemon->store, &info, &parent) < 0 ||
+            info.tenant != put->session->tenant.index)
+            return 0;
+        place = info.position + info.token_count;
+    }
+    if (put->wire.position == place)
+        return 0;
+    return larder_fail(LARDER_EUNSUPPORTED,
+                       "position=%llu of a block that stands at %llu of its chain; K must be "
+                       "rotated for that place",
+                       (unsigned long long)put->wire.position, (unsigned long long)place);
+}
+
 static int reserve(struct operation *operation)
 {
     struct put *put = &operation->put;
@@ -453,6 +477,8 @@ static void put_run(struct job *job, struct scratch *scratch)
         (struct operation *)((char *)job - offsetof(struct operation, job));
     struct put *put = &operation->put;
     int err = check_key(operation);
+    if (err == 0)
+        err = check_position(operation);
     if (err == 0)
         err = open_recipe(operation);
     if (err == 0)

@@ -321,6 +321,7 @@ static void store(struct fake *fake, const struct wire_put *put)
         .head_bytes = layout.head_bytes,
         .extra_bytes = put->extra_bytes,
         .token_count = put->token_count,
+        .position = put->position,
         .section_count = (uint16_t)sections,
         .recipe_bytes = 3,
     };
@@ -432,6 +433,9 @@ static void spoil(struct fake *fake, uint32_t index)
         break;
     case FAKE_HEAD_TOKENS:
         at[layout.tokens] ^= 1;
+        break;
+    case FAKE_HEAD_POSITION:
+        head.position = 5000;
         break;
     case FAKE_HEAD_MODEL:
         head.model[0] ^= 1;

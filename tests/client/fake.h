@@ -53,8 +53,9 @@
     X(HEAD_MAGIC)     /* malformed record heads */                                                 \
     X(HEAD_BYTES)                                                                                  \
     X(HEAD_HUGE)                                                                                   \
-    X(HEAD_KEY)    /* another entry */                                                             \
-    X(HEAD_TOKENS) /* other tokens: a hash collision */                                            \
+    X(HEAD_KEY)      /* another entry */                                                           \
+    X(HEAD_TOKENS)   /* other tokens: a hash collision */                                          \
+    X(HEAD_POSITION) /* K rotated for another place */                                             \
     X(HEAD_MODEL)                                                                                  \
     X(HEAD_QUALITY)    /* worse than asked for */                                                  \
     X(HEAD_RECIPE)     /* a recipe nobody knows */                                                 \

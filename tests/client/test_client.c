@@ -319,6 +319,13 @@ START_TEST(test_identity)
                      0);
     ck_assert_uint_eq(result.tokens, ENGINE_TOKENS);
 
+    /* K for another place is no prefix: it would be served as one. */
+    const struct larder_put_options moved = {.position = 5000};
+    ck_assert_int_eq(larder_put(model, &stored, &prompt, &engine.layout, &moved),
+                     LARDER_EUNSUPPORTED);
+    ck_assert_uint_eq(stored.tokens, 0);
+    ck_assert_ptr_nonnull(strstr(larder_last_error(), "5000"));
+
     /* Other weights: another model. An impossible one is an error, never a miss. */
     struct larder_model *own = model;
     struct larder_model_desc desc = engine.desc;

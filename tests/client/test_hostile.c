@@ -140,6 +140,7 @@ static void check_status(enum fake_fault fault, int err, const struct larder_get
         break;
     case FAKE_HEAD_KEY:
     case FAKE_HEAD_TOKENS:
+    case FAKE_HEAD_POSITION:
     case FAKE_HEAD_MODEL:
     case FAKE_HEAD_QUALITY:
         ck_assert_int_eq(err, 0);

@@ -240,6 +240,7 @@ void peer_chain(struct peer *peer, struct block *out, uint32_t count, uint32_t s
         struct block *block = &out[i];
         block->parent = *parent;
         block->token_count = PEER_BLOCK_TOKENS;
+        block->position = (uint64_t)i * PEER_BLOCK_TOKENS;
         for (uint32_t t = 0; t < PEER_BLOCK_TOKENS; t++)
             block->tokens[t] = (seed * 7919 + i * 31 + t) % peer->desc.vocab;
         ck_assert_int_eq(larder_hasher_block(peer->hasher, &block->key, parent, NULL, 0,
@@ -278,6 +279,7 @@ void peer_stage(struct peer *peer, struct wire_put *out, const struct block *blo
     out->staging_offset = offset;
     out->staging_bytes = planes + kv_bytes;
     out->token_count = block->token_count;
+    out->position = block->position;
     if (recipe) {
         out->recipe_bytes = (uint32_t)strlen(recipe);
         memcpy(out->recipe, recipe, out->recipe_bytes);

@@ -45,6 +45,7 @@ struct block {
     struct larder_key parent;
     uint32_t tokens[PEER_BLOCK_TOKENS];
     uint32_t token_count;
+    uint64_t position;
 };
 
 /* A model of 2 layers, 2 heads of 32, bf16. */

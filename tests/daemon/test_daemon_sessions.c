@@ -215,8 +215,18 @@ START_TEST(put_says_why_not)
     blocks[0].key.bytes[3] ^= 1;
     blocks[0].tokens[5] = peer.desc.vocab;
     ck_assert_int_eq(peer_put(&peer, &blocks[0], kv, LARDER_CACHED, NULL, NULL), -EINVAL);
-    peer_chain(&peer, blocks, 1, 1);
+    peer_chain(&peer, blocks, 2, 1);
+    blocks[0].position = 5000;
+    ck_assert_int_eq(peer_put(&peer, &blocks[0], kv, LARDER_CACHED, NULL, NULL),
+                     LARDER_EUNSUPPORTED);
+    ck_assert_uint_eq(peer_lookup(&peer, blocks, 1), 0);
+    blocks[0].position = 0;
     ck_assert_int_eq(peer_put(&peer, &blocks[0], kv, LARDER_CACHED, NULL, NULL), 0);
+    blocks[1].position = 0;
+    ck_assert_int_eq(peer_put(&peer, &blocks[1], kv, LARDER_CACHED, NULL, NULL),
+                     LARDER_EUNSUPPORTED);
+    blocks[1].position = PEER_BLOCK_TOKENS;
+    ck_assert_int_eq(peer_put(&peer, &blocks[1], kv, LARDER_CACHED, NULL, NULL), 0);
     free(kv);
     stop();
 }
