@@ -145,22 +145,34 @@ void remove_dead_locked(struct larder_store *store, uint32_t id)
     table_remove(&store->table, id);
 }
 
+/* What was not removed is found again, parents before children; but not below one that is hidden
+ * itself, by a removal around this one. */
+static void undoom_locked(struct larder_store *store, const struct removal *removal)
+{
+    for (uint32_t i = removal->entry_count; i-- > 0;) {
+        if (removal->entries[i] == TABLE_NONE)
+            continue;
+        struct entry *entry = table_entry(&store->table, removal->entries[i]);
+        if (!(table_entry(&store->table, entry->parent)->flags & ENTRY_DOOMED))
+            entry->flags &= (uint16_t)~ENTRY_DOOMED;
+    }
+}
+
 void remove_slice_done_locked(struct larder_store *store, struct slice *slice, int err)
 {
     struct removal *removal = slice->removal;
     if (err < 0 && removal->err == 0)
         removal->err = err;
-    for (uint32_t i = slice->first; i < slice->first + slice->count; i++) {
-        if (err == 0) {
-            remove_dead_locked(store, removal->entries[i]);
-            removal->removed++;
-        } else if (!removal->corrupt) {
-            table_entry(&store->table, removal->entries[i])->flags &= (uint16_t)~ENTRY_DOOMED;
-        }
+    for (uint32_t i = slice->first; err == 0 && i < slice->first + slice->count; i++) {
+        remove_dead_locked(store, removal->entries[i]);
+        removal->entries[i] = TABLE_NONE;
+        removal->removed++;
     }
     removal->slices--;
     if (removal->slices > 0 || removal->sliced < removal->entry_count)
         return;
+    if (removal->err < 0 && !removal->corrupt)
+        undoom_locked(store, removal);
     if (removal->err == 0 && removal->done) {
         store->stats.removed += removal->removed;
         store->tenants[removal->tenant].stats.removed += removal->removed;

@@ -48,6 +48,11 @@ static void teardown(void)
     sim_disk_destroy(disk);
 }
 
+static void set_faults(struct sim_faults faults)
+{
+    sim_disk_set_faults(disk, &faults);
+}
+
 /* --- keys -------------------------------------------------------------------------------------- */
 
 static int lease_of(const struct larder_key *keys, uint32_t count)
@@ -159,6 +164,56 @@ START_TEST(who_waits_for_a_put_hears_of_its_end)
 }
 END_TEST
 
+/* --- removal ----------------------------------------------------------------------------------- */
+
+#define COUNT 600u /* three slices, two groups */
+
+static void put_long_chain(uint32_t count)
+{
+    struct block block = {.token_count = 16, .section_bytes = 64, .tenant = f.tenant.index};
+    for (uint32_t i = 0; i < count; i++) {
+        block.seed = 1 + i;
+        ck_assert_int_eq(fixture_put(&f, &block, LARDER_CACHED), 0);
+        block.parent = block_key(block.seed);
+        if (i % 100 == 99)
+            fixture_settle(&f, block.seed);
+    }
+}
+
+/* The children's slice failed, the parents' went on: a chain with a hole. */
+START_TEST(a_failed_slice_ends_its_removal)
+{
+    put_long_chain(COUNT);
+    set_faults((struct sim_faults){.error_at = 1, .error_op = LARDER_IO_WRITE});
+    uint64_t removed;
+    ck_assert_int_eq(fixture_remove(&f, 1, &removed), -EIO);
+    ck_assert_uint_eq(removed, 0);
+    check();
+    int err;
+    ck_assert_uint_eq(fixture_get_chain(&f, 1, COUNT, &err), COUNT);
+    ck_assert_int_eq(fixture_remove(&f, 1, &removed), 0);
+    ck_assert_uint_eq(removed, COUNT);
+    check();
+}
+END_TEST
+
+/* The same with the error in the second group. */
+START_TEST(a_removal_that_fails_later_leaves_the_upper_part)
+{
+    put_long_chain(COUNT);
+    set_faults((struct sim_faults){.error_at = 3, .error_op = LARDER_IO_WRITE});
+    uint64_t removed;
+    ck_assert_int_eq(fixture_remove(&f, 1, &removed), -EIO);
+    ck_assert_uint_gt(removed, 0);
+    ck_assert_uint_lt(removed, COUNT);
+    check();
+    int err;
+    ck_assert_uint_eq(fixture_get_chain(&f, 1, COUNT, &err), COUNT - removed);
+    reopen();
+    ck_assert_uint_eq(fixture_get_chain(&f, 1, COUNT, &err), COUNT - removed);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("regressions");
@@ -167,6 +222,8 @@ int main(void)
     tcase_add_checked_fixture(tcase, setup, teardown);
     tcase_add_test(tcase, a_key_of_zeros_is_no_block);
     tcase_add_test(tcase, who_waits_for_a_put_hears_of_its_end);
+    tcase_add_test(tcase, a_failed_slice_ends_its_removal);
+    tcase_add_test(tcase, a_removal_that_fails_later_leaves_the_upper_part);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);
