@@ -422,15 +422,19 @@ static int check_position(const struct operation *operation)
                        (unsigned long long)put->wire.position, (unsigned long long)place);
 }
 
+static enum larder_quality quality_of(const struct operation *operation)
+{
+    enum larder_quality quality = larder_recipe_quality(operation->recipe);
+    enum larder_quality computed_on = (enum larder_quality)operation->put.wire.computed_on;
+    return quality < computed_on ? computed_on : quality;
+}
+
 static int reserve(struct operation *operation)
 {
     struct put *put = &operation->put;
     const struct wire_put *wire = &put->wire;
     struct put_region region;
     put_region(&region, &put->model->info.desc, wire->extra_bytes, wire->token_count);
-    enum larder_quality quality = larder_recipe_quality(operation->recipe);
-    if (quality < (enum larder_quality)wire->computed_on)
-        quality = (enum larder_quality)wire->computed_on;
     struct larder_put_desc desc = {
         .tenant = put->session->tenant.index,
         .model = put->model->info.index,
@@ -441,7 +445,7 @@ static int reserve(struct operation *operation)
         .token_count = wire->token_count,
         .position = wire->position,
         .recipe = larder_recipe_text(operation->recipe),
-        .quality = quality,
+        .quality = quality_of(operation),
         .computed_on = (enum larder_quality)wire->computed_on,
         .raw_bytes = larder_model_kv_bytes(&put->model->info.desc, wire->token_count),
     };
@@ -485,7 +489,8 @@ static void put_run(struct job *job, struct scratch *scratch)
         err = reserve(operation);
     if (err == LARDER_EEXISTS) {
         larder_store_when(put->session->daemon->store, put->session->tenant.index, &operation->key,
-                          (enum larder_wait)put->wire.wait, existing, operation);
+                          quality_of(operation), (enum larder_wait)put->wire.wait, existing,
+                          operation);
         post_idle(operation);
         return;
     }

@@ -25,17 +25,20 @@ static void run_watch(struct larder_store *store, struct completion *completion)
     larder_free(watch);
 }
 
-/* What a watch of this entry would be told now; 1: not yet. */
-static int watch_answer(const struct entry *entry, enum larder_wait wait, int err)
+/* What a watch of this entry would be told now; 1: not yet. `err`: how what was on its way ended. */
+static int watch_answer(const struct entry *entry, const struct watch *watch, int err)
 {
     if (!(entry->flags & ENTRY_VISIBLE) && !(entry->flags & ENTRY_PUTTING))
         return LARDER_ENOTFOUND;
     if (entry->flags & ENTRY_DOOMED)
         return LARDER_ENOTFOUND;
-    if (wait == LARDER_CACHED)
-        return entry->flags & ENTRY_VISIBLE ? 0 : 1;
+    bool good = (entry->flags & ENTRY_VISIBLE) && entry->variant.quality <= watch->worst;
+    if (good && watch->wait == LARDER_CACHED)
+        return 0;
     if (entry->flags & ENTRY_PUTTING)
         return 1;
+    if (!good)
+        return err < 0 ? err : LARDER_ENOTFOUND;
     return entry->flags & ENTRY_DURABLE ? 0 : err < 0 ? err : -ENOSPC;
 }
 
@@ -50,7 +53,7 @@ void put_watches_locked(struct larder_store *store, uint32_t id, int err)
         int answer = 1;
         bool ours = larder_key_equal(&watch->key, &entry->key);
         if (ours)
-            answer = watch_answer(entry, watch->wait, err);
+            answer = watch_answer(entry, watch, err);
         if (answer == 1) {
             more = more || ours;
             at = &watch->next;
@@ -81,7 +84,8 @@ static int watch_locked(struct larder_store *store, struct watch *watch, bool *w
     if (id == TABLE_NONE || table_entry(&store->table, id)->tenant != watch->tenant)
         return LARDER_ENOTFOUND;
     struct entry *entry = table_entry(&store->table, id);
-    bool idle = !(entry->flags & (ENTRY_PUTTING | ENTRY_DURABLE | ENTRY_DOOMED));
+    bool idle = !(entry->flags & (ENTRY_PUTTING | ENTRY_DURABLE | ENTRY_DOOMED)) &&
+                entry->variant.quality <= watch->worst;
     if (watch->wait == LARDER_DURABLE && idle) {
         /* It was given up once, for lack of space. */
         if (store->read_only)
@@ -91,7 +95,7 @@ static int watch_locked(struct larder_store *store, struct watch *watch, bool *w
             return -ENOMEM;
         queue_put_locked(store, put);
     }
-    int answer = watch_answer(entry, watch->wait, 0);
+    int answer = watch_answer(entry, watch, 0);
     if (answer != 1)
         return answer;
     entry->flags |= ENTRY_WATCHED;
@@ -102,7 +106,8 @@ static int watch_locked(struct larder_store *store, struct watch *watch, bool *w
 }
 
 void larder_store_when(struct larder_store *store, uint32_t tenant, const struct larder_key *key,
-                       enum larder_wait wait, larder_put_done done, void *context)
+                       enum larder_quality worst, enum larder_wait wait, larder_put_done done,
+                       void *context)
 {
     struct watch *watch = larder_alloc_zero(1, sizeof(*watch));
     if (!watch) {
@@ -112,6 +117,7 @@ void larder_store_when(struct larder_store *store, uint32_t tenant, const struct
     *watch = (struct watch){.completion.run = run_watch,
                             .key = *key,
                             .tenant = tenant,
+                            .worst = worst,
                             .wait = wait,
                             .done = done,
                             .context = context};

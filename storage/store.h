@@ -194,10 +194,12 @@ void larder_store_put_abort(struct larder_store *store, struct larder_put *put);
  * the description. */
 void larder_put_set_errors(struct larder_put *put, float k_error, float v_error);
 
-/* Calls `done` once the entry of `key` is visible or durable: at once if it is, with
- * LARDER_ENOTFOUND when it is not there or is given up. */
+/* Calls `done` once the entry of `key` is visible or durable at the quality `worst` or better: at
+ * once if it is, with LARDER_ENOTFOUND when it is not there (as good) and not on its way, with the
+ * error when what was on its way is given up. */
 void larder_store_when(struct larder_store *store, uint32_t tenant, const struct larder_key *key,
-                       enum larder_wait wait, larder_put_done done, void *context);
+                       enum larder_quality worst, enum larder_wait wait, larder_put_done done,
+                       void *context);
 
 /* --- remove, list, verify -------------------------------------------------------------------- */
 

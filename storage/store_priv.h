@@ -103,6 +103,7 @@ struct watch {
     struct watch *next;
     struct larder_key key;
     uint32_t tenant;
+    enum larder_quality worst;
     enum larder_wait wait;
     larder_put_done done;
     void *context;

@@ -309,7 +309,8 @@ int fixture_when(struct fixture *fixture, uint64_t seed, enum larder_wait wait)
     struct waiter waiter;
     waiter_begin(&waiter);
     struct larder_key key = block_key(seed);
-    larder_store_when(fixture->store, fixture->tenant.index, &key, wait, put_done, &waiter);
+    larder_store_when(fixture->store, fixture->tenant.index, &key, LARDER_QUALITY_BLENDED, wait,
+                      put_done, &waiter);
     return waiter_wait(&waiter);
 }
 

@@ -150,17 +150,56 @@ START_TEST(who_waits_for_a_put_hears_of_its_end)
     sem_init(&own.over, 0, 0);
     struct larder_key key = block_key(1);
     struct larder_put *put = reserve(1, LARDER_QUALITY_EXACT);
-    larder_store_when(f.store, f.tenant.index, &key, LARDER_CACHED, tell, &waiter);
+    larder_store_when(f.store, f.tenant.index, &key, LARDER_QUALITY_EXACT, LARDER_CACHED, tell,
+                      &waiter);
     pause_shortly();
     larder_store_put_abort(f.store, put);
     ck_assert_int_eq(answer_of(&waiter), LARDER_ENOTFOUND);
 
     put = reserve(1, LARDER_QUALITY_EXACT);
-    larder_store_when(f.store, f.tenant.index, &key, LARDER_DURABLE, tell, &waiter);
+    larder_store_when(f.store, f.tenant.index, &key, LARDER_QUALITY_EXACT, LARDER_DURABLE, tell,
+                      &waiter);
     pause_shortly();
     commit(put, false, &own);
     ck_assert_int_eq(answer_of(&own), LARDER_EPROTO);
     ck_assert_int_eq(answer_of(&waiter), LARDER_ENOTFOUND);
+}
+END_TEST
+
+/* The write of the better one failed, the worse one was put back, and that was acknowledged. */
+START_TEST(a_worse_entry_is_not_what_was_waited_for)
+{
+    struct block lossy = {.seed = 1,
+                          .token_count = 256,
+                          .section_bytes = 20000,
+                          .quality = LARDER_QUALITY_LOSSY,
+                          .tenant = f.tenant.index};
+    ck_assert_int_eq(fixture_put(&f, &lossy, LARDER_DURABLE), 0);
+    struct told exact, cached, content, own;
+    sem_init(&exact.over, 0, 0);
+    sem_init(&cached.over, 0, 0);
+    sem_init(&content.over, 0, 0);
+    sem_init(&own.over, 0, 0);
+    struct larder_key key = block_key(1);
+    struct larder_put *put = reserve(1, LARDER_QUALITY_EXACT);
+    set_faults((struct sim_faults){.error_at = 1, .error_op = LARDER_IO_WRITE});
+    larder_store_when(f.store, f.tenant.index, &key, LARDER_QUALITY_EXACT, LARDER_CACHED, tell,
+                      &cached);
+    larder_store_when(f.store, f.tenant.index, &key, LARDER_QUALITY_EXACT, LARDER_DURABLE, tell,
+                      &exact);
+    larder_store_when(f.store, f.tenant.index, &key, LARDER_QUALITY_LOSSY, LARDER_DURABLE, tell,
+                      &content);
+    commit(put, true, &own);
+    ck_assert_int_eq(answer_of(&own), 0);
+    ck_assert_int_eq(answer_of(&cached), 0);
+    ck_assert_int_eq(answer_of(&exact), -EIO);
+    ck_assert_int_eq(answer_of(&content), 0);
+    struct larder_entry_info info;
+    ck_assert_int_eq(larder_store_find(f.store, &info, &key), 0);
+    ck_assert_int_eq(info.quality, LARDER_QUALITY_LOSSY);
+    larder_store_when(f.store, f.tenant.index, &key, LARDER_QUALITY_EXACT, LARDER_DURABLE, tell,
+                      &exact);
+    ck_assert_int_eq(answer_of(&exact), LARDER_ENOTFOUND);
 }
 END_TEST
 
@@ -222,6 +261,7 @@ int main(void)
     tcase_add_checked_fixture(tcase, setup, teardown);
     tcase_add_test(tcase, a_key_of_zeros_is_no_block);
     tcase_add_test(tcase, who_waits_for_a_put_hears_of_its_end);
+    tcase_add_test(tcase, a_worse_entry_is_not_what_was_waited_for);
     tcase_add_test(tcase, a_failed_slice_ends_its_removal);
     tcase_add_test(tcase, a_removal_that_fails_later_leaves_the_upper_part);
     suite_add_tcase(suite, tcase);
