@@ -101,10 +101,10 @@ static int reach(struct larder_policy *policy, uint32_t id)
     return 0;
 }
 
-int larder_policy_insert(struct larder_policy *policy, const struct larder_policy_entry *entry)
+static int add_node(struct larder_policy *policy, const struct larder_policy_entry *entry)
 {
-    assert(policy->in_request);
-    assert(entry->id != LARDER_POLICY_NONE && entry->id != entry->parent);
+    assert(entry->id != LARDER_POLICY_NONE);
+    assert(entry->id != entry->parent);
     LARDER_TRY(reach(policy, entry->id));
     LARDER_TRY(reach(policy, entry->parent));
     struct policy_node *node = policy_node(policy, entry->id);
@@ -115,17 +115,31 @@ int larder_policy_insert(struct larder_policy *policy, const struct larder_polic
         .parent = entry->parent,
         .child_count = child_count,
         .request = policy->request,
-        .worth = entry->cost / (float)(entry->bytes ? entry->bytes : 1),
-        .token_count =
-            (uint16_t)(entry->token_count < UINT16_MAX ? entry->token_count : UINT16_MAX),
-        .depth = (uint16_t)(entry->depth < UINT16_MAX ? entry->depth : UINT16_MAX),
+        .worth = policy_worth(entry),
+        .token_count = policy_clamp_u16(entry->token_count),
+        .depth = policy_clamp_u16(entry->depth),
         .flags = POLICY_IN_TIER,
     };
     if (entry->parent != LARDER_POLICY_NONE)
         policy_node(policy, entry->parent)->child_count++;
     policy->count++;
+    return 0;
+}
+
+int larder_policy_insert(struct larder_policy *policy, const struct larder_policy_entry *entry)
+{
+    assert(policy->in_request);
+    LARDER_TRY(add_node(policy, entry));
     policy->ops->insert(policy, entry->id);
     return 0;
+}
+
+bool larder_policy_admits(struct larder_policy *policy, const struct larder_policy_entry *entry)
+{
+    assert(policy->in_request);
+    if (policy->ops->admits)
+        return policy->ops->admits(policy, entry);
+    return entry->parent == LARDER_POLICY_NONE || larder_policy_has(policy, entry->parent);
 }
 
 bool larder_policy_has(const struct larder_policy *policy, uint32_t id)
@@ -189,6 +203,50 @@ size_t larder_policy_bytes(const struct larder_policy *policy)
            policy->chunk_count *
                (sizeof(struct policy_node *) + POLICY_CHUNK_NODES * sizeof(struct policy_node)) +
            (policy->ops->bytes ? policy->ops->bytes(policy) : 0);
+}
+
+/* --- across a restart ------------------------------------------------------------------------ */
+
+size_t larder_policy_state_bytes_max(const struct larder_policy *policy)
+{
+    return policy->ops->save ? policy->ops->state_bytes_max(policy) : 0;
+}
+
+size_t larder_policy_save(const struct larder_policy *policy, void *out)
+{
+    return policy->ops->save ? policy->ops->save(policy, out) : 0;
+}
+
+int larder_policy_load(struct larder_policy *policy, const void *in, size_t bytes)
+{
+    assert(policy->count == 0);
+    assert(policy->request == 0);
+    if (!policy->ops->load)
+        return bytes == 0 ? 0
+                          : larder_fail(LARDER_ECORRUPT, "eviction policy: %s keeps no state",
+                                        policy->ops->name);
+    return policy->ops->load(policy, in, bytes);
+}
+
+uint64_t larder_policy_recall(const struct larder_policy *policy, uint32_t id)
+{
+    assert(larder_policy_has(policy, id));
+    return policy->ops->recall ? policy->ops->recall(policy, id) : 0;
+}
+
+int larder_policy_restore(struct larder_policy *policy, const struct larder_policy_entry *entry,
+                          uint64_t recalled)
+{
+    assert(!policy->in_request);
+    LARDER_TRY(add_node(policy, entry));
+    if (policy->ops->restore) {
+        policy->ops->restore(policy, entry->id, recalled);
+        return 0;
+    }
+    policy->request++; /* none of them is of the request of another */
+    policy_node(policy, entry->id)->request = policy->request;
+    policy->ops->insert(policy, entry->id);
+    return 0;
 }
 
 /* --- lists ----------------------------------------------------------------------------------- */

@@ -66,6 +66,25 @@ void larder_policy_evict(struct larder_policy *policy, uint32_t id);
 /* It went for another reason. */
 void larder_policy_remove(struct larder_policy *policy, uint32_t id);
 
+/* Inside a request, when the tier is full: does the entry deserve the place of the next victim, and
+ * the writing? If not it is remembered like an evicted one, and the caller does not insert it; nor
+ * does a block without its parent, which it asks about all the same. */
+bool larder_policy_admits(struct larder_policy *policy, const struct larder_policy_entry *entry);
+
+/* --- across a restart ---
+ * What was learned, as bytes that the caller keeps (it checks that they are whole), and eight bytes
+ * for each entry. A policy that keeps nothing saves 0 bytes; its entries are restored in the order
+ * of their last uses. */
+size_t larder_policy_state_bytes_max(const struct larder_policy *policy);
+size_t larder_policy_save(const struct larder_policy *policy, void *out);
+/* Before anything else. LARDER_ECORRUPT when the bytes cannot be such a state: the policy is as new
+ * then. */
+int larder_policy_load(struct larder_policy *policy, const void *in, size_t bytes);
+uint64_t larder_policy_recall(const struct larder_policy *policy, uint32_t id);
+/* Outside of requests, parents first: as if the entry had stayed. */
+int larder_policy_restore(struct larder_policy *policy, const struct larder_policy_entry *entry,
+                          uint64_t recalled);
+
 /* Whether the tier has it, as far as the policy was told. */
 bool larder_policy_has(const struct larder_policy *policy, uint32_t id);
 uint32_t larder_policy_count(const struct larder_policy *policy);

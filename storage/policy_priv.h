@@ -66,6 +66,14 @@ struct policy_ops {
     /* The last child of a node left the tier; may be NULL. */
     void (*bared)(struct larder_policy *policy, uint32_t id);
     size_t (*bytes)(const struct larder_policy *policy);
+    /* NULL: admits all. */
+    bool (*admits)(struct larder_policy *policy, const struct larder_policy_entry *entry);
+    /* All NULL: nothing is kept across a restart. */
+    size_t (*state_bytes_max)(const struct larder_policy *policy);
+    size_t (*save)(const struct larder_policy *policy, uint8_t *out);
+    int (*load)(struct larder_policy *policy, const uint8_t *in, size_t bytes);
+    uint64_t (*recall)(const struct larder_policy *policy, uint32_t id);
+    void (*restore)(struct larder_policy *policy, uint32_t id, uint64_t recalled);
 };
 
 extern const struct policy_ops policy_fifo_ops;
@@ -99,6 +107,16 @@ struct larder_policy {
 static inline struct policy_node *policy_node(const struct larder_policy *policy, uint32_t id)
 {
     return &policy->chunks[id / POLICY_CHUNK_NODES][id % POLICY_CHUNK_NODES];
+}
+
+static inline uint16_t policy_clamp_u16(uint32_t count)
+{
+    return (uint16_t)(count < UINT16_MAX ? count : UINT16_MAX);
+}
+
+static inline float policy_worth(const struct larder_policy_entry *entry)
+{
+    return entry->cost / (float)(entry->bytes ? entry->bytes : 1);
 }
 
 /* Nobody needs it: I1, and the caller's own reasons. */

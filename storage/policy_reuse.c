@@ -4,6 +4,8 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <float.h>
+#include <string.h>
 
 #include "base/error.h"
 #include "base/mem.h"
@@ -13,11 +15,11 @@
 #define PER_OCTAVE 4u
 
 /* Densities are computed anew after so many uses and storings of followed entries. */
-#define REFRESH_EVENTS 512u
+#define REFRESH_EVENTS 256u
 /* Counters halve when a class's youngest age has seen so many. */
 #define COUNT_MAX 16384.0f
 /* A class's own counters outweigh what is assumed about it when they are worth so many uses. */
-#define PRIOR_USES 4.0f
+#define PRIOR_USES 8.0f
 /* With nothing seen: the same chance in every age, so that density falls with age, as by LRU. */
 #define PRIOR_CHANCE 0.02f
 
@@ -32,7 +34,6 @@ struct reuse {
     uint32_t free_first;
     uint32_t count;
     uint32_t now_ticks;
-    uint32_t version;
     uint32_t events;
     uint64_t key_limit; /* followed are the keys up to here */
     struct age_list ages[REUSE_AGES];
@@ -48,6 +49,16 @@ static uint32_t age_end(uint32_t age)
     static const uint32_t steps[PER_OCTAVE] = {64, 76, 91, 108};
     uint64_t end = (uint64_t)steps[age % PER_OCTAVE] << (age / PER_OCTAVE);
     return end < UINT32_MAX ? (uint32_t)end : UINT32_MAX;
+}
+
+uint32_t reuse_age_start(uint32_t age)
+{
+    return age ? age_end(age - 1) : 0;
+}
+
+uint32_t reuse_now(const struct reuse *reuse)
+{
+    return reuse->now_ticks;
 }
 
 uint32_t reuse_age(uint32_t ticks)
@@ -176,7 +187,7 @@ static void unfollow_oldest(struct reuse *reuse)
     assert(!"samples are full but none has an age");
 }
 
-static void follow(struct reuse *reuse, uint64_t key, uint32_t class, uint32_t turn, uint32_t uses)
+static void follow(struct reuse *reuse, uint64_t key, uint32_t class, uint32_t turn, uint32_t age)
 {
     if (reuse->free_first == NONE)
         unfollow_oldest(reuse);
@@ -190,10 +201,9 @@ static void follow(struct reuse *reuse, uint64_t key, uint32_t class, uint32_t t
         .next_hash = *bucket,
         .class = (uint8_t) class,
         .turn = (uint8_t)turn,
-        .uses = (uint8_t)uses,
     };
     *bucket = id;
-    age_append(reuse, id, 0);
+    age_append(reuse, id, age);
     reuse->count++;
 }
 
@@ -263,7 +273,7 @@ static void class_densities(const float *chances, float *densities)
         float uses = 0;
         float time = 0;
         for (uint32_t age = from; age < REUSE_AGES; age++) {
-            float span = (float)(age_end(age) - (age ? age_end(age - 1) : 0));
+            float span = (float)(age_end(age) - reuse_age_start(age));
             uses += alive * chances[age];
             time += alive * span * (1 - chances[age] / 2);
             alive *= 1 - chances[age];
@@ -285,7 +295,6 @@ static void refresh(struct reuse *reuse)
         class_chances(reuse, class, pooled, chances);
         class_densities(chances, reuse->density[class]);
     }
-    reuse->version++;
 }
 
 void reuse_advance(struct reuse *reuse, uint32_t now_ticks)
@@ -311,15 +320,13 @@ void reuse_use(struct reuse *reuse, uint64_t key, uint32_t class, uint32_t turn)
     if (key > reuse->key_limit)
         return;
     uint32_t id = find(reuse, key);
-    uint32_t uses = 0;
     if (id != NONE) {
         const struct reuse_sample *sample = &reuse->samples[id];
         reuse->used[sample->class][sample->age] += 1;
-        uses = sample->uses < UINT8_MAX ? sample->uses + 1u : UINT8_MAX;
         unfollow(reuse, id);
     }
-    follow(reuse, key, class, turn, uses);
-    if (++reuse->events % REFRESH_EVENTS == 0 || reuse->version == 0)
+    follow(reuse, key, class, turn, 0);
+    if (++reuse->events % REFRESH_EVENTS == 0 || reuse->events == 1)
         refresh(reuse);
 }
 
@@ -328,7 +335,113 @@ float reuse_density(const struct reuse *reuse, uint32_t class, uint32_t age)
     return reuse->density[class][age];
 }
 
-uint32_t reuse_version(const struct reuse *reuse)
+/* --- across a restart ------------------------------------------------------------------------ */
+
+struct state_head {
+    uint32_t class_count;  /* 00-03 */
+    uint32_t age_count;    /* 04-07 */
+    uint32_t now_ticks;    /* 08-11 */
+    uint32_t sample_count; /* 12-15 */
+};
+static_assert(sizeof(struct state_head) == 16, "saved size");
+
+struct state_sample {
+    uint64_t key;        /* 00-07 */
+    uint32_t used_ticks; /* 08-11  not before the sample's in front of it */
+    uint8_t class;       /* 12 */
+    uint8_t turn;        /* 13 */
+    uint8_t reserved[2]; /* 14-15  zero */
+};
+static_assert(sizeof(struct state_sample) == REUSE_SAMPLE_BYTES, "saved size");
+
+#define COUNTERS_BYTES (REUSE_CLASSES * REUSE_AGES * sizeof(float))
+#define FIXED_BYTES    (sizeof(struct state_head) + 2 * COUNTERS_BYTES)
+static_assert(FIXED_BYTES + REUSE_SAMPLES_MAX * REUSE_SAMPLE_BYTES == REUSE_STATE_BYTES_MAX,
+              "saved size");
+
+size_t reuse_save(const struct reuse *reuse, uint8_t *out)
 {
-    return reuse->version;
+    const struct state_head head = {REUSE_CLASSES, REUSE_AGES, reuse->now_ticks, reuse->count};
+    memcpy(out, &head, sizeof(head));
+    memcpy(out + sizeof(head), reuse->used, COUNTERS_BYTES);
+    memcpy(out + sizeof(head) + COUNTERS_BYTES, reuse->passed, COUNTERS_BYTES);
+    uint8_t *at = out + FIXED_BYTES;
+    for (uint32_t age = REUSE_AGES; age > 0; age--) {
+        for (uint32_t id = reuse->ages[age - 1].first; id != NONE; id = reuse->samples[id].next) {
+            const struct reuse_sample *sample = &reuse->samples[id];
+            const struct state_sample saved = {
+                .key = sample->key,
+                .used_ticks = sample->used_ticks,
+                .class = sample->class,
+                .turn = sample->turn,
+            };
+            memcpy(at, &saved, sizeof(saved));
+            at += sizeof(saved);
+        }
+    }
+    return (size_t)(at - out);
+}
+
+static bool samples_are_sound(const struct state_head *head, const uint8_t *at)
+{
+    uint32_t oldest = 0;
+    for (uint32_t i = 0; i < head->sample_count; i++) {
+        struct state_sample saved;
+        memcpy(&saved, at + i * sizeof(saved), sizeof(saved));
+        if (saved.used_ticks < oldest || saved.used_ticks > head->now_ticks ||
+            saved.class >= REUSE_CLASSES)
+            return false;
+        oldest = saved.used_ticks;
+    }
+    return true;
+}
+
+static bool counters_are_sound(const float *counters)
+{
+    for (uint32_t i = 0; i < REUSE_CLASSES * REUSE_AGES; i++) {
+        if (!(counters[i] >= 0 && counters[i] <= FLT_MAX / 256)) /* not a number, too */
+            return false;
+    }
+    return true;
+}
+
+static bool load_counters(struct reuse *reuse, const uint8_t *in, size_t bytes,
+                          struct state_head *head)
+{
+    if (bytes < FIXED_BYTES)
+        return false;
+    memcpy(head, in, sizeof(*head));
+    if (head->class_count != REUSE_CLASSES || head->age_count != REUSE_AGES ||
+        head->sample_count > REUSE_SAMPLES_MAX ||
+        bytes != FIXED_BYTES + head->sample_count * sizeof(struct state_sample) ||
+        !samples_are_sound(head, in + FIXED_BYTES))
+        return false;
+    memcpy(reuse->used, in + sizeof(*head), COUNTERS_BYTES);
+    memcpy(reuse->passed, in + sizeof(*head) + COUNTERS_BYTES, COUNTERS_BYTES);
+    return counters_are_sound(reuse->used[0]) && counters_are_sound(reuse->passed[0]);
+}
+
+int reuse_load(struct reuse *reuse, const uint8_t *in, size_t bytes)
+{
+    assert(reuse->count == 0);
+    struct state_head head;
+    if (!load_counters(reuse, in, bytes, &head)) {
+        memset(reuse->used, 0, sizeof(reuse->used));
+        memset(reuse->passed, 0, sizeof(reuse->passed));
+        return larder_fail(LARDER_ECORRUPT, "eviction policy: the saved state is not one of this "
+                                            "release; it starts to learn anew");
+    }
+    for (uint32_t i = 0; i < head.sample_count; i++) {
+        struct state_sample saved;
+        memcpy(&saved, in + FIXED_BYTES + i * sizeof(saved), sizeof(saved));
+        if (saved.key > reuse->key_limit || find(reuse, saved.key) != NONE)
+            continue;
+        reuse->now_ticks = saved.used_ticks;
+        /* The ages it passed are in the counters already. */
+        follow(reuse, saved.key, saved.class, saved.turn,
+               reuse_age(head.now_ticks - saved.used_ticks));
+    }
+    reuse->now_ticks = head.now_ticks;
+    refresh(reuse);
+    return 0;
 }

@@ -3,11 +3,10 @@
  * again costs, times the uses to be had per second of stay, by the byte.
  *
  * The uses to be had are learned (policy_reuse.h) by class: how many turns the conversation has
- * behind it that used the entry last; whether conversations that differ share it; whether it is a
- * short last block, which the next turn replaces. All that a request touched has one age and, but
- * for these exceptions, one class; so entries stand in cells by class, worth and span of time, and
- * the victim is a leaf of the cell of least value. When a leaf goes, its parent stands in its place:
- * a chain goes from its end.
+ * behind it that used the entry last, and how far from its start it stands; whether conversations
+ * that differ share it; whether it is a short last block, which the next turn replaces. Entries
+ * stand in cells by class, worth and span of time of their last use; the victim is a leaf of the
+ * cell of least value. When a leaf goes, its parent stands in its place: a chain goes from its end.
  *
  * Only leaves stand in cells; the others come back when their last child goes. Entries of the
  * request that has not ended wait aside: their class is known at its end.
@@ -26,12 +25,13 @@
 #define WORTHS        4u  /* classes of worth, octaves apart */
 #define LANES         (REUSE_CLASSES * WORTHS)
 #define TURN_MAX      200u
+#define POSITIONS     3u
 #define FOLLOW_FACTOR 16u /* capacities that pass through while an entry is followed */
 
 enum {
     CLASS_TAIL = 0,
     CLASS_SHARED = 1, /* and the next three, by uses */
-    CLASS_TURN = 8,
+    CLASS_TURN = 5,   /* and the next, by turn and position */
 };
 
 struct span {
@@ -51,6 +51,8 @@ struct policy_value {
     struct reuse *reuse;
     struct span *spans[SPANS_MAX]; /* oldest first */
     uint32_t span_count;
+    uint64_t base_ms; /* when ticks began */
+    bool base_known;
     uint32_t now_ticks;
     struct cell best; /* of least value; `none` when it has to be looked for */
     int worth_base;
@@ -63,6 +65,27 @@ struct policy_value {
     uint32_t deepest_turn;
     bool branched; /* the deepest that was there had gone on otherwise before */
 };
+
+struct state_head {
+    uint64_t magic;           /* 00-07 */
+    uint64_t base_ms;         /* 08-15 */
+    uint32_t version;         /* 16-19  of classes and what an entry recalls */
+    int32_t worth_base;       /* 20-23 */
+    uint32_t token_count_max; /* 24-27 */
+    uint32_t worth_known;     /* 28-31  0 or 1 */
+};
+static_assert(sizeof(struct state_head) == 32, "saved size");
+#define STATE_MAGIC   0x3165756C61762D4Cull /* "L-value1" */
+#define STATE_VERSION 1u
+
+/* What an entry recalls, in eight bytes. */
+struct recalled {
+    uint32_t used_ticks;
+    uint16_t uses;
+    uint8_t turn;
+    uint8_t flags; /* GREW, SHARED */
+};
+static_assert(sizeof(struct recalled) == 8, "saved size");
 
 static const struct cell no_cell = {.span = SPANS_MAX};
 
@@ -191,7 +214,7 @@ static void open_span(struct larder_policy *policy)
 {
     struct policy_value *value = policy->value;
     if (value->span_count > 0 &&
-        value->now_ticks < value->spans[value->span_count - 1]->start_ticks + SPAN_TICKS) {
+        value->now_ticks - value->spans[value->span_count - 1]->start_ticks < SPAN_TICKS) {
         value->spans[value->span_count - 1]->last_ticks = value->now_ticks;
         return;
     }
@@ -224,13 +247,27 @@ static struct cell next_cell(const struct policy_value *value, const struct cell
     return best;
 }
 
+static void find_best(struct policy_value *value)
+{
+    if (value->best.span == SPANS_MAX ||
+        value->spans[value->best.span]->lists[value->best.lane].count == 0)
+        value->best = next_cell(value, NULL);
+}
+
 /* --- a request ------------------------------------------------------------------------------- */
 
 static void value_begin(struct larder_policy *policy)
 {
     struct policy_value *value = policy->value;
-    uint64_t ticks = policy->now_ms / REUSE_TICK_MS + 1;
-    value->now_ticks = ticks < UINT32_MAX ? (uint32_t)ticks : UINT32_MAX;
+    if (!value->base_known) {
+        value->base_ms = policy->now_ms;
+        value->base_known = true;
+    }
+    if (policy->now_ms > value->base_ms) {
+        uint64_t ticks = (policy->now_ms - value->base_ms) / REUSE_TICK_MS;
+        if (ticks > value->now_ticks)
+            value->now_ticks = ticks < UINT32_MAX ? (uint32_t)ticks : UINT32_MAX;
+    }
     open_span(policy);
     reuse_advance(value->reuse, value->now_ticks);
     value->came_back = false;
@@ -270,15 +307,21 @@ static void value_use(struct larder_policy *policy, uint32_t id)
     wait_aside(policy, id);
 }
 
+/* It is no leaf any more. */
+static void hide_parent(struct larder_policy *policy, const struct policy_node *node)
+{
+    if (node->parent == LARDER_POLICY_NONE)
+        return;
+    const struct policy_node *above = policy_node(policy, node->parent);
+    if ((above->flags & POLICY_LISTED) && !(above->flags & POLICY_PENDING))
+        cell_remove(policy, node->parent);
+}
+
 static void value_insert(struct larder_policy *policy, uint32_t id)
 {
     struct policy_value *value = policy->value;
     struct policy_node *node = policy_node(policy, id);
-    if (node->parent != LARDER_POLICY_NONE) {
-        struct policy_node *above = policy_node(policy, node->parent);
-        if ((above->flags & POLICY_LISTED) && !(above->flags & POLICY_PENDING))
-            cell_remove(policy, node->parent);
-    }
+    hide_parent(policy, node);
     const struct reuse_sample *followed = reuse_find(value->reuse, node->key);
     if (followed)
         note_return(value, node->depth, followed->turn, false);
@@ -288,9 +331,19 @@ static void value_insert(struct larder_policy *policy, uint32_t id)
 
 static bool is_tail(const struct larder_policy *policy, const struct policy_node *node)
 {
-    if (node->parent == LARDER_POLICY_NONE)
+    if (node->parent == LARDER_POLICY_NONE || !larder_policy_has(policy, node->parent))
         return node->token_count < policy->value->token_count_max;
     return node->token_count < policy_node(policy, node->parent)->token_count;
+}
+
+/* 0, 1, 2, 3, 4-5, 6-9, 10-15, 16-31, 32-63, 64-127, 128 and more. */
+static uint32_t turn_level(uint32_t turn)
+{
+    static const uint8_t ends[] = {1, 2, 3, 4, 6, 10, 16, 32, 64, 128};
+    uint32_t level = 0;
+    while (level < sizeof(ends) && turn >= ends[level])
+        level++;
+    return level;
 }
 
 static uint32_t class_of(const struct larder_policy *policy, const struct policy_node *node)
@@ -299,8 +352,8 @@ static uint32_t class_of(const struct larder_policy *policy, const struct policy
         return CLASS_TAIL;
     if (node->flags & POLICY_SHARED)
         return CLASS_SHARED + (node->uses > 15 ? 3 : node->uses > 7 ? 2 : node->uses > 3 ? 1 : 0);
-    static const uint8_t turns[] = {0, 1, 2, 3, 4, 4, 5, 5, 5, 6};
-    return CLASS_TURN + (node->turn < sizeof(turns) ? turns[node->turn] : 6u);
+    uint32_t position = node->depth < 8 ? 0 : node->depth < 32 ? 1 : 2;
+    return CLASS_TURN + turn_level(node->turn) * POSITIONS + position;
 }
 
 static uint32_t worth_level(struct policy_value *value, float worth)
@@ -316,12 +369,18 @@ static uint32_t worth_level(struct policy_value *value, float worth)
     return level < 0 ? 0 : level >= (int)WORTHS ? WORTHS - 1 : (uint32_t)level;
 }
 
+/* Of the conversation that the request goes on with, by what is known so far. */
+static uint32_t turn_of(const struct policy_value *value)
+{
+    if (!value->came_back || value->branched)
+        return 0;
+    return value->deepest_turn < TURN_MAX ? value->deepest_turn + 1 : TURN_MAX;
+}
+
 static void value_end(struct larder_policy *policy)
 {
     struct policy_value *value = policy->value;
-    uint32_t turn = 0;
-    if (value->came_back && !value->branched)
-        turn = value->deepest_turn < TURN_MAX ? value->deepest_turn + 1 : TURN_MAX;
+    uint32_t turn = turn_of(value);
     while (value->pending.first != LARDER_POLICY_NONE) {
         uint32_t id = value->pending.first;
         struct policy_node *node = policy_node(policy, id);
@@ -377,9 +436,7 @@ static uint32_t value_victim(struct larder_policy *policy,
                              bool (*may_go)(void *context, uint32_t id), void *context)
 {
     struct policy_value *value = policy->value;
-    if (value->best.span == SPANS_MAX ||
-        value->spans[value->best.span]->lists[value->best.lane].count == 0)
-        value->best = next_cell(value, NULL);
+    find_best(value);
     struct cell cell = value->best;
     while (cell.span < SPANS_MAX) {
         uint32_t id =
@@ -389,6 +446,116 @@ static uint32_t value_victim(struct larder_policy *policy,
         cell = next_cell(value, &cell);
     }
     return last_that_may_go(policy, &value->pending, may_go, context);
+}
+
+/* Worth more than the next victim? Its class is what is known of the request so far. */
+static bool value_admits(struct larder_policy *policy, const struct larder_policy_entry *entry)
+{
+    struct policy_value *value = policy->value;
+    const struct reuse_sample *followed = reuse_find(value->reuse, entry->key);
+    if (followed)
+        note_return(value, entry->depth, followed->turn, false);
+    const struct policy_node node = {
+        .parent = entry->parent,
+        .token_count = policy_clamp_u16(entry->token_count),
+        .depth = policy_clamp_u16(entry->depth),
+        .turn = (uint8_t)turn_of(value),
+    };
+    uint32_t class = class_of(policy, &node);
+    uint32_t worth = worth_level(value, policy_worth(entry));
+    find_best(value);
+    bool rooted = entry->parent == LARDER_POLICY_NONE || larder_policy_has(policy, entry->parent);
+    if (rooted &&
+        (value->best.span == SPANS_MAX ||
+         reuse_density(value->reuse, class, 0) * (float)(1u << worth) >= value->best.value))
+        return true;
+    reuse_use(value->reuse, entry->key, class, node.turn);
+    return false;
+}
+
+/* --- across a restart ------------------------------------------------------------------------ */
+
+static size_t value_state_bytes_max(const struct larder_policy *policy)
+{
+    (void)policy;
+    return sizeof(struct state_head) + REUSE_STATE_BYTES_MAX;
+}
+
+static size_t value_save(const struct larder_policy *policy, uint8_t *out)
+{
+    const struct policy_value *value = policy->value;
+    const struct state_head head = {
+        .magic = STATE_MAGIC,
+        .base_ms = value->base_ms,
+        .version = STATE_VERSION,
+        .worth_base = value->worth_base,
+        .token_count_max = value->token_count_max,
+        .worth_known = value->worth_known,
+    };
+    memcpy(out, &head, sizeof(head));
+    return sizeof(head) + reuse_save(value->reuse, out + sizeof(head));
+}
+
+static int value_load(struct larder_policy *policy, const uint8_t *in, size_t bytes)
+{
+    struct policy_value *value = policy->value;
+    struct state_head head = {0};
+    if (bytes >= sizeof(head))
+        memcpy(&head, in, sizeof(head));
+    if (head.magic != STATE_MAGIC || head.version != STATE_VERSION || head.worth_known > 1 ||
+        head.worth_base < -1 || head.worth_base > 255)
+        return larder_fail(LARDER_ECORRUPT, "eviction policy: the saved state is not one of this "
+                                            "release; it starts to learn anew");
+    LARDER_TRY(reuse_load(value->reuse, in + sizeof(head), bytes - sizeof(head)));
+    value->base_ms = head.base_ms;
+    value->base_known = true;
+    value->worth_base = head.worth_base;
+    value->worth_known = head.worth_known != 0;
+    value->token_count_max = head.token_count_max;
+    value->now_ticks = reuse_now(value->reuse);
+    /* Spans for entries of all ages, every other class of age one. */
+    for (uint32_t age = REUSE_AGES; age > 0; age -= 2) {
+        uint32_t start = reuse_age_start(age - 1);
+        if (start > value->now_ticks)
+            continue;
+        struct span *span = value->spans[value->span_count++];
+        span->start_ticks = value->now_ticks - start;
+        span->last_ticks = span->start_ticks;
+    }
+    return 0;
+}
+
+static uint64_t value_recall(const struct larder_policy *policy, uint32_t id)
+{
+    const struct policy_node *node = policy_node(policy, id);
+    const struct recalled recalled = {
+        .used_ticks = node->used_ticks,
+        .uses = node->uses,
+        .turn = node->turn,
+        .flags = node->flags & (POLICY_GREW | POLICY_SHARED),
+    };
+    uint64_t bits;
+    memcpy(&bits, &recalled, sizeof(bits));
+    return bits;
+}
+
+static void value_restore(struct larder_policy *policy, uint32_t id, uint64_t bits)
+{
+    struct policy_value *value = policy->value;
+    struct policy_node *node = policy_node(policy, id);
+    struct recalled recalled;
+    memcpy(&recalled, &bits, sizeof(recalled));
+    if (value->span_count == 0)
+        open_span(policy);
+    node->used_ticks =
+        recalled.used_ticks < value->now_ticks ? recalled.used_ticks : value->now_ticks;
+    node->uses = recalled.uses;
+    node->turn = recalled.turn < TURN_MAX ? recalled.turn : TURN_MAX;
+    node->flags |= recalled.flags & (POLICY_GREW | POLICY_SHARED);
+    node->lane = (uint8_t)(class_of(policy, node) * WORTHS + worth_level(value, node->worth));
+    hide_parent(policy, node);
+    if (node->child_count == 0)
+        cell_add(policy, id);
 }
 
 static size_t value_bytes(const struct larder_policy *policy)
@@ -409,4 +576,10 @@ const struct policy_ops policy_value_ops = {
     .leave = value_leave,
     .bared = value_bared,
     .bytes = value_bytes,
+    .admits = value_admits,
+    .state_bytes_max = value_state_bytes_max,
+    .save = value_save,
+    .load = value_load,
+    .recall = value_recall,
+    .restore = value_restore,
 };

@@ -28,6 +28,7 @@ struct command_line {
     uint32_t policy_count;
     uint32_t requests;
     uint32_t block_tokens;
+    bool admission;
     bool holes;
     bool json;
 };
@@ -39,6 +40,8 @@ static const struct argp_option options[] = {
      "value (default), lru, fifo, lfu, s3fifo, arc, belady, or all; may be given several times", 0},
     {"requests", 'n', "N", 0, "Only the first N requests of the trace", 0},
     {"block-tokens", 'b', "N", 0, "Tokens of a block of the trace (default 512)", 0},
+    {"admission", 'a', NULL, 0,
+     "Store a block in a full tier only if the policy finds it worth the write", 0},
     {"holes", 'h', NULL, 0,
      "Policies as in their papers, which know no chains and leave holes in them", 0},
     {"json", 'j', NULL, 0, "Print JSON for programs, an object a line", 0},
@@ -99,6 +102,9 @@ static error_t parse_option(int key, char *argument, struct argp_state *state)
     case 'b':
         line->block_tokens = parse_number(state, "block-tokens", argument);
         return 0;
+    case 'a':
+        line->admission = true;
+        return 0;
     case 'h':
         line->holes = true;
         return 0;
@@ -130,17 +136,17 @@ static void print_result(const struct command_line *line, const struct simulatio
         printf("%10u  %-8s %9.4f %9.4f %12llu %10.3f %10.2f\n", simulation->capacity_blocks,
                simulation->policy, ratio(result->hits, result->refs),
                ratio(result->hits_late, result->refs_late), (unsigned long long)result->hits,
-               ratio(result->kept, result->hits), (double)result->bytes_ram / (1 << 20));
+               ratio(result->written, result->hits), (double)result->bytes_ram / (1 << 20));
         return;
     }
     json_t *object = json_pack(
-        "{s:s, s:I, s:b, s:I, s:I, s:f, s:f, s:I, s:I, s:f, s:I, s:f}", "policy",
+        "{s:s, s:I, s:b, s:b, s:I, s:I, s:f, s:f, s:I, s:f, s:I, s:f}", "policy",
         simulation->policy, "capacity_blocks", (json_int_t)simulation->capacity_blocks, "holes",
-        (int)simulation->holes, "references", (json_int_t)result->refs, "hits",
-        (json_int_t)result->hits, "hit_ratio", ratio(result->hits, result->refs),
-        "hit_ratio_second_half", ratio(result->hits_late, result->refs_late), "blocks_inserted",
-        (json_int_t)result->inserted, "blocks_kept", (json_int_t)result->kept,
-        "blocks_written_per_hit", ratio(result->kept, result->hits), "policy_bytes",
+        (int)simulation->holes, "admission", (int)simulation->admission, "references",
+        (json_int_t)result->refs, "hits", (json_int_t)result->hits, "hit_ratio",
+        ratio(result->hits, result->refs), "hit_ratio_second_half",
+        ratio(result->hits_late, result->refs_late), "blocks_written", (json_int_t)result->written,
+        "blocks_written_per_hit", ratio(result->written, result->hits), "policy_bytes",
         (json_int_t)result->bytes_ram, "seconds", result->seconds);
     if (object)
         json_dumpf(object, stdout, JSON_PRESERVE_ORDER | JSON_REAL_PRECISION(6));
@@ -173,6 +179,7 @@ static int run_all(const struct command_line *line, const struct trace *trace)
             const struct simulation simulation = {
                 .policy = line->policies[p],
                 .capacity_blocks = line->capacities[c],
+                .admission = line->admission,
                 .holes = line->holes && strcmp(line->policies[p], larder_policy_name(0)) != 0,
             };
             struct simulation_result result;
@@ -197,8 +204,7 @@ int main(int argc, char **argv)
         .doc =
             "Runs the eviction policies of larder's storage on a trace of prompts."
             "\vThe hit ratio counts a block only if every block before it in its prompt hit too. "
-            "\"writes/hit\" counts the blocks that were still kept when their request ended, "
-            "for each block hit.",
+            "\"writes/hit\" counts the blocks stored for each block hit.",
     };
     argp_parse(&argp, argc, argv, 0, NULL, &line);
     struct trace trace;

@@ -103,13 +103,11 @@ static void serve(struct belady *belady, struct simulation_result *out, uint32_t
         out->hits_late += hits;
     }
     for (uint32_t i = request->count; i > 0; i--) {
-        out->inserted += belady->place[ids[i - 1]] == 0;
+        out->written += belady->place[ids[i - 1]] == 0;
         touch(belady, request->first + i - 1);
     }
     while (belady->count > capacity)
         take_farthest(belady);
-    for (uint32_t i = hits; i < request->count; i++)
-        out->kept += belady->place[ids[i]] != 0;
 }
 
 int simulate_belady(struct simulation_result *out, const struct trace *trace,

@@ -50,17 +50,10 @@ static bool is_free(void *context, uint32_t id)
     return run->request_of[id] != run->request;
 }
 
-/* 1: no room. */
+/* 1: no room for it, or not worth it. */
 static int store_block(struct run *run, uint32_t id)
 {
     struct larder_policy *policy = run->policy;
-    while (larder_policy_count(policy) >= run->simulation->capacity_blocks) {
-        uint32_t victim =
-            larder_policy_victim(policy, run->simulation->holes ? NULL : is_free, run);
-        if (victim == LARDER_POLICY_NONE)
-            return 1;
-        larder_policy_evict(policy, victim);
-    }
     const struct trace_block *block = &run->trace->blocks[id];
     const struct larder_policy_entry entry = {
         .id = id,
@@ -71,6 +64,17 @@ static int store_block(struct run *run, uint32_t id)
         .bytes = BLOCK_BYTES,
         .cost = 1,
     };
+    if (run->simulation->admission &&
+        larder_policy_count(policy) >= run->simulation->capacity_blocks &&
+        !larder_policy_admits(policy, &entry))
+        return 1;
+    while (larder_policy_count(policy) >= run->simulation->capacity_blocks) {
+        uint32_t victim =
+            larder_policy_victim(policy, run->simulation->holes ? NULL : is_free, run);
+        if (victim == LARDER_POLICY_NONE)
+            return 1;
+        larder_policy_evict(policy, victim);
+    }
     return larder_policy_insert(policy, &entry);
 }
 
@@ -100,13 +104,11 @@ static int serve(struct run *run, struct simulation_result *out, uint32_t index)
             run->missing[missing_count++] = id;
     }
     int err = 0;
-    for (; err == 0 && missing_count > 0; missing_count--) {
+    for (; err >= 0 && missing_count > 0; missing_count--) {
         err = store_block(run, run->missing[missing_count - 1]);
-        out->inserted += err == 0;
+        out->written += err == 0;
     }
     larder_policy_end(policy);
-    for (uint32_t i = hits; i < request->count; i++)
-        out->kept += larder_policy_has(policy, ids[i]);
     return err < 0 ? err : 0;
 }
 

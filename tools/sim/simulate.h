@@ -8,20 +8,20 @@
 
 #include "tools/sim/trace.h"
 
-/* Clairvoyant: evicts what is used last; what no online policy can beat by much. Not in storage/. */
+/* Clairvoyant: evicts what is used last. Not in storage/. */
 #define BELADY "belady"
 
 struct simulation {
     const char *policy;
     uint32_t capacity_blocks;
-    bool holes; /* the textbook's policy, which knows no chains */
+    bool admission; /* ask the policy before a full tier stores a block */
+    bool holes;     /* the textbook's policy, which knows no chains */
 };
 
 struct simulation_result {
     uint64_t refs;
-    uint64_t hits; /* a block counts only if all before it in its prompt hit too */
-    uint64_t inserted;
-    uint64_t kept;      /* of those, still there when their request ended: what a write is worth */
+    uint64_t hits;      /* a block counts only if all before it in its prompt hit too */
+    uint64_t written;   /* blocks stored */
     uint64_t refs_late; /* in the second half of the requests: what was learned, it knows then */
     uint64_t hits_late;
     uint64_t bytes_ram; /* of the policy */
