@@ -5,9 +5,10 @@
  *      aside and made anew from the segments (rebuild.c).
  *   2. Entries that name a segment that is not there, or bytes outside of what was committed, go,
  *      with everything below them.
- *   3. What stands in a segment behind its committed bytes was written and not acknowledged. Record
- *      by record, while whole and valid, it is taken in as if it had been; the file is cut behind
- *      the last. A segment that the index does not know is such a tail from its start.
+ *   3. What stands in the newest segment behind its committed bytes was written and not
+ *      acknowledged. Record by record, while whole and valid, it is taken in as if it had been; the
+ *      file is cut behind the last. If the index does not know it, all of it is such a tail. What
+ *      stands there in an older segment was given up: it is cut.
  *   4. What changed is synced and committed, in this order.
  *
  * Generations of this life begin far above all that were seen: records that were written and lost
@@ -584,23 +585,32 @@ static int take_record(struct recovery *recovery, struct segment *segment,
     }
 }
 
-/* True in *changed when there was a tail, good or bad. */
-static int take_tail(struct recovery *recovery, struct segment *segment, bool *changed)
+/* Takes in what is whole behind the committed bytes; *offset is where that ends. */
+static int take_records(struct recovery *recovery, struct segment *segment, uint64_t *offset)
+{
+    for (;;) {
+        const struct larder_record *record;
+        int err = scan_record(&recovery->scan, &record, segment, *offset);
+        if (err == LARDER_ECORRUPT)
+            return 0;
+        LARDER_TRY(err);
+        uint64_t bytes = record->record_bytes;
+        LARDER_TRY(take_record(recovery, segment, record));
+        *offset += bytes;
+    }
+}
+
+/* True in *changed when there was a tail, good or bad. Only the newest segment's may be good: a
+ * segment is begun when all of the one before it is committed or given up (writer.c, make_room),
+ * and what was given up there may have been removed since, by a tombstone in a newer one. */
+static int take_tail(struct recovery *recovery, struct segment *segment, bool newest, bool *changed)
 {
     struct larder_store *store = recovery->store;
     uint64_t offset = segment->committed_bytes;
     if (offset < SEGMENT_HEADER_BYTES)
         offset = larder_min_u64(SEGMENT_HEADER_BYTES, segment->end_bytes);
-    for (;;) {
-        const struct larder_record *record;
-        int err = scan_record(&recovery->scan, &record, segment, offset);
-        if (err == LARDER_ECORRUPT)
-            break;
-        LARDER_TRY(err);
-        uint64_t bytes = record->record_bytes;
-        LARDER_TRY(take_record(recovery, segment, record));
-        offset += bytes;
-    }
+    if (newest)
+        LARDER_TRY(take_records(recovery, segment, &offset));
     if (offset > segment->committed_bytes || segment->file_bytes > offset) {
         *changed = true;
         LARDER_TRY(store->io->ops->truncate(store->io, segment->file, offset));
@@ -617,7 +627,8 @@ static int take_tails(struct recovery *recovery)
     struct larder_store *store = recovery->store;
     bool changed = recovery->changed_count > 0 || store->gone_count > 0;
     for (uint32_t i = 0; i < store->log.count; i++)
-        LARDER_TRY(take_tail(recovery, store->log.segments[i], &changed));
+        LARDER_TRY(
+            take_tail(recovery, store->log.segments[i], i + 1 == store->log.count, &changed));
     store->next_generation = recovery->generation + GENERATIONS_SKIPPED;
     return changed ? recovery_commit(recovery) : 0;
 }

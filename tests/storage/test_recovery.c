@@ -329,6 +329,30 @@ START_TEST(a_segment_nobody_knows_is_a_tail)
 }
 END_TEST
 
+/* A newer segment exists only when this tail was given up; what was in it may have been removed
+ * since. */
+START_TEST(a_tail_of_an_older_segment_is_cut)
+{
+    fixture_put_chain(&f, 1, 2, 9000, LARDER_DURABLE);
+    keep_index_while(add_alone);
+    char path[SCRATCH_PATH_BYTES + 32];
+    snprintf(path, sizeof(path), "%s/segments/00000002.seg", f.path);
+    int fd = open(path, O_WRONLY | O_CREAT | O_EXCL, 0600);
+    ck_assert_int_ge(fd, 0);
+    close(fd);
+    ck_assert_int_eq(fixture_open(&f), 0);
+    check();
+    ck_assert_uint_eq(fixture_stats(&f).recovered_from_tail, 0);
+    int err;
+    ck_assert_uint_eq(fixture_get_chain(&f, 1, 2, &err), 2);
+    ck_assert(!fixture_has(&f, 300));
+    /* Not in the file either. */
+    rebuild();
+    ck_assert_uint_eq(fixture_get_chain(&f, 1, 2, &err), 2);
+    ck_assert(!fixture_has(&f, 300));
+}
+END_TEST
+
 START_TEST(second_open_is_refused)
 {
     struct larder_store *second;
@@ -410,6 +434,7 @@ int main(void)
     tcase_add_test(tcase, a_tail_is_taken_in);
     tcase_add_test(tcase, a_torn_tail_ends_at_the_tear);
     tcase_add_test(tcase, a_segment_nobody_knows_is_a_tail);
+    tcase_add_test(tcase, a_tail_of_an_older_segment_is_cut);
     tcase_add_test(tcase, second_open_is_refused);
     tcase_add_test(tcase, an_unknown_version_is_refused_untouched);
     tcase_add_test(tcase, foreign_files_are_left_alone);
