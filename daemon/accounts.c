@@ -37,3 +37,22 @@ void accounts_leave(struct accounts *accounts, struct account *account)
     *link = account->next;
     larder_free(account);
 }
+
+bool accounts_model_begin(struct accounts *accounts, uint32_t tenant)
+{
+    struct tenant_account *account = &accounts->tenants[tenant];
+    if (account->model_count >= ACCOUNTS_TENANT_MODELS_MAX)
+        return false;
+    account->model_count++;
+    return true;
+}
+
+void accounts_model_end(struct accounts *accounts, uint32_t tenant, uint32_t model)
+{
+    struct tenant_account *account = &accounts->tenants[tenant];
+    assert(account->model_count > 0);
+    if (model >= LARDER_MODELS_MAX || accounts->models_seen[model / 8] & 1u << model % 8)
+        account->model_count--;
+    else
+        accounts->models_seen[model / 8] |= (uint8_t)(1u << model % 8);
+}

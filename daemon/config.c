@@ -91,7 +91,7 @@ void config_init(struct config *config)
     config->slab_bytes = LARDER_SLAB_BYTES_DEFAULT;
     config->segment_bytes = LARDER_SEGMENT_BYTES_DEFAULT;
     config->staging_bytes_max = LARDER_STAGING_BYTES_DEFAULT;
-    config->staging_bytes_all = 8 * LARDER_STAGING_BYTES_DEFAULT;
+    config->staging_bytes_all = 16 * LARDER_STAGING_BYTES_DEFAULT;
     config->block_tokens = LARDER_BLOCK_TOKENS_DEFAULT;
     config->io_depth = 64;
     config->lease_ms = LARDER_LEASE_MS_DEFAULT;

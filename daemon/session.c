@@ -36,7 +36,7 @@ void session_unref(struct session *session)
     assert(session->lease_count == 0);
     assert(!session->put_first);
     struct larderd *daemon = session->daemon;
-    daemon->staging_bytes -= session->staging.bytes;
+    session_staging_count(session, 0);
     staging_close(&session->staging);
     session_models_free(session);
     accounts_leave(&daemon->accounts, session->account);

@@ -140,6 +140,8 @@ void session_release_all(struct session *session);
 void session_expire_leases(struct larderd *daemon, uint64_t now_ms);
 
 int session_staging(struct session *session, const struct frame *frame);
+/* The session has so much staging from now on. */
+void session_staging_count(struct session *session, uint64_t bytes);
 int session_put(struct session *session, const struct frame *frame);
 
 int session_remove(struct session *session, const struct frame *frame);

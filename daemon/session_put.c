@@ -10,6 +10,34 @@
 #include "daemon/put.h"
 #include "daemon/session_priv.h"
 
+void session_staging_count(struct session *session, uint64_t bytes)
+{
+    struct larderd *daemon = session->daemon;
+    struct tenant_account *account = &daemon->accounts.tenants[session->tenant.index];
+    account->staging_bytes = account->staging_bytes - session->staging.bytes + bytes;
+    daemon->staging_bytes = daemon->staging_bytes - session->staging.bytes + bytes;
+}
+
+/* One tenant leaves half for the others, but a connection may always have what it is promised. */
+static int check_tenant_staging(const struct session *session, uint64_t bytes)
+{
+    const struct larderd *daemon = session->daemon;
+    const struct config *config = &daemon->config;
+    uint64_t others =
+        daemon->accounts.tenants[session->tenant.index].staging_bytes - session->staging.bytes;
+    uint64_t bytes_max = config->staging_bytes_all / 2;
+    if (bytes_max < config->staging_bytes_max)
+        bytes_max = config->staging_bytes_max;
+    bytes_max = larder_round_up(bytes_max, LARDER_PAGE_BYTES);
+    if (bytes <= bytes_max && others <= bytes_max - bytes)
+        return 0;
+    return larder_fail(-EBUSY,
+                       "staging of %llu bytes and the %llu of tenant '%s' are more than the %llu "
+                       "that one tenant may have; try later or raise staging_bytes_all",
+                       (unsigned long long)bytes, (unsigned long long)others, session->tenant.name,
+                       (unsigned long long)bytes_max);
+}
+
 int session_staging(struct session *session, const struct frame *frame)
 {
     const struct wire_staging *wire = frame->body;
@@ -32,10 +60,11 @@ int session_staging(struct session *session, const struct frame *frame)
                            "staging_bytes_all=%llu; try later or raise it",
                            (unsigned long long)bytes, (unsigned long long)others,
                            (unsigned long long)config->staging_bytes_all);
+    LARDER_TRY(check_tenant_staging(session, bytes));
 
     struct staging fresh;
     LARDER_TRY(staging_open(&fresh, bytes));
-    daemon->staging_bytes = others + bytes;
+    session_staging_count(session, bytes);
     staging_close(&session->staging);
     session->staging = fresh;
     struct wire_staging_ok ok = {.bytes = bytes};

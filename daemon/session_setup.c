@@ -22,6 +22,7 @@ struct setup {
     uint64_t request;
     struct larder_tenant_info tenant;
     struct session_model *model; /* NULL: it is about the tenant */
+    bool known_only;             /* the tenant has described as many models as it may: no new one */
     int err;
     char message[LARDER_MESSAGE_BYTES_MAX];
 };
@@ -31,6 +32,21 @@ static struct setup *setup_of_completion(struct completion *completion)
     return (struct setup *)((char *)completion - offsetof(struct setup, completion));
 }
 
+/* A model that the store knows already. */
+static int find_model(struct larderd *daemon, struct larder_model_info *info)
+{
+    struct larder_key fingerprint;
+    LARDER_TRY(larder_model_fingerprint(&fingerprint, &info->desc));
+    for (uint32_t i = 0; larder_store_model_at(daemon->store, info, i) == 0; i++) {
+        if (larder_key_equal(&info->fingerprint, &fingerprint))
+            return 0;
+    }
+    return larder_fail(LARDER_ELIMIT,
+                       "this tenant has described %u new models, the most that one may; they are "
+                       "forgotten when larderd is started again",
+                       ACCOUNTS_TENANT_MODELS_MAX);
+}
+
 static void setup_run(struct job *job, struct scratch *scratch)
 {
     struct setup *setup = (struct setup *)((char *)job - offsetof(struct setup, job));
@@ -38,7 +54,9 @@ static void setup_run(struct job *job, struct scratch *scratch)
     (void)scratch;
     if (setup->model) {
         struct larder_model_desc desc = setup->model->info.desc;
-        setup->err = larder_store_model(daemon->store, &setup->model->info, &desc);
+        setup->err = setup->known_only
+                         ? find_model(daemon, &setup->model->info)
+                         : larder_store_model(daemon->store, &setup->model->info, &desc);
         if (setup->err == 0)
             setup->err = larder_hasher_open(&setup->model->hasher, setup->session->tenant.key,
                                             &setup->model->info.fingerprint);
@@ -213,6 +231,9 @@ static void model_done(struct completion *completion)
 {
     struct setup *setup = setup_of_completion(completion);
     struct session *session = setup->session;
+    if (!setup->known_only)
+        accounts_model_end(&session->daemon->accounts, session->tenant.index,
+                           setup->err == 0 ? setup->model->info.index : LARDER_MODELS_MAX);
     if (setup->err == 0) {
         uint32_t handle = place_model(session, setup);
         struct wire_model_ok ok = {.model = handle};
@@ -247,6 +268,7 @@ int session_model(struct session *session, const struct frame *frame)
         goto fail_end;
     }
     setup->model->info.desc = wire->desc;
+    setup->known_only = !accounts_model_begin(&session->daemon->accounts, session->tenant.index);
     setup_submit(setup);
     return 0;
 

@@ -319,6 +319,106 @@ START_TEST(gets_of_the_root)
 }
 END_TEST
 
+/* Two tenants of one UID, each with a socket: what one takes leaves enough for the other. */
+static void two_tenants(struct fixture *out, char sockets[2][96])
+{
+    fixture_start(out, "tenant a = socket DIR/a.sock\n"
+                       "tenant b = socket DIR/b.sock\n"
+                       "staging_bytes_max = 1M\n"
+                       "staging_bytes_all = 8M\n");
+    for (int i = 0; i < 2; i++)
+        snprintf(sockets[i], 96, "%s/%c.sock", out->directory, 'a' + i);
+}
+
+static int ask_for_staging(struct peer *peer, uint64_t bytes)
+{
+    struct answer answer;
+    struct wire_staging staging = {bytes};
+    peer_send(peer, WIRE_STAGING, &staging, sizeof(staging), NULL, 0);
+    peer_receive(peer, &answer);
+    if (answer.fd >= 0)
+        close(answer.fd);
+    const struct wire_frame *header = (const struct wire_frame *)answer.bytes;
+    if (header->type == WIRE_ERROR)
+        return ((const struct wire_error *)(header + 1))->code;
+    ck_assert_uint_eq(header->type, WIRE_STAGING_OK);
+    return 0;
+}
+
+START_TEST(staging_of_one_tenant)
+{
+    char sockets[2][96];
+    two_tenants(&fixture, sockets);
+    struct peer peers[8];
+    uint32_t got = 0;
+    for (int i = 0; i < 8; i++) {
+        peer_connect(&peers[i], sockets[0]);
+        peer_say_hello(&peers[i]);
+        int err = ask_for_staging(&peers[i], 1u << 20);
+        ck_assert_int_eq(err, i < 4 ? 0 : -EBUSY);
+        got += err == 0;
+    }
+    ck_assert_uint_eq(got, 4);
+    struct peer others[4];
+    for (int i = 0; i < 4; i++) {
+        peer_connect(&others[i], sockets[1]);
+        peer_say_hello(&others[i]);
+        ck_assert_int_eq(ask_for_staging(&others[i], 1u << 20), 0);
+    }
+    /* All of it is in use now; what one gives back, another of the same tenant may have. */
+    ck_assert_int_eq(ask_for_staging(&peers[7], 4096), -EBUSY);
+    ck_assert_int_eq(ask_for_staging(&peers[0], 4096), 0);
+    ck_assert_int_eq(ask_for_staging(&peers[7], 4096), 0);
+    for (int i = 0; i < 8; i++)
+        peer_close(&peers[i]);
+    for (int i = 0; i < 4; i++)
+        peer_close(&others[i]);
+    fixture_stop(&fixture);
+}
+END_TEST
+
+static int describe(struct peer *peer, uint32_t number)
+{
+    struct answer answer;
+    struct larder_model_desc desc;
+    peer_model_desc(&desc);
+    memcpy(desc.weights, &number, sizeof(number));
+    peer_send(peer, WIRE_MODEL, &desc, sizeof(desc), NULL, 0);
+    peer_receive(peer, &answer);
+    const struct wire_frame *header = (const struct wire_frame *)answer.bytes;
+    if (header->type == WIRE_ERROR)
+        return ((const struct wire_error *)(header + 1))->code;
+    ck_assert_uint_eq(header->type, WIRE_MODEL_OK);
+    return 0;
+}
+
+START_TEST(models_of_one_tenant)
+{
+    char sockets[2][96];
+    two_tenants(&fixture, sockets);
+    struct peer peer;
+    uint32_t number = 1;
+    /* More than a tenant may, each twice; a connection may have 64. */
+    for (int i = 0; i < 17; i++) {
+        peer_connect(&peer, sockets[0]);
+        peer_say_hello(&peer);
+        for (int j = 0; j < 63; j++, number++) {
+            int wanted = number <= LARDER_MODELS_MAX / 4 ? 0 : LARDER_ELIMIT;
+            ck_assert_int_eq(describe(&peer, number), wanted);
+            ck_assert_int_eq(describe(&peer, number), wanted);
+        }
+        ck_assert_int_eq(describe(&peer, 1), 0);
+        peer_close(&peer);
+    }
+    peer_connect(&peer, sockets[1]);
+    peer_say_hello(&peer);
+    ck_assert_int_eq(describe(&peer, 1), 0);
+    ck_assert_int_eq(describe(&peer, number), 0);
+    peer_close(&peer);
+    fixture_stop(&fixture);
+}
+END_TEST
+
 START_TEST(control_socket_takes_its_own)
 {
     struct peer peer;
@@ -731,6 +831,8 @@ int main(void)
     tcase_add_test(tests, puts_out_of_bounds);
     tcase_add_test(tests, puts_out_of_order);
     tcase_add_test(tests, gets_of_the_root);
+    tcase_add_test(tests, staging_of_one_tenant);
+    tcase_add_test(tests, models_of_one_tenant);
     tcase_add_test(tests, control_socket_takes_its_own);
     tcase_add_test(tests, mutated_frames);
     tcase_add_test(tests, smuggled_descriptors);

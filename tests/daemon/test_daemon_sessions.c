@@ -517,7 +517,7 @@ START_TEST(limits_of_a_user)
     struct wire_ref refs[1];
     struct wire_loaded loaded;
     struct answer answer;
-    start("connections_max = 2\nleases_max = 3\nstaging_bytes_max = 2M\nstaging_bytes_all = 3M\n");
+    start("connections_max = 2\nleases_max = 3\nstaging_bytes_max = 2M\nstaging_bytes_all = 6M\n");
     struct peer second;
     struct peer third;
     peer_connect(&second, fixture.socket);
