@@ -4,9 +4,11 @@
 #include <errno.h>
 #include <stdarg.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -36,6 +38,20 @@ int larder_log_parse_level(enum larder_log_level *out, const char *text)
     return larder_fail(-EINVAL, "log level '%s' is not one of error, warn, info, debug", text);
 }
 
+/* $JOURNAL_STREAM is "DEVICE:INODE" of the stream that the service manager made. It is inherited by
+ * programs whose stderr has been sent elsewhere meanwhile, where a prefix would only be noise. */
+static bool is_journal(void)
+{
+    const char *stream = getenv("JOURNAL_STREAM");
+    struct stat status;
+    char own[64];
+    if (!stream || fstat(STDERR_FILENO, &status) < 0)
+        return false;
+    snprintf(own, sizeof(own), "%llu:%llu", (unsigned long long)status.st_dev,
+             (unsigned long long)status.st_ino);
+    return strcmp(stream, own) == 0;
+}
+
 void larder_log(enum larder_log_level level, const char *format, ...)
 {
     if ((int)level > atomic_load_explicit(&max_level, memory_order_relaxed))
@@ -43,7 +59,7 @@ void larder_log(enum larder_log_level level, const char *format, ...)
 
     char line[LOG_LINE_BYTES_MAX];
     size_t used;
-    if (getenv("JOURNAL_STREAM")) {
+    if (is_journal()) {
         used = (size_t)snprintf(line, sizeof(line), "%s", journal_prefixes[level]);
     } else {
         time_t now = time(NULL);

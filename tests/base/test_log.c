@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/error.h"
@@ -72,12 +73,33 @@ START_TEST(levels)
 }
 END_TEST
 
+/* Names stderr as it is now as the journal's stream. */
+static void stderr_is_the_journal(void)
+{
+    struct stat status;
+    char stream[64];
+    ck_assert_int_eq(fstat(STDERR_FILENO, &status), 0);
+    snprintf(stream, sizeof(stream), "%llu:%llu", (unsigned long long)status.st_dev,
+             (unsigned long long)status.st_ino);
+    setenv("JOURNAL_STREAM", stream, 1);
+}
+
 START_TEST(journal_prefixes)
 {
+    static const char *const wanted[] = {"<3>90 % full\n", "<4>90 % full\n", "<6>90 % full\n",
+                                         "<7>90 % full\n"};
+    larder_log_set_level(LARDER_LOG_DEBUG);
+    for (int level = LARDER_LOG_ERROR; level <= LARDER_LOG_DEBUG; level++) {
+        CATCH(stderr_is_the_journal(); larder_log((enum larder_log_level)level, "%d %% full", 90));
+        ck_assert_str_eq(caught, wanted[level]);
+    }
+    /* What stays of a stream that stderr is no more. */
+    CATCH(larder_log(LARDER_LOG_WARN, "elsewhere"));
+    check_caught("Z warn  elsewhere\n$");
     setenv("JOURNAL_STREAM", "8:1", 1);
-    CATCH(larder_log(LARDER_LOG_WARN, "disk is %d %% full", 90));
+    CATCH(larder_log(LARDER_LOG_WARN, "elsewhere"));
+    check_caught("Z warn  elsewhere\n$");
     unsetenv("JOURNAL_STREAM");
-    ck_assert_str_eq(caught, "<4>disk is 90 % full\n");
 }
 END_TEST
 
