@@ -13,6 +13,7 @@
 
 #include "daemon/accounts.h"
 #include "daemon/config.h"
+#include "daemon/notify.h"
 #include "storage/store.h"
 
 struct completions;
@@ -30,6 +31,7 @@ struct larderd {
     struct completions *completions;
     struct event_base *events;
     struct accounts accounts;
+    struct notify notify;
 
     struct session *sessions; /* open ones */
     uint32_t session_count;

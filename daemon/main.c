@@ -128,7 +128,16 @@ static int load_config(struct config *config)
     return err;
 }
 
-static void reload(struct larderd *daemon)
+static void tell_serves(struct larderd *daemon)
+{
+    struct larder_store_stats stats;
+    larder_store_stats(daemon->store, &stats);
+    notify_tell(&daemon->notify, "READY=1\nSTATUS=%s %s on %s",
+                stats.read_only ? "READ-ONLY after a failed sync, serves" : "Serves",
+                daemon->config.directory, daemon->config.socket);
+}
+
+static void read_config_again(struct larderd *daemon)
 {
     struct config fresh;
     if (load_config(&fresh) < 0) {
@@ -139,6 +148,14 @@ static void reload(struct larderd *daemon)
     config_free(&fresh);
     larder_log_set_level(daemon->config.log_level);
     larder_log(LARDER_LOG_INFO, "reload: done");
+}
+
+static void reload(struct larderd *daemon)
+{
+    notify_tell(&daemon->notify, "RELOADING=1\nMONOTONIC_USEC=%llu",
+                (unsigned long long)larderd_now_ms() * 1000);
+    read_config_again(daemon);
+    tell_serves(daemon);
 }
 
 /* --- process ---------------------------------------------------------------------------------- */
@@ -236,10 +253,12 @@ static int run(struct larderd *daemon)
     LARDER_TRY(larder_recipe_open(&daemon->recipe, daemon->config.recipe));
     LARDER_TRY(open_events(daemon));
     LARDER_TRY(completions_open(&daemon->completions));
+    notify_tell(&daemon->notify, "STATUS=Opens %s", daemon->config.directory);
     LARDER_TRY(open_store(daemon));
     LARDER_TRY(workers_open(&daemon->workers, daemon->config.threads));
     LARDER_TRY(server_open(&server, daemon, reload));
     tell_start(daemon);
+    tell_serves(daemon);
     block_signals(SIG_UNBLOCK);
     bool all_answered = server_run(server);
     server_close(server);
@@ -287,10 +306,14 @@ int main(int argc, char **argv)
     signal(SIGPIPE, SIG_IGN);
     block_signals(SIG_BLOCK);
     daemon.started_ms = larderd_now_ms();
+    notify_open(&daemon.notify);
     int err = run(&daemon);
-    if (err < 0)
+    if (err < 0) {
         larder_log(LARDER_LOG_ERROR, "cannot start: %s", larder_error_message());
+        notify_tell(&daemon.notify, "STATUS=Cannot start: %s", larder_error_message());
+    }
     shut_down(&daemon);
+    notify_close(&daemon.notify);
     if (err == 0)
         larder_log(LARDER_LOG_INFO, "stopped");
     return exit_code(err);

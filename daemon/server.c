@@ -157,6 +157,8 @@ static void begin_stop(struct server *server)
     if (server->daemon->stopping)
         return;
     server->daemon->stopping = true;
+    notify_tell(&server->daemon->notify, "STOPPING=1\nSTATUS=Stops: %u requests in flight",
+                server->daemon->in_flight);
     server->stop_ms = larderd_now_ms() + STOP_MS;
     for (uint32_t i = 0; i < server->listener_count; i++)
         close_listener(&server->listeners[i]);
@@ -189,6 +191,8 @@ static void tell_alarm(struct server *server)
                "ALARM: a sync of %s failed; the store is read-only now: nothing "
                "new is kept; check the disk, then restart larderd",
                server->daemon->config.directory);
+    notify_tell(&server->daemon->notify,
+                "STATUS=READ-ONLY: a sync failed; check the disk, then restart");
 }
 
 static void on_tick(evutil_socket_t fd, short what, void *argument)
@@ -196,7 +200,9 @@ static void on_tick(evutil_socket_t fd, short what, void *argument)
     struct server *server = argument;
     (void)fd;
     (void)what;
-    session_tick_all(server->daemon, larderd_now_ms());
+    uint64_t now_ms = larderd_now_ms();
+    session_tick_all(server->daemon, now_ms);
+    notify_alive(&server->daemon->notify, now_ms);
     tell_alarm(server);
     end_if_idle(server);
 }
