@@ -3,10 +3,10 @@
  * class and the time since its last use, whether or not the tier still has it.
  *
  * A sample of the entries is followed by key, beyond their eviction: each counts, for its class,
- * the ages that it reached and the age at which it was used again. From these comes the hit density
- * of a class and an age: the chance of a use per second of stay, over the span of time ahead that is
- * best (Gittins' index; "hit density": Beckmann et al., NSDI 2018). Counters halve with time, so that
- * old habits are forgotten.
+ * the ages that it reached and the age at which it was used again. From these comes the hit
+ * density of a class and an age: the chance of a use per second of stay, over the span of time
+ * ahead that is best (Gittins' index; "hit density": Beckmann et al., NSDI 2018). Counters halve
+ * with time, so that old habits are forgotten.
  *
  * Threads: none of its own.
  */
