@@ -31,7 +31,10 @@ struct larder_slab {
     uint64_t data_offset; /* 16-23 */
     uint32_t slab_id;     /* 24-27  of its tenant; never reused while the daemon lives */
     uint32_t slot_count;  /* 28-31 */
-    uint8_t reserved[32]; /* 32-63  0 */
+    /* 32-35  not 0: the daemon has let go of the slab, and its memory comes back when every client
+     * has unmapped it. Set once, with release, after the generations of all slots rose. */
+    _Atomic uint32_t retired;
+    uint8_t reserved[28]; /* 36-63  0 */
 };
 static_assert(sizeof(struct larder_slab) == 64, "shared layout");
 

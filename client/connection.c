@@ -27,6 +27,8 @@
 #define RETRY_SILENT_NS  1000000000ull
 /* Within this after reading, the socket is not looked at again just to see whether it is open. */
 #define MOMENT_NS (2 * 1000000ull)
+/* Between two looks for slabs that the daemon has retired. */
+#define SWEEP_NS (100 * 1000000ull)
 
 /* --- connecting ------------------------------------------------------------------------------ */
 
@@ -50,6 +52,14 @@ void client_link_release(struct larder_link *link)
     pthread_mutex_lock(&larder->lock);
     assert(link->refs > 0);
     bool last = --link->refs == 0;
+    /* The one left is the connection's: no operation looks into slabs. */
+    if (link->refs == 1 && larder->link == link) {
+        const uint64_t now_ns = client_now_ns();
+        if (now_ns - link->sweep_ns > SWEEP_NS) {
+            link->sweep_ns = now_ns;
+            client_drop_retired_slabs_locked(link);
+        }
+    }
     pthread_mutex_unlock(&larder->lock);
     if (last)
         free_link(link);

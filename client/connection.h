@@ -32,7 +32,8 @@ struct client_workers;
 struct client_jobs;
 struct larder_recipe;
 
-/* A slab as mapped; lives as long as its link. */
+/* A slab as mapped; lives as long as its link, or until the daemon has retired it and no operation
+ * uses the link. */
 struct client_slab {
     const char *map;
     uint64_t bytes;
@@ -84,7 +85,8 @@ struct larder_link {
     uint32_t refs;
     int down; /* why it ended; 0: alive */
     bool reading;
-    uint64_t read_ns; /* when it was last read */
+    uint64_t read_ns;  /* when it was last read */
+    uint64_t sweep_ns; /* when retired slabs were last looked for */
     struct client_call *calls;
     struct client_lease *leases;
     struct client_slab **slabs; /* by rising id */

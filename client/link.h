@@ -24,5 +24,7 @@ void client_link_fail_locked(struct larder_link *link, int code, const char *why
 
 /* Maps a slab the daemon sent. Takes `fd` in any case. */
 int client_add_slab(struct larder_link *link, const struct wire_slab *body, int fd);
+/* Unmaps what the daemon has retired, so that its memory comes back. No operation is under way. */
+void client_drop_retired_slabs_locked(struct larder_link *link);
 
 #endif

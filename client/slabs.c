@@ -41,6 +41,22 @@ const struct client_slab *client_find_slab(struct larder_link *link, uint32_t sl
     return slab;
 }
 
+void client_drop_retired_slabs_locked(struct larder_link *link)
+{
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < link->slab_count; i++) {
+        struct client_slab *slab = link->slabs[i];
+        const struct larder_slab *head = (const void *)slab->map;
+        if (atomic_load_explicit(&head->retired, memory_order_acquire) == 0) {
+            link->slabs[kept++] = slab;
+            continue;
+        }
+        munmap((void *)(uintptr_t)slab->map, slab->bytes);
+        larder_free(slab);
+    }
+    link->slab_count = kept;
+}
+
 int client_check_sealed(int fd, uint64_t bytes)
 {
     struct stat stat;

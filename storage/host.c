@@ -259,6 +259,8 @@ void host_retire(struct host *host, uint32_t index)
 {
     struct host_slab *slab = host->slabs[index];
     assert(slab->used_slots == 0);
+    struct larder_slab *header = (struct larder_slab *)(void *)slab->map;
+    atomic_store_explicit(&header->retired, 1, memory_order_release);
     host->tenants[slab->tenant].slab_count--;
     host->bytes -= host->slab_bytes;
     host->slabs[index] = NULL;

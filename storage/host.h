@@ -10,8 +10,8 @@
  * H3  A slot that is leased or pinned keeps its pages; dropped meanwhile, it is freed by the last
  *     of those who let go.
  * H4  Slabs together never exceed host_bytes. What clients still map of a retired slab is not
- *     counted: the kernel keeps it until they unmap, and a client is told to by the rise of all
- *     generations in it.
+ *     counted: the kernel keeps it until they unmap, and a client is told to by the mark in its
+ *     header.
  */
 #ifndef LARDER_STORAGE_HOST_H
 #define LARDER_STORAGE_HOST_H

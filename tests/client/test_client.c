@@ -879,6 +879,56 @@ START_TEST(test_fork)
 }
 END_TEST
 
+static int mapped_slabs(void)
+{
+    FILE *file = fopen("/proc/self/maps", "r");
+    ck_assert_ptr_nonnull(file);
+    char line[512];
+    int count = 0;
+    while (fgets(line, sizeof(line), file))
+        count += strstr(line, "larder-slab") != NULL;
+    fclose(file);
+    return count;
+}
+
+/* A slab that another tenant took the place of is unmapped: until then its memory is not free. */
+START_TEST(test_retired_slab)
+{
+    open_scene(ENGINE_PLAIN, LARDER_BF16, 1,
+               "host_bytes = 1M\nslab_bytes = 1M\n"
+               "tenant blue = socket DIR/blue.sock\n");
+    const struct larder_put_options durable = {.wait = LARDER_DURABLE};
+    put_with(ENGINE_TOKENS, &durable);
+    ck_assert_uint_eq(get(ENGINE_TOKENS), ENGINE_TOKENS);
+    ck_assert_int_eq(mapped_slabs(), 1);
+
+    char path[128];
+    snprintf(path, sizeof(path), "%s/blue.sock", fixture.directory);
+    const struct larder_options options = {.socket = path, .timeout_ms = TIMEOUT_MS, .threads = 1};
+    struct larder *own = larder;
+    struct larder_model *own_model = model;
+    ck_assert_int_eq(larder_connect(&larder, &options), 0);
+    ck_assert_int_eq(larder_model_open(larder, &model, &engine.desc), 0);
+    put_with(ENGINE_TOKENS, &durable);
+    ck_assert_uint_eq(get(ENGINE_TOKENS), ENGINE_TOKENS);
+    larder_model_close(model);
+    larder_close(larder);
+    larder = own;
+    model = own_model;
+
+    ck_assert_int_eq(mapped_slabs(), 1);
+    struct larder_lookup_result match;
+    const struct larder_prompt prompt = prompt_of(ENGINE_TOKENS);
+    for (int i = 0; i < 2; i++) {
+        poll(NULL, 0, 150);
+        ck_assert_int_eq(larder_lookup(model, &match, &prompt, LARDER_QUALITY_EXACT), 0);
+    }
+    ck_assert_int_eq(mapped_slabs(), 0);
+    ck_assert_uint_eq(get(ENGINE_TOKENS), ENGINE_TOKENS);
+    close_scene();
+}
+END_TEST
+
 START_TEST(test_nobody_there)
 {
     struct larder *none;
@@ -927,6 +977,7 @@ static void add_cases(Suite *suite)
         {"restart", test_restart, 1},
         {"threads", test_threads, 1},
         {"fork", test_fork, 1},
+        {"retired_slab", test_retired_slab, 1},
         {"nobody_there", test_nobody_there, 1},
     };
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
