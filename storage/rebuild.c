@@ -5,7 +5,7 @@
  * only there can writes have been cut short (writer.c, make_room). Where no valid head stands (a
  * hole that was punched, damage) the next page that begins like a record is looked for. Of two
  * records of a key the newer one wins, after it was verified whole; tombstones remove what is older than they
- * are; what has no parent goes.
+ * are, and what is behind it; what has no parent goes.
  *
  * A payload may hold bytes that look like a record. They are met only inside of a record whose own
  * head is damaged, and must then carry the right place and tags; v1's tags do not resist somebody
@@ -191,6 +191,43 @@ static void apply_removed(struct rebuild *rebuild)
     }
 }
 
+/* A removal takes all that is behind its keys, but its tombstone names only what was still stored
+ * then: what had been evicted before may stand in a segment yet. It is older than a tombstone of one
+ * of its ancestors. The table is linked. */
+static int drop_behind_removed(struct rebuild *rebuild)
+{
+    struct larder_store *store = rebuild->recovery->store;
+    struct table *table = &store->table;
+    if (rebuild->removed_count == 0)
+        return 0;
+    /* By entry: the newest tombstone of it or an ancestor. */
+    uint64_t *newest = larder_alloc_zero(table->entry_end, sizeof(*newest));
+    if (!newest)
+        return larder_fail(-ENOMEM, "rebuild: no memory");
+    for (uint32_t i = 0; i < rebuild->removed_count; i++) {
+        const struct removed_key *removed = &rebuild->removed[i];
+        uint32_t id = table_find(table, &removed->key);
+        if (id != TABLE_NONE && newest[id] < removed->generation)
+            newest[id] = removed->generation;
+    }
+    for (uint32_t i = 0; i < larder_identity_tenant_count(store->identity); i++) {
+        uint32_t root = store->tenants[i].root;
+        for (uint32_t id = root; id != TABLE_NONE; id = table_next_below(table, id, root)) {
+            uint32_t parent = table_entry(table, id)->parent;
+            if (id != root && newest[id] < newest[parent])
+                newest[id] = newest[parent];
+        }
+    }
+    int err = 0;
+    for (uint32_t id = 1; id < table->entry_end && err == 0; id++) {
+        const struct entry *entry = table_entry(table, id);
+        if ((entry->flags & ENTRY_DURABLE) && entry->variant.generation < newest[id])
+            err = recovery_drop_subtree(rebuild->recovery, id);
+    }
+    larder_free(newest);
+    return err;
+}
+
 /* Entries of models that nothing described are of no use to anybody. */
 static void drop_unknown_models(struct recovery *recovery)
 {
@@ -239,12 +276,15 @@ int rebuild_table(struct recovery *recovery)
     int err = 0;
     for (uint32_t i = 0; i < store->log.count && err == 0; i++)
         err = scan_segment(&rebuild, store->log.segments[i], i + 1 == store->log.count);
-    if (err == 0)
+    if (err == 0) {
         apply_removed(&rebuild);
+        drop_unknown_models(recovery);
+        err = recovery_link(recovery);
+    }
+    if (err == 0)
+        err = drop_behind_removed(&rebuild);
     larder_free(rebuild.removed);
     LARDER_TRY(err);
-    drop_unknown_models(recovery);
-    LARDER_TRY(recovery_link(recovery));
     recovery->changed_count = 0; /* the index is empty: nothing has to be deleted */
     return note_all_changed(recovery);
 }

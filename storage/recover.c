@@ -491,7 +491,7 @@ static void extent_dead(struct larder_store *store, const struct entry_variant *
         larder_log(LARDER_LOG_WARN, "recovery: no memory to give %u pages back", extent.pages);
 }
 
-static int drop_subtree(struct recovery *recovery, uint32_t top)
+int recovery_drop_subtree(struct recovery *recovery, uint32_t top)
 {
     struct larder_store *store = recovery->store;
     for (;;) {
@@ -520,7 +520,7 @@ static int take_tombstone(struct recovery *recovery, const struct larder_record 
             continue;
         const struct entry *entry = table_entry(&recovery->store->table, id);
         if (entry->variant.generation < record->generation)
-            LARDER_TRY(drop_subtree(recovery, id));
+            LARDER_TRY(recovery_drop_subtree(recovery, id));
     }
     return 0;
 }

@@ -33,6 +33,8 @@ int recovery_changed(struct recovery *recovery, const struct larder_key *key);
 bool recovery_tenant(const struct recovery *recovery, const uint8_t id[16], uint16_t *out);
 /* Links all, and drops what has no way to a root. */
 int recovery_link(struct recovery *recovery);
+/* Of linked entries. */
+int recovery_drop_subtree(struct recovery *recovery, uint32_t top);
 void recovery_variant(struct entry_variant *out, struct larder_store *store,
                       const struct larder_record *record);
 /* The model that a model record describes; LARDER_ECORRUPT when it does not fit its fingerprint. */

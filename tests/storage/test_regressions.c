@@ -253,6 +253,72 @@ START_TEST(a_removal_that_fails_later_leaves_the_upper_part)
 }
 END_TEST
 
+static int cannot_punch(struct larder_io *io, struct larder_file *file, uint64_t offset,
+                        uint64_t bytes)
+{
+    (void)io, (void)file, (void)offset, (void)bytes;
+    return -EOPNOTSUPP;
+}
+
+static void reopen_without_holes(void)
+{
+    static struct larder_io_ops ops;
+    fixture_close(&f);
+    f.options.io_override = sim_disk_open_io(disk);
+    ops = *f.options.io_override->ops;
+    ops.punch = cannot_punch;
+    f.options.io_override->ops = &ops;
+    ck_assert_int_eq(fixture_open(&f), 0);
+}
+
+/* Without holes only whole segments make room: that may take several evictions. */
+static void put_durably(uint64_t seed, struct larder_key parent, uint32_t section_bytes)
+{
+    const struct block block = {.seed = seed,
+                                .parent = parent,
+                                .token_count = 256,
+                                .section_bytes = section_bytes,
+                                .tenant = f.tenant.index};
+    int err = fixture_put(&f, &block, LARDER_DURABLE);
+    for (int i = 0; i < 100 && (err == -ENOSPC || err == LARDER_ENOTFOUND); i++)
+        err = err == -ENOSPC ? fixture_when(&f, seed, LARDER_DURABLE)
+                             : fixture_put(&f, &block, LARDER_DURABLE);
+    ck_assert_msg(err == 0, "block %u: %d", (unsigned)seed, err);
+}
+
+/* The child had been evicted, so no tombstone named it, and its bytes stood in their segment. */
+START_TEST(a_rebuild_knows_what_went_with_its_parent)
+{
+    reopen_without_holes();
+    fixture_put_chain(&f, 1, 2, 20000, LARDER_DURABLE);
+    fixture_put_chain(&f, 50, 1, 20000, LARDER_DURABLE);
+    int err;
+    for (uint64_t seed = 1000; fixture_has(&f, 2); seed += 10) {
+        ck_assert_uint_lt(seed, 10000);
+        put_durably(seed, larder_key_root, 60000);
+        /* In use, so that its segment, which is the child's, stays. */
+        ck_assert_uint_eq(fixture_get_chain(&f, 50, 1, &err), 1);
+    }
+    if (!fixture_has(&f, 1))
+        put_durably(1, larder_key_root, 20000);
+    uint64_t removed;
+    ck_assert_int_eq(fixture_remove(&f, 1, &removed), 0);
+    ck_assert_uint_eq(removed, 1);
+    put_durably(1, larder_key_root, 20000);
+    /* Behind the parent of now. */
+    put_durably(3, block_key(1), 20000);
+    fixture_close(&f);
+    fixture_remove_index(&f);
+    reopen_without_holes();
+    ck_assert_uint_eq(fixture_stats(&f).index_rebuilt, 1);
+    check();
+    ck_assert(fixture_has(&f, 50));
+    ck_assert(fixture_has(&f, 1));
+    ck_assert(!fixture_has(&f, 2));
+    ck_assert(fixture_has(&f, 3));
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("regressions");
@@ -264,6 +330,7 @@ int main(void)
     tcase_add_test(tcase, a_worse_entry_is_not_what_was_waited_for);
     tcase_add_test(tcase, a_failed_slice_ends_its_removal);
     tcase_add_test(tcase, a_removal_that_fails_later_leaves_the_upper_part);
+    tcase_add_test(tcase, a_rebuild_knows_what_went_with_its_parent);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);
