@@ -493,6 +493,14 @@ static bool check_map(struct walk *walk, uint64_t file_bytes)
     return true;
 }
 
+bool index_check_image(const void *image, uint64_t image_bytes, char *reason, size_t reason_bytes)
+{
+    struct walk walk = {.map = image, .reason = reason, .reason_bytes = reason_bytes};
+    bool is_sound = check_map(&walk, image_bytes);
+    larder_free(walk.seen);
+    return is_sound;
+}
+
 static bool check_fd(int fd, uint64_t file_bytes, char *reason, size_t reason_bytes)
 {
     struct walk walk = {.reason = reason, .reason_bytes = reason_bytes};
@@ -501,9 +509,7 @@ static bool check_fd(int fd, uint64_t file_bytes, char *reason, size_t reason_by
     if (map == MAP_FAILED)
         return bad(&walk, "mmap of %llu bytes: %s", (unsigned long long)file_bytes,
                    strerror(errno));
-    walk.map = map;
-    bool is_sound = check_map(&walk, file_bytes);
-    larder_free(walk.seen);
+    bool is_sound = index_check_image(map, file_bytes, reason, reason_bytes);
     munmap(map, file_bytes);
     return is_sound;
 }

@@ -10,6 +10,7 @@
 #ifndef LARDER_STORAGE_INDEX_CHECK_H
 #define LARDER_STORAGE_INDEX_CHECK_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -36,5 +37,8 @@ uint64_t index_value_check(const void *key, size_t key_bytes, const void *value,
 /* 0 when sound, -ENOENT when there is no such file or it is empty, LARDER_ECORRUPT with the first
  * thing found wrong, other -errno. */
 int index_check_file(const char *path);
+
+/* The walk alone, over the bytes of such a file: is it sound, and if not, the first thing wrong. */
+bool index_check_image(const void *image, uint64_t image_bytes, char *reason, size_t reason_bytes);
 
 #endif
