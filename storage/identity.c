@@ -9,6 +9,8 @@
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/random.h>
@@ -55,8 +57,10 @@ struct larder_identity {
     int directory_fd;
     int lock_fd;
     uint8_t store_id[16];
+    pthread_mutex_t adding; /* held while a tenant is made, which waits for the disk */
     uint64_t sequence;
-    uint32_t count;
+    uint32_t count;                     /* in the files; under `adding` */
+    _Atomic uint32_t complete;          /* of them, to be seen by all */
     struct larder_tenant_info *tenants; /* LARDER_TENANTS_MAX: never moved */
 };
 
@@ -446,6 +450,7 @@ int larder_identity_open(struct larder_identity **out, const char *directory, bo
     struct larder_identity *identity = larder_alloc_zero(1, sizeof(*identity));
     if (!identity)
         return larder_fail(-ENOMEM, "no memory to open %s", directory);
+    pthread_mutex_init(&identity->adding, NULL);
     identity->directory_fd = -1;
     identity->lock_fd = -1;
     int err = -ENOMEM;
@@ -461,6 +466,7 @@ int larder_identity_open(struct larder_identity **out, const char *directory, bo
     err = open_locked(identity, must_exist);
     if (err < 0)
         goto fail;
+    atomic_store(&identity->complete, identity->count);
     *out = identity;
     return 0;
 
@@ -479,6 +485,7 @@ void larder_identity_close(struct larder_identity *identity)
         close(identity->directory_fd);
     larder_free(identity->tenants);
     larder_free(identity->directory);
+    pthread_mutex_destroy(&identity->adding);
     larder_free(identity);
 }
 
@@ -489,34 +496,32 @@ const uint8_t *larder_identity_store_id(const struct larder_identity *identity)
 
 uint32_t larder_identity_tenant_count(const struct larder_identity *identity)
 {
-    return identity->count;
+    return atomic_load_explicit(&identity->complete, memory_order_acquire);
 }
 
 const struct larder_tenant_info *larder_identity_tenant(const struct larder_identity *identity,
                                                         uint32_t index)
 {
-    assert(index < identity->count);
+    assert(index < larder_identity_tenant_count(identity));
     return &identity->tenants[index];
 }
 
-int larder_identity_add_tenant(struct larder_identity *identity, uint32_t *out_index,
-                               const char *name)
+/* LARDER_TENANTS_MAX: there is none. */
+static uint32_t find_tenant(const struct larder_identity *identity, const char *name)
 {
-    *out_index = 0;
-    if (!name_is_valid(name))
-        return larder_fail(-EINVAL,
-                           "tenant name \"%.80s\" is not 1 to %u letters, digits, '.', '_' or '-'",
-                           name, LARDER_TENANT_NAME_MAX - 1);
-    for (uint32_t i = 0; i < identity->count; i++) {
-        if (strcmp(identity->tenants[i].name, name) == 0) {
-            *out_index = i;
-            return 0;
-        }
+    uint32_t count = larder_identity_tenant_count(identity);
+    for (uint32_t i = 0; i < count; i++) {
+        if (strcmp(identity->tenants[i].name, name) == 0)
+            return i;
     }
+    return LARDER_TENANTS_MAX;
+}
+
+static int add_tenant(struct larder_identity *identity, const char *name)
+{
     if (identity->count == LARDER_TENANTS_MAX)
         return larder_fail(LARDER_ELIMIT, "tenant \"%s\" would be number %u, the limit is %u", name,
                            identity->count + 1, LARDER_TENANTS_MAX);
-
     struct larder_tenant_info *tenant = &identity->tenants[identity->count];
     *tenant = (struct larder_tenant_info){.index = identity->count};
     memcpy(tenant->name, name, strlen(name));
@@ -531,6 +536,30 @@ int larder_identity_add_tenant(struct larder_identity *identity, uint32_t *out_i
         identity->count--;
         return err;
     }
-    *out_index = tenant->index;
+    atomic_store_explicit(&identity->complete, identity->count, memory_order_release);
+    return 0;
+}
+
+int larder_identity_add_tenant(struct larder_identity *identity, uint32_t *out_index,
+                               const char *name)
+{
+    *out_index = 0;
+    if (!name_is_valid(name))
+        return larder_fail(-EINVAL,
+                           "tenant name \"%.80s\" is not 1 to %u letters, digits, '.', '_' or '-'",
+                           name, LARDER_TENANT_NAME_MAX - 1);
+    uint32_t index = find_tenant(identity, name);
+    if (index == LARDER_TENANTS_MAX) {
+        pthread_mutex_lock(&identity->adding);
+        index = find_tenant(identity, name);
+        int err = 0;
+        if (index == LARDER_TENANTS_MAX) {
+            index = identity->count;
+            err = add_tenant(identity, name);
+        }
+        pthread_mutex_unlock(&identity->adding);
+        LARDER_TRY(err);
+    }
+    *out_index = index;
     return 0;
 }

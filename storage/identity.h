@@ -9,7 +9,7 @@
  * A directory without `format` and without tenants is a store whose making was cut short (or never
  * began): it is made anew.
  *
- * Threads: the opener, then under the store's lock.
+ * Threads: the opener, then any. Making a tenant waits for the disk: not under the store's lock.
  */
 #ifndef LARDER_STORAGE_IDENTITY_H
 #define LARDER_STORAGE_IDENTITY_H

@@ -175,10 +175,9 @@ int larder_store_tenant(struct larder_store *store, struct larder_tenant_info *o
                         const char *name)
 {
     uint32_t index;
+    LARDER_TRY(larder_identity_add_tenant(store->identity, &index, name));
     pthread_mutex_lock(&store->lock);
-    int err = larder_identity_add_tenant(store->identity, &index, name);
-    if (err == 0)
-        err = store_add_tenants(store);
+    int err = store_add_tenants(store);
     if (err == 0)
         *out = *larder_identity_tenant(store->identity, index);
     pthread_mutex_unlock(&store->lock);

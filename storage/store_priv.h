@@ -13,7 +13,7 @@
  *
  * Threads: `lock` protects what is grouped under it. The storage thread alone does segment and
  *          index I/O, and calls back. Functions ending in _locked want the lock held.
- * Lock order: lock, and nothing under it.
+ * Lock order: lock, and nothing under it. Tenants have their own (identity.h).
  */
 #ifndef LARDER_STORAGE_STORE_PRIV_H
 #define LARDER_STORAGE_STORE_PRIV_H

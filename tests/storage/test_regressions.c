@@ -4,11 +4,15 @@
  * the disk's faults placed where they were. */
 #include <check.h>
 #include <errno.h>
+#include <pthread.h>
 #include <semaphore.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "base/error.h"
 #include "base/key.h"
@@ -319,6 +323,52 @@ START_TEST(a_rebuild_knows_what_went_with_its_parent)
 }
 END_TEST
 
+/* --- tenants ----------------------------------------------------------------------------------- */
+
+static sem_t sync_begun, sync_may_end;
+static atomic_bool hold_syncs;
+
+/* In place of the C library's. */
+int fsync(int fd)
+{
+    if (atomic_exchange(&hold_syncs, false)) {
+        sem_post(&sync_begun);
+        sem_wait(&sync_may_end);
+    }
+    return (int)syscall(SYS_fsync, fd);
+}
+
+static void *add_tenant(void *argument)
+{
+    struct larder_tenant_info info;
+    *(int *)argument = larder_store_tenant(f.store, &info, "newcomer");
+    return NULL;
+}
+
+/* The files of the tenants were synced under the store's lock. */
+START_TEST(a_new_tenant_keeps_nobody_waiting)
+{
+    sem_init(&sync_begun, 0, 0);
+    sem_init(&sync_may_end, 0, 0);
+    atomic_store(&hold_syncs, true);
+    pthread_t thread;
+    int added = 1;
+    ck_assert_int_eq(pthread_create(&thread, NULL, add_tenant, &added), 0);
+    sem_wait(&sync_begun);
+    int err;
+    struct larder_tenant_info info;
+    fixture_put_chain(&f, 1, 2, 20000, LARDER_DURABLE);
+    ck_assert_uint_eq(fixture_get_chain(&f, 1, 2, &err), 2);
+    ck_assert_int_eq(larder_store_tenant(f.store, &info, "a"), 0);
+    ck_assert_int_eq(larder_store_tenant_at(f.store, &info, 1), LARDER_ENOTFOUND);
+    sem_post(&sync_may_end);
+    pthread_join(thread, NULL);
+    ck_assert_int_eq(added, 0);
+    ck_assert_int_eq(larder_store_tenant_at(f.store, &info, 1), 0);
+    ck_assert_str_eq(info.name, "newcomer");
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("regressions");
@@ -331,6 +381,7 @@ int main(void)
     tcase_add_test(tcase, a_failed_slice_ends_its_removal);
     tcase_add_test(tcase, a_removal_that_fails_later_leaves_the_upper_part);
     tcase_add_test(tcase, a_rebuild_knows_what_went_with_its_parent);
+    tcase_add_test(tcase, a_new_tenant_keeps_nobody_waiting);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);
