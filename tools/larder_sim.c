@@ -27,6 +27,7 @@ struct command_line {
     const char *policies[POLICIES_MAX];
     uint32_t policy_count;
     uint32_t requests;
+    uint32_t mark;
     uint32_t block_tokens;
     bool admission;
     bool holes;
@@ -39,6 +40,7 @@ static const struct argp_option options[] = {
     {"policy", 'p', "NAME", 0,
      "value (default), lru, fifo, lfu, s3fifo, arc, belady, or all; may be given several times", 0},
     {"requests", 'n', "N", 0, "Only the first N requests of the trace", 0},
+    {"mark", 'm', "N", 0, "With --json: hits of the first N requests beside those of all", 0},
     {"block-tokens", 'b', "N", 0, "Tokens of a block of the trace (default 512)", 0},
     {"admission", 'a', NULL, 0,
      "Store a block in a full tier only if the policy finds it worth the write", 0},
@@ -99,6 +101,9 @@ static error_t parse_option(int key, char *argument, struct argp_state *state)
     case 'n':
         line->requests = parse_number(state, "requests", argument);
         return 0;
+    case 'm':
+        line->mark = parse_number(state, "mark", argument);
+        return 0;
     case 'b':
         line->block_tokens = parse_number(state, "block-tokens", argument);
         return 0;
@@ -140,14 +145,14 @@ static void print_result(const struct command_line *line, const struct simulatio
         return;
     }
     json_t *object = json_pack(
-        "{s:s, s:I, s:b, s:b, s:I, s:I, s:f, s:f, s:I, s:f, s:I, s:f}", "policy",
+        "{s:s, s:I, s:b, s:b, s:I, s:I, s:I, s:f, s:f, s:I, s:f, s:I, s:f}", "policy",
         simulation->policy, "capacity_blocks", (json_int_t)simulation->capacity_blocks, "holes",
         (int)simulation->holes, "admission", (int)simulation->admission, "references",
-        (json_int_t)result->refs, "hits", (json_int_t)result->hits, "hit_ratio",
-        ratio(result->hits, result->refs), "hit_ratio_second_half",
-        ratio(result->hits_late, result->refs_late), "blocks_written", (json_int_t)result->written,
-        "blocks_written_per_hit", ratio(result->written, result->hits), "policy_bytes",
-        (json_int_t)result->bytes_ram, "seconds", result->seconds);
+        (json_int_t)result->refs, "hits", (json_int_t)result->hits, "hits_marked",
+        (json_int_t)result->hits_marked, "hit_ratio", ratio(result->hits, result->refs),
+        "hit_ratio_second_half", ratio(result->hits_late, result->refs_late), "blocks_written",
+        (json_int_t)result->written, "blocks_written_per_hit", ratio(result->written, result->hits),
+        "policy_bytes", (json_int_t)result->bytes_ram, "seconds", result->seconds);
     if (object)
         json_dumpf(object, stdout, JSON_PRESERVE_ORDER | JSON_REAL_PRECISION(6));
     putchar('\n');
@@ -179,6 +184,7 @@ static int run_all(const struct command_line *line, const struct trace *trace)
             const struct simulation simulation = {
                 .policy = line->policies[p],
                 .capacity_blocks = line->capacities[c],
+                .mark = line->mark,
                 .admission = line->admission,
                 .holes = line->holes && strcmp(line->policies[p], larder_policy_name(0)) != 0,
             };

@@ -89,7 +89,7 @@ static void look_ahead(struct belady *belady)
 }
 
 static void serve(struct belady *belady, struct simulation_result *out, uint32_t index,
-                  uint32_t capacity)
+                  const struct simulation *simulation)
 {
     const struct trace_request *request = &belady->trace->requests[index];
     const uint32_t *ids = &belady->trace->refs[request->first];
@@ -98,6 +98,8 @@ static void serve(struct belady *belady, struct simulation_result *out, uint32_t
         hits++;
     out->refs += request->count;
     out->hits += hits;
+    if (index < simulation->mark)
+        out->hits_marked += hits;
     if (index >= belady->trace->request_count / 2) {
         out->refs_late += request->count;
         out->hits_late += hits;
@@ -106,7 +108,7 @@ static void serve(struct belady *belady, struct simulation_result *out, uint32_t
         out->written += belady->place[ids[i - 1]] == 0;
         touch(belady, request->first + i - 1);
     }
-    while (belady->count > capacity)
+    while (belady->count > simulation->capacity_blocks)
         take_farthest(belady);
 }
 
@@ -114,7 +116,6 @@ int simulate_belady(struct simulation_result *out, const struct trace *trace,
                     const struct simulation *simulation)
 {
     *out = (struct simulation_result){0};
-    uint32_t capacity = simulation->capacity_blocks;
     struct belady belady = {
         .trace = trace,
         .next_use = larder_alloc(trace->ref_count * sizeof(uint32_t)),
@@ -128,7 +129,7 @@ int simulate_belady(struct simulation_result *out, const struct trace *trace,
     } else {
         look_ahead(&belady);
         for (uint32_t i = 0; i < trace->request_count; i++)
-            serve(&belady, out, i, capacity);
+            serve(&belady, out, i, simulation);
     }
     larder_free(belady.next_use);
     larder_free(belady.when);

@@ -87,6 +87,8 @@ static int serve(struct run *run, struct simulation_result *out, uint32_t index)
     while (hits < request->count && larder_policy_has(policy, ids[hits]))
         hits++;
     out->hits += hits;
+    if (index < run->simulation->mark)
+        out->hits_marked += hits;
     out->refs += request->count;
     if (index >= run->trace->request_count / 2) {
         out->hits_late += hits;

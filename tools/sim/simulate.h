@@ -14,14 +14,16 @@
 struct simulation {
     const char *policy;
     uint32_t capacity_blocks;
+    uint32_t mark;  /* hits of the first so many requests are given, too */
     bool admission; /* ask the policy before a full tier stores a block */
     bool holes;     /* the textbook's policy, which knows no chains */
 };
 
 struct simulation_result {
     uint64_t refs;
-    uint64_t hits;      /* a block counts only if all before it in its prompt hit too */
-    uint64_t written;   /* blocks stored */
+    uint64_t hits;    /* a block counts only if all before it in its prompt hit too */
+    uint64_t written; /* blocks stored */
+    uint64_t hits_marked;
     uint64_t refs_late; /* in the second half of the requests: what was learned, it knows then */
     uint64_t hits_late;
     uint64_t bytes_ram; /* of the policy */
