@@ -1,5 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* From slots to the engine's memory: heads are checked, sections decoded and scattered. */
+/* From slots to the engine's memory: heads are checked, sections decoded and scattered.
+ *
+ * What lies in a slab may change at any time, when a lease is revoked. So a head, a place in the
+ * directory, and a section that is to be decoded are copied, each byte read once, and only the
+ * copies are looked at. Sections of raw bytes are scattered as they lie: whatever they hold, that
+ * is well defined, and the slot's generation tells afterwards whether it was what was asked for.
+ */
 #include <errno.h>
 #include <string.h>
 
@@ -121,7 +127,37 @@ static int take_section(const struct larder_get_op *op, const struct get_block *
         at->bytes != larder_slice_raw_bytes(&op->model->desc, slice, block->token_count))
         return larder_fail(LARDER_ECORRUPT, "section %u of a raw record is %llu bytes",
                            item->section, (unsigned long long)at->bytes);
+    const uint64_t bound =
+        larder_recipe_bound(block->recipe, &op->model->desc, item->section, block->token_count);
+    if (at->bytes > bound)
+        return larder_fail(LARDER_ECORRUPT,
+                           "section %u of a record is %llu bytes, recipe %s makes at most %llu",
+                           item->section, (unsigned long long)at->bytes,
+                           larder_recipe_text(block->recipe), (unsigned long long)bound);
     return 0;
+}
+
+/* A worker's scratch for a section: its bytes, its planes, the decoder's workspace. */
+struct scratch_layout {
+    uint64_t planes;
+    uint64_t planes_bytes;
+    uint64_t workspace;
+    uint64_t workspace_bytes;
+    uint64_t bytes; /* of all */
+};
+
+static void lay_out_scratch(struct scratch_layout *out, const struct larder_get_op *op,
+                            const struct get_item *item)
+{
+    const struct get_block *block = &op->blocks[item->block];
+    const struct larder_model_desc *desc = &op->model->desc;
+    struct larder_slice slice;
+    larder_recipe_slice(block->recipe, &slice, desc, item->section);
+    out->planes = larder_round_up(item->at.bytes, 64);
+    out->planes_bytes = larder_slice_raw_bytes(desc, &slice, block->token_count);
+    out->workspace = out->planes + larder_round_up(out->planes_bytes, 64);
+    out->workspace_bytes = larder_recipe_workspace_bytes(block->recipe, desc, block->token_count);
+    out->bytes = out->workspace + out->workspace_bytes;
 }
 
 /* On a worker. */
@@ -149,14 +185,15 @@ static void decode_item(void *context, uint32_t index, void *scratch)
         layout_scatter(&op->view, encoded, &move);
         return;
     }
-    const uint64_t planes_bytes = larder_slice_raw_bytes(desc, &move.slice, block->token_count);
-    char *workspace = (char *)scratch + larder_round_up(planes_bytes, 64);
-    item->err = larder_recipe_decode(
-        block->recipe, scratch, planes_bytes, desc, item->section, encoded, item->at.bytes,
-        block->token_count, workspace,
-        larder_recipe_workspace_bytes(block->recipe, desc, block->token_count));
+    struct scratch_layout at;
+    lay_out_scratch(&at, op, item);
+    char *planes = (char *)scratch + at.planes;
+    memcpy(scratch, encoded, item->at.bytes);
+    item->err = larder_recipe_decode(block->recipe, planes, at.planes_bytes, desc, item->section,
+                                     scratch, item->at.bytes, block->token_count,
+                                     (char *)scratch + at.workspace, at.workspace_bytes);
     if (item->err == 0)
-        layout_scatter(&op->view, scratch, &move);
+        layout_scatter(&op->view, planes, &move);
 }
 
 static bool is_stale(const struct get_block *block)
@@ -183,14 +220,10 @@ static int decode_items(struct larder_get_op *op, uint32_t count)
         const struct get_block *block = &op->blocks[op->items[i].block];
         if (larder_recipe_is_raw(block->recipe))
             continue;
-        struct larder_slice slice;
-        larder_recipe_slice(block->recipe, &slice, &op->model->desc, op->items[i].section);
-        uint64_t bytes =
-            larder_round_up(larder_slice_raw_bytes(&op->model->desc, &slice, block->token_count),
-                            64) +
-            larder_recipe_workspace_bytes(block->recipe, &op->model->desc, block->token_count);
-        if (bytes > scratch_bytes)
-            scratch_bytes = bytes;
+        struct scratch_layout at;
+        lay_out_scratch(&at, op, &op->items[i]);
+        if (at.bytes > scratch_bytes)
+            scratch_bytes = at.bytes;
     }
     LARDER_TRY(
         client_workers_run(op->model->larder->workers, decode_item, op, count, scratch_bytes));
