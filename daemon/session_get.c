@@ -389,6 +389,8 @@ static int start_ssd_get(struct session *session, const struct frame *frame,
 
 /* --- get of what is in the host tier ---------------------------------------------------------- */
 
+/* -EAGAIN: something of it left the host tier since it was looked up, and a slab is to be made for
+ * it: for a worker. */
 static int start_host_get(struct session *session, const struct frame *frame,
                           const struct larder_match *match)
 {
@@ -403,14 +405,15 @@ static int start_host_get(struct session *session, const struct frame *frame,
         session_end(session);
         return larder_fail(-ENOMEM, "no memory for a lease");
     }
-    int err = larder_store_lease(daemon->store, &lease->handle, refs, &ref_count, &ready,
-                                 session->tenant.index, frame->items, frame->item_count,
-                                 (enum larder_quality)wire->worst, lease_done, lease);
+    int err = larder_store_lease_now(daemon->store, &lease->handle, refs, &ref_count, &ready,
+                                     session->tenant.index, frame->items, frame->item_count,
+                                     (enum larder_quality)wire->worst, lease_done, lease);
     if (err < 0 || ref_count == 0) {
         if (err == 0)
             answer_get(session, frame->request, match, refs, 0, true);
         lease_recycle(daemon, lease);
-        session_end(session);
+        if (err != -EAGAIN)
+            session_end(session);
         return err;
     }
     lease->loading = !ready;
@@ -427,9 +430,10 @@ int session_get(struct session *session, const struct frame *frame)
     LARDER_TRY(check_get(session, frame));
     LARDER_TRY(lookup(session, &match, frame));
     LARDER_TRY(session_begin(session));
-    if (match.bytes_host == match.bytes)
-        return start_host_get(session, frame, &match);
-    int err = start_ssd_get(session, frame, &match);
+    int err = match.bytes_host == match.bytes ? start_host_get(session, frame, &match) : -EAGAIN;
+    if (err != -EAGAIN)
+        return err;
+    err = start_ssd_get(session, frame, &match);
     if (err < 0)
         session_end(session);
     return err;

@@ -263,10 +263,15 @@ static int lease_locked(struct larder_store *store, struct larder_lease *lease, 
     return count > 0 ? err : 0;
 }
 
-int larder_store_lease(struct larder_store *store, struct larder_lease **out,
-                       struct larder_ref *refs, uint32_t *ref_count, bool *ready, uint32_t tenant,
-                       const struct larder_key *keys, uint32_t key_count, enum larder_quality worst,
-                       larder_lease_done done, void *context)
+enum growth {
+    MAY_GROW,
+    NEVER_GROW,
+};
+
+static int take_lease(struct larder_store *store, struct larder_lease **out,
+                      struct larder_ref *refs, uint32_t *ref_count, bool *ready, uint32_t tenant,
+                      const struct larder_key *keys, uint32_t key_count, enum larder_quality worst,
+                      enum growth growth, larder_lease_done done, void *context)
 {
     *out = NULL;
     *ref_count = 0;
@@ -290,13 +295,14 @@ int larder_store_lease(struct larder_store *store, struct larder_lease **out,
         *ref_count = lease->count;
         *ready = lease->waiting == 0;
         pthread_mutex_unlock(&store->lock);
-        if (err != -EAGAIN)
+        if (err != -EAGAIN || growth == NEVER_GROW)
             break;
         err = evict_grow(store, tenant);
         if (err < 0)
             break;
     }
     if (err < 0 || *ref_count == 0) {
+        store_wake(store); /* something may have been queued to be read before it failed */
         *ref_count = 0;
         *ready = false;
         larder_free(lease);
@@ -306,6 +312,24 @@ int larder_store_lease(struct larder_store *store, struct larder_lease **out,
     if (!*ready)
         store_wake(store);
     return 0;
+}
+
+int larder_store_lease(struct larder_store *store, struct larder_lease **out,
+                       struct larder_ref *refs, uint32_t *ref_count, bool *ready, uint32_t tenant,
+                       const struct larder_key *keys, uint32_t key_count, enum larder_quality worst,
+                       larder_lease_done done, void *context)
+{
+    return take_lease(store, out, refs, ref_count, ready, tenant, keys, key_count, worst, MAY_GROW,
+                      done, context);
+}
+
+int larder_store_lease_now(struct larder_store *store, struct larder_lease **out,
+                           struct larder_ref *refs, uint32_t *ref_count, bool *ready,
+                           uint32_t tenant, const struct larder_key *keys, uint32_t key_count,
+                           enum larder_quality worst, larder_lease_done done, void *context)
+{
+    return take_lease(store, out, refs, ref_count, ready, tenant, keys, key_count, worst,
+                      NEVER_GROW, done, context);
 }
 
 /* --- slabs ----------------------------------------------------------------------------------- */

@@ -129,6 +129,11 @@ int larder_store_lease(struct larder_store *store, struct larder_lease **out,
                        struct larder_ref *refs, uint32_t *ref_count, bool *ready, uint32_t tenant,
                        const struct larder_key *keys, uint32_t key_count, enum larder_quality worst,
                        larder_lease_done done, void *context);
+/* The same without waiting for a slab to be made, which takes long: -EAGAIN when one is wanted. */
+int larder_store_lease_now(struct larder_store *store, struct larder_lease **out,
+                           struct larder_ref *refs, uint32_t *ref_count, bool *ready,
+                           uint32_t tenant, const struct larder_key *keys, uint32_t key_count,
+                           enum larder_quality worst, larder_lease_done done, void *context);
 /* Ends it, loaded or not. `done` is not called after this returns, except from a storage thread
  * that is in it already. */
 void larder_store_release(struct larder_store *store, struct larder_lease *lease);

@@ -249,6 +249,32 @@ START_TEST(keys_that_are_no_chain_are_refused)
 }
 END_TEST
 
+/* The event thread must not wait until a slab is made. */
+START_TEST(a_lease_that_may_not_grow)
+{
+    fixture_put_chain(&f, 1, 1, 5000, LARDER_DURABLE);
+    fixture_reopen(&f);
+    struct larder_key key = block_key(1);
+    struct larder_ref ref;
+    struct larder_lease *lease;
+    uint32_t count;
+    bool ready;
+    ck_assert_int_eq(larder_store_lease_now(f.store, &lease, &ref, &count, &ready, f.tenant.index,
+                                            &key, 1, LARDER_QUALITY_EXACT, NULL, NULL),
+                     -EAGAIN);
+    ck_assert_ptr_null(lease);
+    ck_assert_uint_eq(count, 0);
+    ck_assert_uint_eq(fixture_stats(&f).slab_bytes_mapped, 0);
+    int err;
+    ck_assert_uint_eq(fixture_get_chain(&f, 1, 1, &err), 1);
+    ck_assert_int_eq(larder_store_lease_now(f.store, &lease, &ref, &count, &ready, f.tenant.index,
+                                            &key, 1, LARDER_QUALITY_EXACT, NULL, NULL),
+                     0);
+    ck_assert(ready);
+    larder_store_release(f.store, lease);
+}
+END_TEST
+
 /* What a client gets wrong in the directory spoils its own PUT. */
 START_TEST(a_bad_directory_is_refused)
 {
@@ -358,6 +384,7 @@ int main(void)
     tcase_add_test(tcase, a_tail_with_children_stays);
     tcase_add_test(tcase, opaque_blocks_have_no_tokens);
     tcase_add_test(tcase, keys_that_are_no_chain_are_refused);
+    tcase_add_test(tcase, a_lease_that_may_not_grow);
     tcase_add_test(tcase, a_bad_directory_is_refused);
     tcase_add_test(tcase, a_parent_removed_under_a_put);
     tcase_add_test(tcase, a_record_larger_than_a_slab_of_now);
