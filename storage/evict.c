@@ -20,7 +20,8 @@
 #include "base/mem.h"
 #include "storage/store_priv.h"
 
-#define VICTIMS_MAX 512u
+/* Of one transaction (index.h). */
+#define VICTIMS_MAX 400u
 
 void evict_detach_slot_locked(struct larder_store *store, uint32_t id)
 {
@@ -246,12 +247,8 @@ static uint32_t choose_victims_locked(struct larder_store *store, struct victim 
     return count;
 }
 
-static int forget_in_index(struct larder_store *store, const struct victim *victims, uint32_t count)
+static int delete_victims(struct larder_store *store, const struct victim *victims, uint32_t count)
 {
-    pthread_mutex_lock(&store->lock);
-    uint64_t next_generation = store->next_generation;
-    pthread_mutex_unlock(&store->lock);
-    LARDER_TRY(larder_index_begin(store->index));
     for (uint32_t i = 0; i < count; i++) {
         int err = larder_index_delete_entry(store->index, &victims[i].key, 0);
         if (err < 0) {
@@ -259,7 +256,21 @@ static int forget_in_index(struct larder_store *store, const struct victim *vict
             return err;
         }
     }
+    pthread_mutex_lock(&store->lock);
+    uint64_t next_generation = store->next_generation;
+    pthread_mutex_unlock(&store->lock);
     return larder_index_commit(store->index, next_generation);
+}
+
+/* A transaction has begun; it is over when this returns. */
+static int forget_in_index(struct larder_store *store, const struct victim *victims, uint32_t count)
+{
+    int err = delete_victims(store, victims, count);
+    for (int attempt = 1; attempt < 3 && err == -EAGAIN; attempt++) {
+        LARDER_TRY(larder_index_begin(store->index));
+        err = delete_victims(store, victims, count);
+    }
+    return err;
 }
 
 int evict_ssd(struct larder_store *store, uint64_t bytes)
@@ -270,10 +281,20 @@ int evict_ssd(struct larder_store *store, uint64_t bytes)
     int err = 0;
     uint64_t freed = 0;
     while (freed < bytes) {
+        /* A full disk is met here, while the table still has them. */
+        err = larder_index_begin(store->index);
+        if (err == -ENOSPC)
+            break;
+        if (err < 0) {
+            store_fail_writes(store, "index", err);
+            err = LARDER_EREADONLY;
+            break;
+        }
         pthread_mutex_lock(&store->lock);
         uint32_t count = choose_victims_locked(store, victims, bytes - freed);
         pthread_mutex_unlock(&store->lock);
         if (count == 0) {
+            larder_index_abort(store->index);
             err = larder_fail(-ENOSPC, "nothing more can be evicted from SSD");
             break;
         }
