@@ -5,6 +5,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -75,8 +76,12 @@ static void *storage_thread(void *argument)
             break;
         int count = store->io->ops->poll(store->io, again ? 0 : -1);
         if (count < 0) {
-            store_fail_writes(store, "waiting for the disk", count);
-            break;
+            /* The disk may still write to slots, and nobody could be told anything any more: what
+             * is left is what a power loss leaves, and a start mends that. */
+            larder_log(LARDER_LOG_ERROR,
+                       "ALARM: waiting for the disk failed (%s): stopping at once",
+                       larder_error_text(count));
+            abort();
         }
     }
     return NULL;
