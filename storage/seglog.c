@@ -283,7 +283,10 @@ int seglog_remove_dead(struct seglog *log, void (*gone)(void *context, uint32_t 
         }
         char name[NAME_BYTES];
         name_of(name, segment->id);
-        LARDER_TRY(log->io->ops->unlink(log->io, name));
+        /* Gone already when its removal could not be made durable the last time. */
+        int err = log->io->ops->unlink(log->io, name);
+        if (err < 0 && err != -ENOENT)
+            return err;
         /* Durable before the next: tombstones must not go before what they removed. */
         LARDER_TRY(log->io->ops->sync_directory(log->io));
         uint32_t id = segment->id;

@@ -374,6 +374,13 @@ static int add_put(struct larder_store *store, struct group *group)
     pthread_mutex_unlock(&store->lock);
 
     uint64_t bytes = append_record_bytes(put);
+    /* Behind the header and a record of the model. It was made for longer segments. */
+    if (err == 0 && bytes > store->options.segment_bytes - 2 * LARDER_PAGE_BYTES)
+        err = larder_fail(LARDER_EFULL,
+                          "a record of %llu bytes does not fit a segment of %llu; raise "
+                          "segment_bytes",
+                          (unsigned long long)bytes,
+                          (unsigned long long)store->options.segment_bytes);
     int room = err;
     if (err == 0)
         room = make_room(store, group, bytes + LARDER_PAGE_BYTES);

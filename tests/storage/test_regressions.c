@@ -105,6 +105,12 @@ static void tell(void *context, int err)
     sem_post(&told->over);
 }
 
+static void tell_loaded(void *context, uint32_t loaded, int err)
+{
+    (void)loaded;
+    tell(context, err);
+}
+
 /* What was told; 1: nothing within some seconds. */
 static int answer_of(struct told *told)
 {
@@ -323,6 +329,82 @@ START_TEST(a_rebuild_knows_what_went_with_its_parent)
 }
 END_TEST
 
+/* --- space ------------------------------------------------------------------------------------- */
+
+static const struct larder_io_ops *real_ops;
+static atomic_bool fail_directory_sync;
+
+static int sync_directory_or_not(struct larder_io *io)
+{
+    return atomic_exchange(&fail_directory_sync, false) ? -EIO : real_ops->sync_directory(io);
+}
+
+/* The segment was unlinked, but stayed listed, and could not be unlinked again. */
+START_TEST(a_segment_whose_removal_failed_goes_the_next_time)
+{
+    static struct larder_io_ops ops;
+    fixture_put_chain(&f, 1, 2, 20000, LARDER_DURABLE);
+    fixture_close(&f);
+    f.options.io_override = sim_disk_open_io(disk);
+    real_ops = f.options.io_override->ops;
+    ops = *real_ops;
+    ops.sync_directory = sync_directory_or_not;
+    f.options.io_override->ops = &ops;
+    ck_assert_int_eq(fixture_open(&f), 0);
+    fixture_put_chain(&f, 10, 1, 20000, LARDER_DURABLE);
+    uint64_t removed;
+    atomic_store(&fail_directory_sync, true);
+    ck_assert_int_eq(fixture_remove(&f, 1, &removed), 0);
+    fixture_put_chain(&f, 20, 1, 20000, LARDER_DURABLE);
+    ck_assert(!atomic_load(&fail_directory_sync));
+    ck_assert_uint_eq(fixture_stats(&f).segments, 2);
+    /* Until another segment is begun. */
+    for (uint64_t seed = 100; seed < 112; seed++)
+        fixture_put_chain(&f, seed, 1, 60000, LARDER_DURABLE);
+    uint64_t bytes;
+    char name[64];
+    uint32_t files = 0;
+    while (sim_disk_file(disk, files, name, &bytes))
+        files++;
+    ck_assert_uint_eq(fixture_stats(&f).segments, files);
+}
+END_TEST
+
+/* Placing it ended in an assertion. */
+START_TEST(a_record_for_longer_segments_is_refused)
+{
+    fixture_close(&f);
+    f.options.slab_bytes = 2 << 20;
+    f.options.segment_bytes = 2 << 20;
+    f.options.ssd_bytes = 6 << 20;
+    reopen();
+    fixture_put_chain(&f, 1, 1, 600000, LARDER_DURABLE);
+    fixture_close(&f);
+    f.options.segment_bytes = 1 << 20;
+    reopen();
+    struct told loaded;
+    sem_init(&loaded.over, 0, 0);
+    struct larder_key key = block_key(1);
+    struct larder_ref ref;
+    struct larder_lease *lease;
+    uint32_t ref_count;
+    bool ready;
+    ck_assert_int_eq(larder_store_lease(f.store, &lease, &ref, &ref_count, &ready, f.tenant.index,
+                                        &key, 1, LARDER_QUALITY_BLENDED, tell_loaded, &loaded),
+                     0);
+    ck_assert_int_eq(answer_of(&loaded), 0);
+    struct larder_entry_info info = {.durable = 1};
+    for (uint64_t seed = 100; info.durable; seed++) {
+        ck_assert_uint_lt(seed, 400);
+        fixture_put_chain(&f, seed, 1, 60000, LARDER_DURABLE);
+        ck_assert_int_eq(larder_store_find(f.store, &info, &key), 0);
+    }
+    ck_assert_int_eq(fixture_when(&f, 1, LARDER_DURABLE), LARDER_EFULL);
+    check();
+    larder_store_release(f.store, lease);
+}
+END_TEST
+
 /* --- tenants ----------------------------------------------------------------------------------- */
 
 static sem_t sync_begun, sync_may_end;
@@ -382,6 +464,8 @@ int main(void)
     tcase_add_test(tcase, a_removal_that_fails_later_leaves_the_upper_part);
     tcase_add_test(tcase, a_rebuild_knows_what_went_with_its_parent);
     tcase_add_test(tcase, a_new_tenant_keeps_nobody_waiting);
+    tcase_add_test(tcase, a_segment_whose_removal_failed_goes_the_next_time);
+    tcase_add_test(tcase, a_record_for_longer_segments_is_refused);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);
