@@ -198,7 +198,9 @@ static int read_header(struct larder_weights *weights, const struct header *h, j
             return larder_fail(-ENOMEM, "no memory for a tensor's name");
         weights->items[weights->count++] = weight;
     }
-    return check_cover(weights->items + first, weights->count - first, h);
+    /* Of a file without tensors there may be no array at all. */
+    struct larder_weight *items = weights->items ? weights->items + first : NULL;
+    return check_cover(items, weights->count - first, h);
 }
 
 static int read_mapping(struct larder_weights *weights, const char *path,
