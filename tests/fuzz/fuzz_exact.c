@@ -12,8 +12,9 @@
 #include "base/error.h"
 #include "tests/fuzz/fuzz.h"
 
-#define GUARD_BYTES 64u
-#define GUARD_VALUE 0x5a
+#define GUARD_BYTES         64u
+#define GUARD_VALUE         0x5a
+#define WORKSPACE_BYTES_MAX (8u << 20)
 
 /* zstd is not built with a sanitizer: what it writes behind its room is seen here. */
 struct room {
@@ -21,20 +22,37 @@ struct room {
     uint64_t count;
 };
 
+static struct room fill_room(uint8_t *bytes, uint64_t count, uint8_t fill)
+{
+    memset(bytes, fill, count);
+    memset(bytes + count, GUARD_VALUE, GUARD_BYTES);
+    return (struct room){.bytes = bytes, .count = count};
+}
+
 static struct room make_room(uint64_t count, uint8_t fill)
 {
-    struct room room = {.count = count};
-    room.bytes = aligned_alloc(64, larder_round_up(count + GUARD_BYTES, 64));
-    assert(room.bytes);
-    memset(room.bytes, fill, count);
-    memset(room.bytes + count, GUARD_VALUE, GUARD_BYTES);
-    return room;
+    uint8_t *bytes = aligned_alloc(64, larder_round_up(count + GUARD_BYTES, 64));
+    assert(bytes);
+    return fill_room(bytes, count, fill);
+}
+
+/* One for all calls: half a megabyte made anew each time would be most of the work. */
+static struct room make_workspace(uint64_t count, uint8_t fill)
+{
+    static _Alignas(64) uint8_t bytes[WORKSPACE_BYTES_MAX];
+    assert(count + GUARD_BYTES <= sizeof(bytes));
+    return fill_room(bytes, count, fill);
+}
+
+static void check_guard(const struct room *room)
+{
+    for (uint32_t i = 0; i < GUARD_BYTES; i++)
+        assert(room->bytes[room->count + i] == GUARD_VALUE);
 }
 
 static void close_room(struct room *room)
 {
-    for (uint32_t i = 0; i < GUARD_BYTES; i++)
-        assert(room->bytes[room->count + i] == GUARD_VALUE);
+    check_guard(room);
     free(room->bytes);
 }
 
@@ -72,11 +90,11 @@ static int decode(const struct scene *scene, struct room *planes, const void *en
                   uint64_t encoded_bytes, uint8_t fill)
 {
     *planes = make_room(scene->raw_bytes, fill);
-    struct room workspace = make_room(scene->workspace_bytes, (uint8_t)~fill);
+    struct room workspace = make_workspace(scene->workspace_bytes, (uint8_t)~fill);
     int err = larder_recipe_decode(scene->recipe, planes->bytes, planes->count, &scene->model,
                                    scene->section, encoded, encoded_bytes, scene->token_count,
                                    workspace.bytes, workspace.count);
-    close_room(&workspace);
+    check_guard(&workspace);
     return err;
 }
 
@@ -107,7 +125,7 @@ static void round_trip(const struct scene *scene, const uint8_t *data, size_t by
     struct larder_section_error error;
     for (int i = 0; i < 2; i++) {
         encoded[i] = make_room(bound, i ? 0xff : 0);
-        struct room workspace = make_room(scene->workspace_bytes, i ? 0 : 0xff);
+        struct room workspace = make_workspace(scene->workspace_bytes, i ? 0 : 0xff);
         assert(larder_recipe_encode(scene->recipe, encoded[i].bytes, bound, &encoded_bytes[i],
                                     &error, &scene->model, scene->section, planes.bytes,
                                     scene->token_count, workspace.bytes, workspace.count) == 0);
@@ -116,7 +134,7 @@ static void round_trip(const struct scene *scene, const uint8_t *data, size_t by
                                     &error, &scene->model, scene->section, planes.bytes,
                                     scene->token_count, workspace.bytes,
                                     workspace.count) == -EINVAL);
-        close_room(&workspace);
+        check_guard(&workspace);
     }
     assert(encoded_bytes[0] == encoded_bytes[1]);
     assert(memcmp(encoded[0].bytes, encoded[1].bytes, encoded_bytes[0]) == 0);

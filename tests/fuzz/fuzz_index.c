@@ -242,8 +242,8 @@ static void open_with_lmdb(const struct image *image, size_t pages)
     if (err < 0)
         return;
     load(index);
-    put_rows(index, 4000, 300, false);
-    put_rows(index, 0, 100, true);
+    put_rows(index, 4000, 60, false);
+    put_rows(index, 0, 60, true);
     uint64_t seen = load(index);
     larder_index_close(index);
     assert(index_check_file(file) == 0);

@@ -216,7 +216,6 @@ int main(int argc, char **argv)
                  2);
     save_weights("empty-tensor", "{\"e\":{\"dtype\":\"I64\",\"shape\":[0],\"data_offsets\":[0,0]}}",
                  0);
-    save_weights("none", "{}", 0);
     make_edits();
     return 0;
 }
