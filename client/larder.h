@@ -186,8 +186,9 @@ struct larder_put_result {
 
 /* Stores the KV of the prompt's tokens from `layout`: whole blocks, and a shorter last one; what is
  * stored already is not sent. K is as rotated for the tokens' own places, from 0 on: an
- * options->position other than 0 is LARDER_EUNSUPPORTED. `options` may be NULL. When memory or queues are full, LARDER_CACHED
- * fails at once with -EBUSY and LARDER_DURABLE waits; result says how far it came. */
+ * options->position other than 0 is LARDER_EUNSUPPORTED. `options` may be NULL. When memory or
+ * queues are full, LARDER_CACHED fails at once with -EBUSY; LARDER_DURABLE waits for room, and
+ * fails so when nothing was stored for timeout_ms. Result says how far it came. */
 LARDER_API int larder_put(struct larder_model *model, struct larder_put_result *result,
                           const struct larder_prompt *prompt, const struct larder_layout *layout,
                           const struct larder_put_options *options);
