@@ -18,20 +18,26 @@ struct command {
     const char *summary;
     int arguments_min;
     int arguments_max;
-    bool lists; /* takes the options of ls */
+    const struct argp *own; /* its own options; NULL: none */
     int (*run)(const struct command_options *options, int argc, char **argv);
 };
 
+static const struct argp list_parser;
+static const struct argp metrics_parser;
+static const struct argp top_parser;
+
 static const struct command commands[] = {
-    {"status", "", "What larderd holds, and is it healthy", 0, 0, false, command_status},
-    {"ls", "", "List entries", 0, 0, true, command_ls},
-    {"show", "KEY", "All about one entry", 1, 1, false, command_show},
-    {"verify", "[KEY...]", "Check entries (all) on SSD; drop bad ones", 0, 1 << 16, false,
+    {"status", "", "What larderd holds, and is it healthy", 0, 0, NULL, command_status},
+    {"top", "", "What larderd does, again each second", 0, 0, &top_parser, command_top},
+    {"metrics", "", "All numbers, for Prometheus", 0, 0, &metrics_parser, command_metrics},
+    {"ls", "", "List entries", 0, 0, &list_parser, command_ls},
+    {"show", "KEY", "All about one entry", 1, 1, NULL, command_show},
+    {"verify", "[KEY...]", "Check entries (all) on SSD; drop bad ones", 0, 1 << 16, NULL,
      command_verify},
-    {"rm", "KEY...", "Remove entries and what is behind them", 1, 1 << 16, false, command_rm},
-    {"models", "", "List models", 0, 0, false, command_models},
-    {"tenants", "", "List tenants and what each holds", 0, 0, false, command_tenants},
-    {"recipe", "ls | show RECIPE", "List recipes; show the stages of one", 1, 2, false,
+    {"rm", "KEY...", "Remove entries and what is behind them", 1, 1 << 16, NULL, command_rm},
+    {"models", "", "List models", 0, 0, NULL, command_models},
+    {"tenants", "", "List tenants and what each holds", 0, 0, NULL, command_tenants},
+    {"recipe", "ls | show RECIPE", "List recipes; show the stages of one", 1, 2, NULL,
      command_recipe},
 };
 
@@ -62,6 +68,17 @@ static const struct argp_option list_options[] = {
     {0},
 };
 
+static const struct argp_option metrics_options[] = {
+    {"output", 'o', "FILE", 0, "Replace FILE, whole, instead of printing", 0},
+    {0},
+};
+
+static const struct argp_option top_options[] = {
+    {"interval", 'i', "SECONDS", 0, "Time between views, 0.1 to 3600; default 1", 0},
+    {"count", 'n', "N", 0, "End after N views", 0},
+    {0},
+};
+
 static error_t parse_common(int key, char *argument, struct argp_state *state)
 {
     struct input *input = state->input;
@@ -77,10 +94,20 @@ static error_t parse_common(int key, char *argument, struct argp_state *state)
     }
 }
 
+/* What counts `what`; at least 1. */
+static uint64_t parse_count(struct argp_state *state, const char *text, const char *what)
+{
+    char *end;
+    errno = 0;
+    uint64_t count = strtoull(text, &end, 10);
+    if (errno || *end || *text < '0' || *text > '9' || count == 0)
+        argp_error(state, "'%s' is not a number of %s above 0", text, what);
+    return count;
+}
+
 static error_t parse_list(int key, char *argument, struct argp_state *state)
 {
     struct input *input = state->input;
-    char *end;
     switch (key) {
     case OPTION_TENANT:
         input->options.tenant = argument;
@@ -92,10 +119,39 @@ static error_t parse_list(int key, char *argument, struct argp_state *state)
         input->options.long_keys = true;
         return 0;
     case 'n':
-        errno = 0;
-        input->options.limit = strtoull(argument, &end, 10);
-        if (errno || *end || !*argument || *argument == '-' || input->options.limit == 0)
-            argp_error(state, "--limit %s is not a number of entries above 0", argument);
+        input->options.limit = parse_count(state, argument, "entries");
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
+static error_t parse_metrics(int key, char *argument, struct argp_state *state)
+{
+    struct input *input = state->input;
+    switch (key) {
+    case 'o':
+        input->options.output = argument;
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
+static error_t parse_top_options(int key, char *argument, struct argp_state *state)
+{
+    struct input *input = state->input;
+    char *end;
+    double seconds;
+    switch (key) {
+    case 'i':
+        seconds = strtod(argument, &end);
+        if (*end || !*argument || !(seconds >= 0.1 && seconds <= 3600))
+            argp_error(state, "'%s' is not a number of seconds from 0.1 to 3600", argument);
+        input->options.interval_ms = (uint32_t)(seconds * 1000);
+        return 0;
+    case 'n':
+        input->options.count = parse_count(state, argument, "views");
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;
@@ -104,6 +160,8 @@ static error_t parse_list(int key, char *argument, struct argp_state *state)
 
 static const struct argp common_parser = {.options = common_options, .parser = parse_common};
 static const struct argp list_parser = {.options = list_options, .parser = parse_list};
+static const struct argp metrics_parser = {.options = metrics_options, .parser = parse_metrics};
+static const struct argp top_parser = {.options = top_options, .parser = parse_top_options};
 
 /* --- subcommand ------------------------------------------------------------------------------- */
 
@@ -120,7 +178,7 @@ static error_t parse_arguments(int key, char *argument, struct argp_state *state
     switch (key) {
     case ARGP_KEY_INIT:
         state->child_inputs[0] = arguments->input;
-        if (command->lists)
+        if (command->own)
             state->child_inputs[1] = arguments->input;
         return 0;
     case ARGP_KEY_ARG:
@@ -131,6 +189,9 @@ static error_t parse_arguments(int key, char *argument, struct argp_state *state
     case ARGP_KEY_END:
         if (arguments->count < command->arguments_min)
             argp_error(state, "%s is missing", command->arguments);
+        if (arguments->input->options.json &&
+            (command->run == command_metrics || command->run == command_top))
+            argp_error(state, "larder %s has no JSON; see larder status --json", command->name);
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;
@@ -141,7 +202,7 @@ static int run_command(struct input *input, int argc, char **argv)
 {
     const struct command *command = input->command;
     const struct argp_child children[] = {
-        {&common_parser, 0, NULL, 0}, {command->lists ? &list_parser : NULL, 0, NULL, 0}, {0}};
+        {&common_parser, 0, NULL, 0}, {command->own, 0, NULL, 0}, {0}};
     const struct argp parser = {.parser = parse_arguments,
                                 .args_doc = command->arguments,
                                 .doc = command->summary,
@@ -220,7 +281,7 @@ int main(int argc, char **argv)
                                        .doc = "larder - looks into a running larderd\v ",
                                        .children = children,
                                        .help_filter = list_commands};
-    struct input input = {0};
+    struct input input = {.options = {.interval_ms = 1000}};
     argp_err_exit_status = COMMAND_USAGE;
     argp_parse(&parser, argc, argv, ARGP_IN_ORDER, NULL, &input);
     return run_command(&input, argc - input.argument_first, argv + input.argument_first);

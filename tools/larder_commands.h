@@ -23,12 +23,19 @@ struct command_options {
     const char *model;
     uint64_t limit; /* 0: all */
     bool long_keys;
+    /* metrics */
+    const char *output; /* NULL: stdout */
+    /* top */
+    uint32_t interval_ms;
+    uint64_t count; /* 0: until it is told to end */
 };
 
 /* `argv` holds what stands behind the subcommand; argc counts it. */
 int command_status(const struct command_options *options, int argc, char **argv);
 int command_models(const struct command_options *options, int argc, char **argv);
 int command_tenants(const struct command_options *options, int argc, char **argv);
+int command_metrics(const struct command_options *options, int argc, char **argv);
+int command_top(const struct command_options *options, int argc, char **argv);
 int command_ls(const struct command_options *options, int argc, char **argv);
 int command_show(const struct command_options *options, int argc, char **argv);
 int command_verify(const struct command_options *options, int argc, char **argv);

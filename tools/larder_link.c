@@ -135,6 +135,41 @@ int link_request(struct link *link, const void **out, enum wire_type type, const
                        bytes);
 }
 
+int link_status(struct link *link, struct wire_admin_status_ok *out)
+{
+    const void *body;
+    LARDER_TRY(
+        link_request(link, &body, WIRE_ADMIN_STATUS, NULL, 0, WIRE_ADMIN_STATUS_OK, sizeof(*out)));
+    memcpy(out, body, sizeof(*out));
+    return 0;
+}
+
+int link_tenants(struct link *link, struct wire_admin_tenant_ok **out, size_t *count)
+{
+    struct wire_admin_tenant_ok *tenants = NULL;
+    struct wire_admin_index index = {0};
+    *out = NULL;
+    *count = 0;
+    for (;; index.index++) {
+        const void *body;
+        int err = link_request(link, &body, WIRE_ADMIN_TENANTS, &index, sizeof(index),
+                               WIRE_ADMIN_TENANT_OK, sizeof(*tenants));
+        if (err == LARDER_ENOTFOUND)
+            break;
+        struct wire_admin_tenant_ok *grown =
+            err == 0 ? larder_realloc(tenants, (index.index + 1) * sizeof(*tenants)) : NULL;
+        if (!grown) {
+            larder_free(tenants);
+            return err < 0 ? err : larder_fail(-ENOMEM, "no memory for %u tenants", index.index);
+        }
+        tenants = grown;
+        memcpy(&tenants[index.index], body, sizeof(*tenants));
+    }
+    *out = tenants;
+    *count = index.index;
+    return 0;
+}
+
 /* --- entries ---------------------------------------------------------------------------------- */
 
 int link_each_entry(struct link *link, const uint8_t prefix[32], uint32_t digits,

@@ -27,6 +27,10 @@ void link_close(struct link *link);
 int link_request(struct link *link, const void **out, enum wire_type type, const void *body,
                  size_t body_bytes, enum wire_type answer_type, size_t answer_bytes_min);
 
+int link_status(struct link *link, struct wire_admin_status_ok *out);
+/* All tenants, in an array for larder_free(); NULL when there are none. */
+int link_tenants(struct link *link, struct wire_admin_tenant_ok **out, size_t *count);
+
 /* Entries in pages, for as long as `visit` returns 0. Only keys that begin with `digits` hex digits
  * of `prefix`. */
 int link_each_entry(struct link *link, const uint8_t prefix[32], uint32_t digits,

@@ -3,10 +3,10 @@
 #include <errno.h>
 #include <jansson.h>
 #include <stdio.h>
-#include <string.h>
 
 #include "base/bytes.h"
 #include "base/error.h"
+#include "base/mem.h"
 #include "tools/larder_commands.h"
 #include "tools/larder_link.h"
 #include "tools/larder_text.h"
@@ -131,15 +131,11 @@ int command_status(const struct command_options *options, int argc, char **argv)
     (void)argc;
     (void)argv;
     struct link *link;
-    const void *body;
     int err = link_open(&link, options->socket);
     if (err < 0)
         return command_failed(err);
     struct wire_admin_status_ok status;
-    err =
-        link_request(link, &body, WIRE_ADMIN_STATUS, NULL, 0, WIRE_ADMIN_STATUS_OK, sizeof(status));
-    if (err == 0)
-        memcpy(&status, body, sizeof(status));
+    err = link_status(link, &status);
     link_close(link);
     if (err < 0)
         return command_failed(err);
@@ -260,23 +256,22 @@ int command_tenants(const struct command_options *options, int argc, char **argv
     int err = link_open(&link, options->socket);
     if (err < 0)
         return command_failed(err);
+    struct wire_admin_tenant_ok *tenants;
+    size_t count;
+    err = link_tenants(link, &tenants, &count);
+    link_close(link);
+    if (err < 0)
+        return command_failed(err);
     json_t *array = options->json ? json_array() : NULL;
     if (!options->json)
         printf("%-24s %6s %9s %10s %10s %9s %9s %8s %7s\n", "TENANT", "CONNS", "ENTRIES", "HOST",
                "SSD", "GETS", "PUTS", "HIT", "CORRUPT");
-    for (struct wire_admin_index index = {0}; err == 0; index.index++) {
-        const void *body;
-        err = link_request(link, &body, WIRE_ADMIN_TENANTS, &index, sizeof(index),
-                           WIRE_ADMIN_TENANT_OK, sizeof(struct wire_admin_tenant_ok));
-        if (err == 0 && array)
-            json_array_append_new(array, tenant_json(body));
-        else if (err == 0)
-            tenant_row(body);
+    for (size_t i = 0; i < count; i++) {
+        if (array)
+            json_array_append_new(array, tenant_json(&tenants[i]));
+        else
+            tenant_row(&tenants[i]);
     }
-    link_close(link);
-    if (err != LARDER_ENOTFOUND) {
-        json_decref(array);
-        return command_failed(err);
-    }
+    larder_free(tenants);
     return options->json ? print_json(array) : COMMAND_OK;
 }

@@ -1,0 +1,297 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* larder_metrics.c - `larder metrics`: Prometheus' text format, version 0.0.4.
+ *
+ * Each table below is one list of metrics: rows with the same name follow each other, as the format
+ * asks, and only the first of them says what it is. Names end in their unit, counters in _total.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/bytes.h"
+#include "base/error.h"
+#include "base/mem.h"
+#include "tools/larder_commands.h"
+#include "tools/larder_link.h"
+
+enum kind {
+    GAUGE,
+    COUNTER,
+};
+
+struct metric {
+    const char *name;
+    enum kind kind;
+    const char *label; /* "" or NAME="VALUE" */
+    size_t offset;     /* in the answer */
+    size_t bytes;      /* 4 or 8 */
+    const char *help;
+};
+
+#define HOST "tier=\"host\""
+#define SSD  "tier=\"ssd\""
+
+#define STATUS(field)                                                                              \
+    offsetof(struct wire_admin_status_ok, field), sizeof(((struct wire_admin_status_ok *)0)->field)
+
+static const struct metric status_metrics[] = {
+    {"larder_uptime_seconds", GAUGE, "", STATUS(uptime_s), "Time since larderd started"},
+    {"larder_read_only", GAUGE, "", STATUS(read_only), "1 after a failed sync: an alarm"},
+    {"larder_connections", GAUGE, "", STATUS(connections), "Clients that are connected"},
+    {"larder_leases", GAUGE, "", STATUS(leases), "Leases that clients hold"},
+    {"larder_in_flight_requests", GAUGE, "", STATUS(in_flight), "Requests not yet answered"},
+    {"larder_entries", GAUGE, "", STATUS(entries), "Entries stored"},
+    {"larder_tier_entries", GAUGE, HOST, STATUS(entries_host), "Entries in a tier"},
+    {"larder_tier_entries", GAUGE, SSD, STATUS(entries_durable), ""},
+    {"larder_raw_bytes", GAUGE, "", STATUS(raw_bytes), "All entries as they were before encoding"},
+    {"larder_tier_bytes", GAUGE, HOST, STATUS(bytes_host), "Stored bytes in a tier"},
+    {"larder_tier_bytes", GAUGE, SSD, STATUS(bytes_ssd), ""},
+    {"larder_tier_limit_bytes", GAUGE, HOST, STATUS(host_bytes_max), "What a tier may hold"},
+    {"larder_tier_limit_bytes", GAUGE, SSD, STATUS(ssd_bytes_max), ""},
+    {"larder_slab_bytes", GAUGE, "", STATUS(slab_bytes), "Shared memory mapped for the host tier"},
+    {"larder_segments", GAUGE, "", STATUS(segments), "Segment files"},
+    {"larder_segment_bytes", GAUGE, "", STATUS(segment_bytes), "Segment files together"},
+    {"larder_staging_bytes", GAUGE, "", STATUS(staging_bytes), "Memory granted for PUTs"},
+    {"larder_puts_total", COUNTER, "", STATUS(puts), "PUTs"},
+    {"larder_puts_refused_total", COUNTER, "", STATUS(puts_refused), "PUTs without room"},
+    {"larder_gets_total", COUNTER, "", STATUS(gets), "GETs"},
+    {"larder_hit_blocks_total", COUNTER, HOST, STATUS(blocks_hit_host), "Blocks found, by tier"},
+    {"larder_hit_blocks_total", COUNTER, SSD, STATUS(blocks_hit_ssd), ""},
+    {"larder_missed_blocks_total", COUNTER, "", STATUS(blocks_missed), "Blocks not found"},
+    {"larder_corrupt_total", COUNTER, "", STATUS(corrupt), "Records dropped for a bad tag"},
+    {"larder_evicted_total", COUNTER, HOST, STATUS(evicted_host), "Entries evicted, by tier"},
+    {"larder_evicted_total", COUNTER, SSD, STATUS(evicted_ssd), ""},
+    {"larder_removed_total", COUNTER, "", STATUS(removed), "Entries removed on request"},
+    {"larder_synced_groups_total", COUNTER, "", STATUS(synced_groups), "Groups written and synced"},
+    {"larder_written_bytes_total", COUNTER, "", STATUS(bytes_written), "Bytes written to SSD"},
+    {"larder_read_bytes_total", COUNTER, "", STATUS(bytes_read), "Bytes read from SSD"},
+    {"larder_io_errors_total", COUNTER, "", STATUS(io_errors), "Reads and writes that failed"},
+    {"larder_refused_frames_total", COUNTER, "", STATUS(frames_refused), "Malformed messages"},
+    {"larder_recovered_entries", GAUGE, "", STATUS(recovered_entries),
+     "Entries that the last start found"},
+    {"larder_recovered_tail_entries", GAUGE, "", STATUS(recovered_from_tail),
+     "Of those, not yet in the index"},
+    {"larder_index_rebuilt", GAUGE, "", STATUS(index_rebuilt),
+     "1 when the last start made the index anew"},
+};
+
+#define TENANT(field)                                                                              \
+    offsetof(struct wire_admin_tenant_ok, field), sizeof(((struct wire_admin_tenant_ok *)0)->field)
+
+static const struct metric tenant_metrics[] = {
+    {"larder_tenant_connections", GAUGE, "", TENANT(connections), "A tenant's clients"},
+    {"larder_tenant_entries", GAUGE, "", TENANT(stat.entries), "A tenant's entries"},
+    {"larder_tenant_tier_entries", GAUGE, HOST, TENANT(stat.entries_host),
+     "A tenant's entries in a tier"},
+    {"larder_tenant_tier_entries", GAUGE, SSD, TENANT(stat.entries_durable), ""},
+    {"larder_tenant_tier_bytes", GAUGE, HOST, TENANT(stat.bytes_host),
+     "A tenant's stored bytes in a tier"},
+    {"larder_tenant_tier_bytes", GAUGE, SSD, TENANT(stat.bytes_ssd), ""},
+    {"larder_tenant_gets_total", COUNTER, "", TENANT(stat.gets), "A tenant's GETs"},
+    {"larder_tenant_puts_total", COUNTER, "", TENANT(stat.puts), "A tenant's PUTs"},
+    {"larder_tenant_hit_blocks_total", COUNTER, HOST, TENANT(stat.blocks_hit_host),
+     "A tenant's blocks found, by tier"},
+    {"larder_tenant_hit_blocks_total", COUNTER, SSD, TENANT(stat.blocks_hit_ssd), ""},
+    {"larder_tenant_missed_blocks_total", COUNTER, "", TENANT(stat.blocks_missed),
+     "A tenant's blocks not found"},
+    {"larder_tenant_corrupt_total", COUNTER, "", TENANT(stat.corrupt),
+     "A tenant's records dropped for a bad tag"},
+};
+
+/* --- text ------------------------------------------------------------------------------------- */
+
+/* The value of a label, in its quotes. Ends at a NUL or after `bytes`. */
+static void print_quoted(FILE *file, const char *text, size_t bytes)
+{
+    putc('"', file);
+    for (size_t i = 0; i < bytes && text[i]; i++) {
+        if (text[i] == '\n')
+            fputs("\\n", file);
+        else if (text[i] == '"' || text[i] == '\\')
+            fprintf(file, "\\%c", text[i]);
+        else
+            putc(text[i], file);
+    }
+    putc('"', file);
+}
+
+static void print_head(FILE *file, const char *name, enum kind kind, const char *help)
+{
+    fprintf(file, "# HELP %s %s.\n# TYPE %s %s\n", name, help, name,
+            kind == COUNTER ? "counter" : "gauge");
+}
+
+/* `answer` is what the row's offset counts from; `tenant` NULL: none. */
+static void print_sample(FILE *file, const struct metric *metric, const void *answer,
+                         const struct wire_admin_tenant_ok *tenant)
+{
+    uint64_t value = 0;
+    uint32_t narrow;
+    const uint8_t *at = (const uint8_t *)answer + metric->offset;
+    if (metric->bytes == sizeof(narrow)) {
+        memcpy(&narrow, at, sizeof(narrow));
+        value = narrow;
+    } else {
+        memcpy(&value, at, sizeof(value));
+    }
+    fputs(metric->name, file);
+    if (tenant) {
+        fputs("{tenant=", file);
+        print_quoted(file, tenant->name, sizeof(tenant->name));
+        fprintf(file, "%s%s}", *metric->label ? "," : "", metric->label);
+    } else if (*metric->label) {
+        fprintf(file, "{%s}", metric->label);
+    }
+    fprintf(file, " %" PRIu64 "\n", value);
+}
+
+static bool is_first(const struct metric *metrics, size_t i)
+{
+    return i == 0 || strcmp(metrics[i].name, metrics[i - 1].name) != 0;
+}
+
+static void print_status(FILE *file, const struct wire_admin_status_ok *status)
+{
+    print_head(file, "larder_info", GAUGE, "What runs, in its labels; always 1");
+    fputs("larder_info{version=", file);
+    print_quoted(file, status->version, sizeof(status->version));
+    fputs(",directory=", file);
+    print_quoted(file, status->directory, sizeof(status->directory));
+    fputs(",io=", file);
+    print_quoted(file, status->io, sizeof(status->io));
+    fputs(",recipe=", file);
+    print_quoted(file, status->recipe, sizeof(status->recipe));
+    fputs("} 1\n", file);
+    for (size_t i = 0; i < LARDER_COUNT_OF(status_metrics); i++) {
+        const struct metric *metric = &status_metrics[i];
+        if (is_first(status_metrics, i))
+            print_head(file, metric->name, metric->kind, metric->help);
+        print_sample(file, metric, status, NULL);
+    }
+    print_head(file, "larder_recovery_seconds", GAUGE, "Time that the last start took to recover");
+    fprintf(file, "larder_recovery_seconds %" PRIu64 ".%06" PRIu64 "\n",
+            status->recovery_us / 1000000, status->recovery_us % 1000000);
+}
+
+static void print_tenants(FILE *file, const struct wire_admin_tenant_ok *tenants, size_t count)
+{
+    for (size_t i = 0; count > 0 && i < LARDER_COUNT_OF(tenant_metrics); i++) {
+        const struct metric *metric = &tenant_metrics[i];
+        if (is_first(tenant_metrics, i))
+            print_head(file, metric->name, metric->kind, metric->help);
+        for (size_t j = 0; j < count; j++)
+            print_sample(file, metric, &tenants[j], &tenants[j]);
+    }
+}
+
+static void print_up(FILE *file, int up)
+{
+    print_head(file, "larder_up", GAUGE, "1 when larderd answers, else 0 and nothing more is said");
+    fprintf(file, "larder_up %d\n", up);
+}
+
+/* --- file ------------------------------------------------------------------------------------- */
+
+/* Where the text goes: stdout, or a file that takes the place of another when it is whole. */
+struct output {
+    FILE *file;
+    const char *path;
+    char *temporary_path; /* NULL: stdout */
+};
+
+static void drop_output(struct output *output)
+{
+    if (output->temporary_path)
+        unlink(output->temporary_path);
+    larder_free(output->temporary_path);
+}
+
+static int open_output(struct output *output, const char *path)
+{
+    *output = (struct output){.file = stdout, .path = path};
+    if (!path)
+        return 0;
+    /* In the same folder, for the rename; no reader of *.prom takes it for another file. */
+    size_t bytes = strlen(path) + sizeof(".XXXXXX");
+    output->temporary_path = larder_alloc(bytes);
+    if (!output->temporary_path)
+        return larder_fail(-ENOMEM, "no memory for a path");
+    snprintf(output->temporary_path, bytes, "%s.XXXXXX", path);
+    int fd = mkstemp(output->temporary_path);
+    if (fd < 0) {
+        int err = larder_fail(-errno, "cannot write beside %s: %m", path);
+        larder_free(output->temporary_path);
+        return err;
+    }
+    /* For a collector that runs as another user. */
+    output->file = fchmod(fd, 0644) < 0 ? NULL : fdopen(fd, "w");
+    if (!output->file) {
+        int err = larder_fail(-errno, "cannot write %s: %m", output->temporary_path);
+        close(fd);
+        drop_output(output);
+        return err;
+    }
+    return 0;
+}
+
+static int close_output(struct output *output)
+{
+    bool failed = ferror(output->file) != 0;
+    if (output->temporary_path)
+        failed = fclose(output->file) != 0 || failed;
+    else
+        failed = fflush(output->file) != 0 || failed;
+    int err = 0;
+    if (failed)
+        err = larder_fail(-EIO, "%s could not be written: %m", output->path ? output->path : "it");
+    else if (output->temporary_path && rename(output->temporary_path, output->path) < 0)
+        err = larder_fail(-errno, "cannot replace %s: %m", output->path);
+    if (err < 0)
+        drop_output(output);
+    else
+        larder_free(output->temporary_path);
+    return err;
+}
+
+/* --- command ---------------------------------------------------------------------------------- */
+
+static int ask(const char *socket, struct wire_admin_status_ok *status,
+               struct wire_admin_tenant_ok **tenants, size_t *count)
+{
+    struct link *link;
+    LARDER_TRY(link_open(&link, socket));
+    int err = link_status(link, status);
+    if (err == 0)
+        err = link_tenants(link, tenants, count);
+    link_close(link);
+    return err;
+}
+
+int command_metrics(const struct command_options *options, int argc, char **argv)
+{
+    (void)argc;
+    (void)argv;
+    struct wire_admin_status_ok status;
+    struct wire_admin_tenant_ok *tenants = NULL;
+    size_t count = 0;
+    struct output output;
+    int asked = ask(options->socket, &status, &tenants, &count);
+    /* A collector must not go on with the numbers of a daemon that is gone: that is told, too. */
+    int code = asked < 0 ? command_failed(asked) : COMMAND_OK;
+    int err = open_output(&output, options->output);
+    if (err == 0) {
+        print_up(output.file, asked == 0);
+        if (asked == 0) {
+            print_status(output.file, &status);
+            print_tenants(output.file, tenants, count);
+        }
+        err = close_output(&output);
+    }
+    larder_free(tenants);
+    return err < 0 ? command_failed(err) : code;
+}
