@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Goal:   the service manager learns when larderd can be used, that it lives, reloads and stops;
  *         and without a manager, or with one that does not listen, larderd runs as ever.
- * Method: real processes; the test is the manager and reads the datagrams. At READY=1 it connects at
- *         once, without a second try.
+ * Method: real processes; the test is the manager and reads the datagrams. At READY=1 it connects
+ *         at once, without a second try.
  */
 #include <check.h>
 #include <signal.h>
