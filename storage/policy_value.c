@@ -24,6 +24,7 @@
 #define SPAN_TICKS    32u /* half a second; older spans are longer */
 #define WORTHS        4u  /* classes of worth, octaves apart */
 #define LANES         (REUSE_CLASSES * WORTHS)
+#define LANE_WORDS    ((LANES + 63) / 64)
 #define TURN_MAX      200u
 #define POSITIONS     3u
 #define FOLLOW_FACTOR 16u /* capacities that pass through while an entry is followed */
@@ -38,6 +39,7 @@ struct span {
     uint32_t start_ticks;
     uint32_t last_ticks;
     uint32_t leaf_count;
+    uint64_t occupied[LANE_WORDS]; /* a bit for each list that is not empty */
     struct policy_list lists[LANES];
 };
 
@@ -146,6 +148,7 @@ static void cell_add(struct larder_policy *policy, uint32_t id)
     uint32_t index = span_of(value, node->used_ticks);
     policy_list_append(policy, &value->spans[index]->lists[node->lane], id);
     value->spans[index]->leaf_count++;
+    value->spans[index]->occupied[node->lane / 64] |= 1ull << node->lane % 64;
     if (value->best.span < SPANS_MAX) {
         float worth = cell_value(value, index, node->lane);
         if (worth < value->best.value)
@@ -160,6 +163,8 @@ static void cell_remove(struct larder_policy *policy, uint32_t id)
     struct span *span = value->spans[span_of(value, node->used_ticks)];
     policy_list_remove(policy, &span->lists[node->lane], id);
     span->leaf_count--;
+    if (span->lists[node->lane].count == 0)
+        span->occupied[node->lane / 64] &= ~(1ull << node->lane % 64);
 }
 
 static void join(struct larder_policy *policy, struct policy_list *into, struct policy_list *from)
@@ -199,6 +204,10 @@ static void merge_spans(struct larder_policy *policy)
     struct span *younger = value->spans[least];
     for (uint32_t lane = 0; lane < LANES; lane++)
         join(policy, &older->lists[lane], &younger->lists[lane]);
+    for (uint32_t word = 0; word < LANE_WORDS; word++) {
+        older->occupied[word] |= younger->occupied[word];
+        younger->occupied[word] = 0;
+    }
     if (older->leaf_count == 0)
         older->start_ticks = younger->start_ticks;
     if (younger->leaf_count > 0)
@@ -225,6 +234,13 @@ static void open_span(struct larder_policy *policy)
     span->last_ticks = value->now_ticks;
 }
 
+static bool comes_after(const struct cell *cell, const struct cell *before)
+{
+    if (cell->value != before->value)
+        return cell->value > before->value;
+    return cell->span != before->span ? cell->span > before->span : cell->lane > before->lane;
+}
+
 /* The cell of least value among those that come after `after` by (value, span, lane). */
 static struct cell next_cell(const struct policy_value *value, const struct cell *after)
 {
@@ -232,16 +248,15 @@ static struct cell next_cell(const struct policy_value *value, const struct cell
     for (uint32_t i = 0; i < value->span_count; i++) {
         if (value->spans[i]->leaf_count == 0)
             continue;
-        for (uint32_t lane = 0; lane < LANES; lane++) {
-            if (value->spans[i]->lists[lane].count == 0)
-                continue;
-            float worth = cell_value(value, i, lane);
-            if (after && (worth < after->value ||
-                          (worth == after->value &&
-                           (i < after->span || (i == after->span && lane <= after->lane)))))
-                continue;
-            if (best.span == SPANS_MAX || worth < best.value)
-                best = (struct cell){i, lane, worth};
+        for (uint32_t word = 0; word < LANE_WORDS; word++) {
+            for (uint64_t left = value->spans[i]->occupied[word]; left; left &= left - 1) {
+                struct cell cell = {.span = i, .lane = word * 64 + (uint32_t)__builtin_ctzll(left)};
+                cell.value = cell_value(value, i, cell.lane);
+                if (after && !comes_after(&cell, after))
+                    continue;
+                if (best.span == SPANS_MAX || cell.value < best.value)
+                    best = cell;
+            }
         }
     }
     return best;
