@@ -508,7 +508,7 @@ int larder_index_put_model(struct larder_index *index, const struct larder_key *
 int larder_index_commit(struct larder_index *index, uint64_t next_generation)
 {
     assert(index->txn);
-    int err = next_generation ? put_meta(index, "generation", next_generation) : 0;
+    int err = put_meta(index, "generation", next_generation);
     if (err < 0) {
         larder_index_abort(index);
         return err;

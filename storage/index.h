@@ -92,9 +92,7 @@ int larder_index_put_segment(struct larder_index *index, uint32_t segment_id,
 int larder_index_delete_segment(struct larder_index *index, uint32_t segment_id);
 int larder_index_put_model(struct larder_index *index, const struct larder_key *fingerprint,
                            const struct larder_model_desc *desc);
-/* Also stores the generation the next start may begin above. 0 stores none: so the parts of a
- * rebuild but its last one are committed, and a start after a crash in between says *created still.
- */
+/* Also stores the generation the next start may begin above. */
 int larder_index_commit(struct larder_index *index, uint64_t next_generation);
 void larder_index_abort(struct larder_index *index);
 
