@@ -164,7 +164,22 @@ static void hold_locked(struct larder_store *store, struct larder_lease *lease, 
     host_slot(&store->host, slot_id)->leases++;
 }
 
-/* Holds what is in the host tier first, so that making room for the rest cannot evict it. */
+/* The last one that is held, behind `index`: false when there is none. */
+static bool let_last_go_locked(struct larder_store *store, struct larder_lease *lease,
+                               uint32_t index, uint32_t *end)
+{
+    while (*end > index + 1) {
+        struct lease_ref *ref = &lease->refs[--*end];
+        if (ref->slot == HOST_NONE)
+            continue;
+        host_unlease(&store->host, ref->slot);
+        return true;
+    }
+    return false;
+}
+
+/* Holds what is in the host tier first, so that making room for the rest cannot evict it; but of a
+ * chain that does not fit, the end gives way to the start. */
 static int hold_run_locked(struct larder_store *store, struct larder_lease *lease, uint32_t *ids,
                            uint32_t count)
 {
@@ -176,15 +191,18 @@ static int hold_run_locked(struct larder_store *store, struct larder_lease *leas
             hold_locked(store, lease, i, slot);
     }
     uint32_t held = 0;
-    for (; held < count; held++) {
+    uint32_t end = count;
+    for (; held < end; held++) {
         if (lease->refs[held].slot != HOST_NONE)
             continue;
-        err = start_load_locked(store, ids[held]);
+        do {
+            err = start_load_locked(store, ids[held]);
+        } while (err == -EBUSY && let_last_go_locked(store, lease, held, &end));
         if (err < 0)
             break;
         hold_locked(store, lease, held, table_entry(&store->table, ids[held])->slot);
     }
-    for (uint32_t i = held; i < count; i++) {
+    for (uint32_t i = held; i < end; i++) {
         if (lease->refs[i].slot != HOST_NONE)
             host_unlease(&store->host, lease->refs[i].slot);
     }

@@ -7,7 +7,8 @@
  *          the storage thread, must be short, and may call functions of this header that do not
  *          wait (all but larder_store_open, _close, _verify).
  * I1  The index names only bytes whose write completed and was synced.
- * I2  A slot's bytes never change between publication and the rise of its generation.
+ * I2  A slot's bytes never change between publication and the rise of its generation, but for the
+ *     record's place and tags, which are filled in when it is written to SSD.
  * I3  Every entry's parent is stored too, in one tier or the other (chains have no holes).
  * I4  After a failed sync nothing is acknowledged durable and nothing more is written.
  */

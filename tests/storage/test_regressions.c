@@ -370,6 +370,23 @@ START_TEST(a_segment_whose_removal_failed_goes_the_next_time)
 }
 END_TEST
 
+/* Its end was in the host tier, was held, and left no room for its start. */
+START_TEST(a_chain_above_the_host_tier_gives_its_start)
+{
+    enum { BLOCKS = 40 };
+    fixture_put_chain(&f, 1, BLOCKS, 60000, LARDER_DURABLE);
+    struct larder_entry_info info;
+    struct larder_key first = block_key(1);
+    struct larder_key last = block_key(BLOCKS);
+    ck_assert_int_eq(larder_store_find(f.store, &info, &first), 0);
+    ck_assert(!info.in_host);
+    ck_assert_int_eq(larder_store_find(f.store, &info, &last), 0);
+    ck_assert(info.in_host);
+    int err;
+    ck_assert_uint_ge(fixture_get_chain(&f, 1, BLOCKS, &err), BLOCKS / 2);
+}
+END_TEST
+
 /* Placing it ended in an assertion. */
 START_TEST(a_record_for_longer_segments_is_refused)
 {
@@ -465,6 +482,7 @@ int main(void)
     tcase_add_test(tcase, a_rebuild_knows_what_went_with_its_parent);
     tcase_add_test(tcase, a_new_tenant_keeps_nobody_waiting);
     tcase_add_test(tcase, a_segment_whose_removal_failed_goes_the_next_time);
+    tcase_add_test(tcase, a_chain_above_the_host_tier_gives_its_start);
     tcase_add_test(tcase, a_record_for_longer_segments_is_refused);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);
