@@ -217,21 +217,27 @@ static void leave_ssd_locked(struct larder_store *store, uint32_t id)
         forget_entry_locked(store, id);
 }
 
+/* On the ways down to leaves, of one choice: the lock is held. */
+#define STEPS_MAX 65536u
+
+/* The subtree of the oldest entry goes from its leaves; the way down to the next one begins where the
+ * last one was. */
 static uint32_t choose_victims_locked(struct larder_store *store, struct victim *victims,
                                       uint64_t bytes)
 {
     uint32_t count = 0;
     uint64_t freed = 0;
+    uint32_t steps = 0;
     uint32_t id = store->table.ssd_oldest;
+    uint32_t leaf = id;
     while (id != TABLE_NONE && count < VICTIMS_MAX && freed < bytes) {
-        uint32_t leaf = id;
-        const struct entry *entry = table_entry(&store->table, id);
-        while (entry->first_child != TABLE_NONE) {
+        const struct entry *entry = table_entry(&store->table, leaf);
+        for (; entry->first_child != TABLE_NONE && steps < STEPS_MAX; steps++) {
             leaf = entry->first_child;
             entry = table_entry(&store->table, leaf);
         }
         if (!may_leave_ssd(store, entry)) {
-            id = table_entry(&store->table, id)->newer;
+            leaf = id = table_entry(&store->table, id)->newer;
             continue;
         }
         victims[count].key = entry->key;
@@ -240,9 +246,11 @@ static uint32_t choose_victims_locked(struct larder_store *store, struct victim 
         count++;
         bool was_oldest = leaf == id;
         uint32_t newer = table_entry(&store->table, id)->newer;
+        uint32_t parent = entry->parent;
         leave_ssd_locked(store, leaf);
+        leaf = parent;
         if (was_oldest)
-            id = newer;
+            leaf = id = newer;
     }
     return count;
 }

@@ -214,6 +214,26 @@ static uint32_t link_by_age(struct recovery *recovery, struct aged *aged, uint32
     return left;
 }
 
+/* A parent that was replaced is younger than its children. From each that is left up to one that is
+ * linked, and down again; what has no way up is marked, so that it is walked once. */
+static void link_late(struct recovery *recovery, const struct aged *left, uint32_t count,
+                      struct aged *path)
+{
+    struct table *table = &recovery->store->table;
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t depth = 0;
+        uint32_t id = left[i].id;
+        while (id != TABLE_NONE &&
+               !(table_entry(table, id)->flags & (ENTRY_DURABLE | ENTRY_DOOMED))) {
+            table_entry(table, id)->flags |= ENTRY_DOOMED;
+            path[depth++].id = id;
+            id = table_find(table, parent_of(recovery, id));
+        }
+        while (depth > 0 && link_entry(recovery, path[depth - 1].id))
+            table_entry(table, path[--depth].id)->flags &= (uint16_t)~ENTRY_DOOMED;
+    }
+}
+
 static int link_all(struct recovery *recovery)
 {
     struct table *table = &recovery->store->table;
@@ -230,12 +250,8 @@ static int link_all(struct recovery *recovery)
                 aged[count++] = (struct aged){.generation = entry->variant.generation, .id = id};
         }
         sort_by_age(aged, spare, count);
-        /* A parent that was replaced is younger than its children: again, until nothing moves. */
-        uint32_t left = count;
-        do {
-            count = left;
-            left = link_by_age(recovery, aged, count);
-        } while (left > 0 && left < count);
+        uint32_t left = link_by_age(recovery, aged, count);
+        link_late(recovery, aged, left, spare);
     }
     larder_free(spare);
     larder_free(aged);

@@ -370,6 +370,36 @@ START_TEST(a_segment_whose_removal_failed_goes_the_next_time)
 }
 END_TEST
 
+/* Each pass over all that was left linked one of them. */
+START_TEST(a_chain_replaced_from_its_end_is_linked)
+{
+    enum { BLOCKS = 60 };
+    struct block block = {.token_count = 16,
+                          .section_bytes = 64,
+                          .quality = LARDER_QUALITY_LOSSY,
+                          .tenant = f.tenant.index};
+    for (block.seed = 1; block.seed <= BLOCKS; block.seed++) {
+        block.parent = block.seed > 1 ? block_key(block.seed - 1) : larder_key_root;
+        ck_assert_int_eq(fixture_put(&f, &block, LARDER_DURABLE), 0);
+    }
+    block.quality = LARDER_QUALITY_EXACT;
+    for (block.seed = BLOCKS; block.seed >= 1; block.seed--) {
+        block.parent = block.seed > 1 ? block_key(block.seed - 1) : larder_key_root;
+        ck_assert_int_eq(fixture_put(&f, &block, LARDER_DURABLE), 0);
+    }
+    int err;
+    reopen();
+    check();
+    ck_assert_uint_eq(fixture_get_chain(&f, 1, BLOCKS, &err), BLOCKS);
+    fixture_close(&f);
+    fixture_remove_index(&f);
+    reopen();
+    ck_assert_uint_eq(fixture_stats(&f).index_rebuilt, 1);
+    check();
+    ck_assert_uint_eq(fixture_get_chain(&f, 1, BLOCKS, &err), BLOCKS);
+}
+END_TEST
+
 /* Its end was in the host tier, was held, and left no room for its start. */
 START_TEST(a_chain_above_the_host_tier_gives_its_start)
 {
@@ -482,6 +512,7 @@ int main(void)
     tcase_add_test(tcase, a_rebuild_knows_what_went_with_its_parent);
     tcase_add_test(tcase, a_new_tenant_keeps_nobody_waiting);
     tcase_add_test(tcase, a_segment_whose_removal_failed_goes_the_next_time);
+    tcase_add_test(tcase, a_chain_replaced_from_its_end_is_linked);
     tcase_add_test(tcase, a_chain_above_the_host_tier_gives_its_start);
     tcase_add_test(tcase, a_record_for_longer_segments_is_refused);
     suite_add_tcase(suite, tcase);
