@@ -75,7 +75,11 @@ static bool evict_slot_locked(struct larder_store *store, uint32_t slot_id)
     }
     if (!may_forget(store, entry))
         return false;
+    /* The one above goes next, without a walk down to it. */
+    uint32_t parent = id == slot->entry ? TABLE_NONE : entry->parent;
     forget_entry_locked(store, id);
+    if (parent != TABLE_NONE && table_entry(&store->table, parent)->slot != HOST_NONE)
+        host_age(&store->host, table_entry(&store->table, parent)->slot);
     return true;
 }
 

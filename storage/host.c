@@ -446,6 +446,18 @@ void host_touch(struct host *host, uint32_t id)
     lru_insert(host, id);
 }
 
+void host_age(struct host *host, uint32_t id)
+{
+    struct host_slot *slot = host_slot(host, id);
+    if (slot->state != HOST_SLOT_READY || slot->dropped || slot->older == HOST_NONE)
+        return;
+    lru_remove(host, id);
+    struct host_tenant *tenant = &host->tenants[host_slot_tenant(host, id)];
+    slot->newer = tenant->oldest;
+    host_slot(host, tenant->oldest)->older = id;
+    tenant->oldest = id;
+}
+
 static void free_if_unused(struct host *host, uint32_t id)
 {
     struct host_slot *slot = host_slot(host, id);

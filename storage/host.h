@@ -83,6 +83,8 @@ void host_shrink(struct host *host, uint32_t id, uint64_t bytes);
 /* All its sections are published: it joins the LRU list as the newest. */
 void host_ready(struct host *host, uint32_t id);
 void host_touch(struct host *host, uint32_t id);
+/* Makes it the oldest. */
+void host_age(struct host *host, uint32_t id);
 /* Nobody finds it any more: frees it now, or when the last lease and pin go. */
 void host_drop(struct host *host, uint32_t id);
 void host_unpin(struct host *host, uint32_t id);

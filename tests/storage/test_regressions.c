@@ -400,6 +400,37 @@ START_TEST(a_chain_replaced_from_its_end_is_linked)
 }
 END_TEST
 
+/* Without SSD: a chain that is only in the host tier goes from its end. */
+START_TEST(a_chain_of_the_host_tier_goes_from_its_end)
+{
+    enum { BLOCKS = 10 };
+    set_faults((struct sim_faults){.capacity_bytes = 64 << 10});
+    struct block block = {.token_count = 256, .section_bytes = 60000, .tenant = f.tenant.index};
+    for (uint64_t i = 1; i <= BLOCKS; i++) {
+        block.seed = i;
+        int err = fixture_put(&f, &block, LARDER_DURABLE);
+        ck_assert_int_eq(err, -ENOSPC);
+        block.parent = block_key(i);
+    }
+    block.parent = larder_key_root;
+    uint32_t left = BLOCKS;
+    for (uint64_t seed = 100; left > 0; seed++) {
+        ck_assert_uint_lt(seed, 200);
+        block.seed = seed;
+        ck_assert_int_eq(fixture_put(&f, &block, LARDER_DURABLE), -ENOSPC);
+        check();
+        uint32_t now = 0;
+        while (now < BLOCKS && fixture_has(&f, now + 1))
+            now++;
+        for (uint32_t i = now; i < BLOCKS; i++)
+            ck_assert(!fixture_has(&f, i + 1));
+        ck_assert_uint_le(now, left);
+        left = now;
+    }
+    set_faults((struct sim_faults){0});
+}
+END_TEST
+
 /* Its end was in the host tier, was held, and left no room for its start. */
 START_TEST(a_chain_above_the_host_tier_gives_its_start)
 {
@@ -513,6 +544,7 @@ int main(void)
     tcase_add_test(tcase, a_new_tenant_keeps_nobody_waiting);
     tcase_add_test(tcase, a_segment_whose_removal_failed_goes_the_next_time);
     tcase_add_test(tcase, a_chain_replaced_from_its_end_is_linked);
+    tcase_add_test(tcase, a_chain_of_the_host_tier_goes_from_its_end);
     tcase_add_test(tcase, a_chain_above_the_host_tier_gives_its_start);
     tcase_add_test(tcase, a_record_for_longer_segments_is_refused);
     suite_add_tcase(suite, tcase);
