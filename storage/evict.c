@@ -224,8 +224,8 @@ static void leave_ssd_locked(struct larder_store *store, uint32_t id)
 /* On the ways down to leaves, of one choice: the lock is held. */
 #define STEPS_MAX 65536u
 
-/* The subtree of the oldest entry goes from its leaves; the way down to the next one begins where the
- * last one was. */
+/* The subtree of the oldest entry goes from its leaves; the way down to the next one begins where
+ * the last one was. */
 static uint32_t choose_victims_locked(struct larder_store *store, struct victim *victims,
                                       uint64_t bytes)
 {

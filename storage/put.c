@@ -25,7 +25,7 @@ static void run_watch(struct larder_store *store, struct completion *completion)
     larder_free(watch);
 }
 
-/* What a watch of this entry would be told now; 1: not yet. `err`: how what was on its way ended. */
+/* What a watch of this entry is told now; 1: not yet. `err`: how what was on its way ended. */
 static int watch_answer(const struct entry *entry, const struct watch *watch, int err)
 {
     if (!(entry->flags & ENTRY_VISIBLE) && !(entry->flags & ENTRY_PUTTING))

@@ -4,8 +4,8 @@
  * Every segment is read head by head, stepping over sections; the newest is verified whole, because
  * only there can writes have been cut short (writer.c, make_room). Where no valid head stands (a
  * hole that was punched, damage) the next page that begins like a record is looked for. Of two
- * records of a key the newer one wins, after it was verified whole; tombstones remove what is older than they
- * are, and what is behind it; what has no parent goes.
+ * records of a key the newer one wins, after it was verified whole; tombstones remove what is older
+ * than they are, and what is behind it; what has no parent goes.
  *
  * A payload may hold bytes that look like a record. They are met only inside of a record whose own
  * head is damaged, and must then carry the right place and tags; v1's tags do not resist somebody
@@ -192,8 +192,8 @@ static void apply_removed(struct rebuild *rebuild)
 }
 
 /* A removal takes all that is behind its keys, but its tombstone names only what was still stored
- * then: what had been evicted before may stand in a segment yet. It is older than a tombstone of one
- * of its ancestors. The table is linked. */
+ * then: what had been evicted before may stand in a segment yet. It is older than a tombstone of
+ * one of its ancestors. The table is linked. */
 static int drop_behind_removed(struct rebuild *rebuild)
 {
     struct larder_store *store = rebuild->recovery->store;

@@ -194,8 +194,8 @@ static bool link_entry(struct recovery *recovery, uint32_t id)
 }
 
 /* In the order of age: nearly every parent comes before its children then, and neighbours in a
- * chain one after another, which matters because the table itself is in no order that memory likes. Uses
- * are not kept over a restart: age stands for them. */
+ * chain one after another, which matters because the table itself is in no order that memory likes.
+ * Uses are not kept over a restart: age stands for them. */
 static uint32_t link_by_age(struct recovery *recovery, struct aged *aged, uint32_t count)
 {
     enum { FAR = 24, NEAR = 12 };

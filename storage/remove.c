@@ -3,9 +3,9 @@
  *
  * A removal dooms the whole subtree at once: nobody finds it any more. Its keys then go, children
  * before parents, in slices: a tombstone in a segment, synced, with the index's deletion of the
- * same keys in the same group. So no crash leaves a hole, and no rebuild brings a key back. Every doomed
- * key gets a tombstone, stored on SSD or not: an older copy that was evicted may still stand in a
- * segment whose file system cannot punch.
+ * same keys in the same group. So no crash leaves a hole, and no rebuild brings a key back. Every
+ * doomed key gets a tombstone, stored on SSD or not: an older copy that was evicted may still stand
+ * in a segment whose file system cannot punch.
  */
 #include <assert.h>
 #include <errno.h>

@@ -34,8 +34,8 @@
 #define GROUP_BYTES_MAX (64ull << 20)
 /* What one index transaction takes at most: it makes sure of room for so many (index.h). */
 #define GROUP_MEMBERS_MAX 500u
-/* Writes in flight: enough of small ones to keep a disk busy, little enough of large ones that reads
- * get in between. */
+/* Writes in flight: enough of small ones to keep a disk busy, little enough of large ones that
+ * reads get in between. */
 #define WRITES_IN_FLIGHT_MAX      64u
 #define WRITE_BYTES_IN_FLIGHT_MAX (16u << 20)
 /* Looked at among the siblings of a block, shortest and latest first: tails are a help, not a

@@ -59,7 +59,7 @@ static void tag_of_head(uint8_t out[16], const struct larder_record *record)
     memset(header.tag, 0, sizeof(header.tag));
     XXH3_state_t state;
     /* reset_withSeed() trusts the secret in a state whose seed it has already, and this one's is
-     * whatever the stack held: the last head's seed over a secret since overwritten, for instance. */
+     * whatever the stack held: the last head's seed over a secret since overwritten. */
     XXH3_INITSTATE(&state);
     XXH3_128bits_reset_withSeed(&state, seed_of(record, HEAD_SECTION));
     XXH3_128bits_update(&state, &header, sizeof(header));

@@ -57,7 +57,7 @@ static void set_faults(struct sim_faults faults)
     sim_disk_set_faults(disk, &faults);
 }
 
-/* --- keys -------------------------------------------------------------------------------------- */
+/* --- keys ------------------------------------------------------------------------------------- */
 
 static int lease_of(const struct larder_key *keys, uint32_t count)
 {
@@ -91,7 +91,7 @@ START_TEST(a_key_of_zeros_is_no_block)
 }
 END_TEST
 
-/* --- waiting for an entry ---------------------------------------------------------------------- */
+/* --- waiting for an entry --------------------------------------------------------------------- */
 
 struct told {
     sem_t over;
@@ -213,7 +213,7 @@ START_TEST(a_worse_entry_is_not_what_was_waited_for)
 }
 END_TEST
 
-/* --- removal ----------------------------------------------------------------------------------- */
+/* --- removal ---------------------------------------------------------------------------------- */
 
 #define COUNT 600u /* three slices, two groups */
 
@@ -329,7 +329,7 @@ START_TEST(a_rebuild_knows_what_went_with_its_parent)
 }
 END_TEST
 
-/* --- space ------------------------------------------------------------------------------------- */
+/* --- space ------------------------------------------------------------------------------------ */
 
 static const struct larder_io_ops *real_ops;
 static atomic_bool fail_directory_sync;
@@ -483,7 +483,7 @@ START_TEST(a_record_for_longer_segments_is_refused)
 }
 END_TEST
 
-/* --- tenants ----------------------------------------------------------------------------------- */
+/* --- tenants ---------------------------------------------------------------------------------- */
 
 static sem_t sync_begun, sync_may_end;
 static atomic_bool hold_syncs;
