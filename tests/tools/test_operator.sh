@@ -15,6 +15,9 @@ fails_with() { # STATUS COMMAND...
     }
 }
 
+for program in larderd larder larder-run larder-bench larder-sim; do
+    expect "version of $program" "$program" "$("$program" --version | cut -d' ' -f1)"
+done
 fails_with 2 larder status # nobody listens
 fails_with 2 larder frobnicate
 
