@@ -61,6 +61,9 @@
 #define LARDER_STAGING_BYTES_DEFAULT (256ull << 20)
 #define LARDER_STAGING_BYTES_MAX     (1ull << 30)
 
+/* Events of one key that an answer names. */
+#define LARDER_EVENTS_FOUND_MAX 8u
+
 /* Models that one connection may describe; an engine has one or two. */
 #define LARDER_SESSION_MODELS_MAX 64u
 /* A client that connects and says nothing, and one that asks and does not read, are closed. */

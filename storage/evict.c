@@ -58,7 +58,7 @@ static void forget_entry_locked(struct larder_store *store, uint32_t id)
 }
 
 /* Evicts this slot's entry, or what must go before it; false when it cannot go now. */
-static bool evict_slot_locked(struct larder_store *store, uint32_t slot_id)
+static bool evict_slot_locked(struct larder_store *store, uint32_t slot_id, enum larder_event why)
 {
     const struct host_slot *slot = host_slot(&store->host, slot_id);
     if (slot->leases > 0 || slot->pins > 0)
@@ -75,6 +75,7 @@ static bool evict_slot_locked(struct larder_store *store, uint32_t slot_id)
     }
     if (!may_forget(store, entry))
         return false;
+    history_note(&store->history, &entry->key, why);
     /* The one above goes next, without a walk down to it. */
     uint32_t parent = id == slot->entry ? TABLE_NONE : entry->parent;
     forget_entry_locked(store, id);
@@ -88,7 +89,7 @@ static bool evict_one_locked(struct larder_store *store, uint32_t tenant)
     uint32_t slot = store->host.tenants[tenant].oldest;
     while (slot != HOST_NONE) {
         uint32_t newer = host_slot(&store->host, slot)->newer;
-        if (evict_slot_locked(store, slot)) {
+        if (evict_slot_locked(store, slot, LARDER_EVENT_EVICTED_HOST)) {
             store->stats.evicted_host++;
             store->tenants[tenant].stats.evicted_host++;
             return true;
@@ -124,7 +125,7 @@ static bool retire_slab_of_another_locked(struct larder_store *store, uint32_t t
             continue;
         for (uint32_t id = first; id < first + count; id++) {
             if (host_slot(&store->host, id)->state == HOST_SLOT_READY)
-                evict_slot_locked(store, id);
+                evict_slot_locked(store, id, LARDER_EVENT_EVICTED_SLAB);
         }
         host_retire(&store->host, i);
         return true;
@@ -209,6 +210,7 @@ static bool may_leave_ssd(const struct larder_store *store, const struct entry *
 static void leave_ssd_locked(struct larder_store *store, uint32_t id)
 {
     struct entry *entry = table_entry(&store->table, id);
+    history_note(&store->history, &entry->key, LARDER_EVENT_EVICTED_SSD);
     stats_leave_locked(store, id);
     table_ssd_remove(&store->table, id);
     entry->flags &= (uint16_t)~ENTRY_DURABLE;

@@ -182,6 +182,27 @@ int larder_store_list(struct larder_store *store, struct larder_entry_info *out,
     return 0;
 }
 
+uint32_t larder_store_history(struct larder_store *store, struct larder_event_info *out,
+                              uint32_t count_max, const struct larder_key *key)
+{
+    struct history_event events[LARDER_EVENTS_FOUND_MAX];
+    pthread_mutex_lock(&store->lock);
+    uint32_t count = history_find(
+        &store->history, events, (uint32_t)larder_min_u64(count_max, LARDER_EVENTS_FOUND_MAX), key);
+    pthread_mutex_unlock(&store->lock);
+    for (uint32_t i = 0; i < count; i++)
+        out[i] = (struct larder_event_info){.when_s = events[i].when_s,
+                                            .what = (enum larder_event)events[i].what};
+    return count;
+}
+
+void larder_store_event_counts(struct larder_store *store, uint64_t out[LARDER_EVENT_END])
+{
+    pthread_mutex_lock(&store->lock);
+    memcpy(out, store->history.counts, sizeof(store->history.counts));
+    pthread_mutex_unlock(&store->lock);
+}
+
 int larder_store_find(struct larder_store *store, struct larder_entry_info *out,
                       const struct larder_key *key)
 {

@@ -346,6 +346,8 @@ int larder_store_put_reserve(struct larder_store *store, struct larder_put **out
     }
     if (err < 0) {
         store->stats.puts_refused += err == -EBUSY;
+        if (err == -EBUSY)
+            history_note(&store->history, &desc->key, LARDER_EVENT_REFUSED);
         pthread_mutex_unlock(&store->lock);
         larder_free(put);
         return err;
@@ -551,7 +553,10 @@ static void settle_entry_locked(struct larder_store *store, struct larder_put *p
             writer_extent_dead_locked(store, &put->old);
         else
             table_ssd_insert(&store->table, put->entry);
-    } else if (was_durable) {
+    } else {
+        history_note(&store->history, &put->key, LARDER_EVENT_WRITE_FAILED);
+    }
+    if (err < 0 && was_durable) {
         /* What the index names is the older, worse record: back to that one. */
         if (entry->slot != HOST_NONE)
             evict_detach_slot_locked(store, put->entry);

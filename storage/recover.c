@@ -125,6 +125,7 @@ static int drop_unreached(struct recovery *recovery)
         if (!(entry->flags & ENTRY_USED) || (entry->flags & (ENTRY_ROOT | ENTRY_DURABLE)))
             continue;
         LARDER_TRY(recovery_changed(recovery, &entry->key));
+        history_note(&recovery->store->history, &entry->key, LARDER_EVENT_LOST);
         recovery->dropped++;
         table_remove(table, id);
     }
@@ -454,6 +455,7 @@ static int load_entry(void *context, const struct larder_key *key, uint32_t vari
         recovery->generation = value->generation;
     if (variant != 0 || model == store->model_count ||
         !recovery_tenant(recovery, value->tenant, &tenant) || !entry_fits(recovery, value)) {
+        history_note(&store->history, key, LARDER_EVENT_LOST);
         recovery->dropped++;
         return variant == 0 ? recovery_changed(recovery, key) : 0;
     }

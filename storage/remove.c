@@ -158,12 +158,21 @@ static void undoom_locked(struct larder_store *store, const struct removal *remo
     }
 }
 
+static enum larder_event event_of(const struct removal *removal)
+{
+    return removal->corrupt ? LARDER_EVENT_CORRUPT
+           : removal->done  ? LARDER_EVENT_REMOVED
+                            : LARDER_EVENT_REPLACED;
+}
+
 void remove_slice_done_locked(struct larder_store *store, struct slice *slice, int err)
 {
     struct removal *removal = slice->removal;
     if (err < 0 && removal->err == 0)
         removal->err = err;
     for (uint32_t i = slice->first; err == 0 && i < slice->first + slice->count; i++) {
+        history_note(&store->history, &table_entry(&store->table, removal->entries[i])->key,
+                     event_of(removal));
         remove_dead_locked(store, removal->entries[i]);
         removal->entries[i] = TABLE_NONE;
         removal->removed++;

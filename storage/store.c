@@ -342,6 +342,8 @@ static int open_parts(struct larder_store *store)
     const struct larder_store_options *options = &store->options;
     LARDER_TRY(larder_identity_open(&store->identity, store->directory, options->must_exist));
     LARDER_TRY(table_open(&store->table));
+    LARDER_TRY(history_open(&store->history));
+    history_load(&store->history, store->directory);
     LARDER_TRY(
         host_open(&store->host, options->host_bytes, options->slab_bytes, &store->next_generation));
     LARDER_TRY(store_add_tenants(store));
@@ -387,6 +389,7 @@ static void free_store(struct larder_store *store)
         host_close(&store->host);
     if (store->table.buckets)
         table_close(&store->table);
+    history_close(&store->history);
     larder_free(store->tenants);
     if (store->identity)
         larder_identity_close(store->identity);
@@ -437,5 +440,7 @@ void larder_store_close(struct larder_store *store)
     pthread_mutex_unlock(&store->lock);
     store_wake(store);
     pthread_join(store->thread, NULL);
+    if (!store->read_only)
+        history_save(&store->history, store->directory);
     free_store(store);
 }

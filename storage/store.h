@@ -18,6 +18,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/event.h"
 #include "base/larder_base.h"
 #include "base/limits.h"
 #include "base/record.h"
@@ -245,6 +246,16 @@ int larder_store_list(struct larder_store *store, struct larder_entry_info *out,
 /* One entry; any tenant's: for the operator. */
 int larder_store_find(struct larder_store *store, struct larder_entry_info *out,
                       const struct larder_key *key);
+
+/* What became of entries of this key, newest first: see storage/history.h. How many. */
+struct larder_event_info {
+    uint64_t when_s; /* Unix time */
+    enum larder_event what;
+};
+uint32_t larder_store_history(struct larder_store *store, struct larder_event_info *out,
+                              uint32_t count_max, const struct larder_key *key);
+/* How often each event happened since the store was opened. */
+void larder_store_event_counts(struct larder_store *store, uint64_t out[LARDER_EVENT_END]);
 
 /* Reads entry after entry from SSD and checks every tag; a bad one is counted and dropped, with its
  * subtree, like a bad one met by a lease. `done` gets 0, LARDER_ECORRUPT, LARDER_ENOTFOUND (not on

@@ -22,6 +22,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "storage/history.h"
 #include "storage/host.h"
 #include "storage/identity.h"
 #include "storage/index.h"
@@ -273,6 +274,7 @@ struct larder_store {
     pthread_cond_t grown;
     struct table table;
     struct host host;
+    struct history history;
     struct larder_identity *identity;
     struct tenant_state *tenants; /* LARDER_TENANTS_MAX */
     struct model_state **models;  /* LARDER_MODELS_MAX; each stays where it is */
