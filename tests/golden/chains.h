@@ -12,7 +12,7 @@
 #include "base/larder_base.h"
 #include "tests/daemon/fixture.h"
 
-#define CHAINS_CONFIG     "tenant other = socket DIR/other.sock\nsegment_bytes = 4M\nslab_bytes = 1M\n"
+#define CHAINS_CONFIG     "tenant other = socket DIR/other.sock\nslab_bytes = 1M\n"
 #define CHAIN_TENANTS     2u /* 0: who asks; 1: "other", by its socket */
 #define CHAIN_MODELS      2u /* 0: bf16 without rotation; 1: f16, another shape, rotated */
 #define CHAIN_TOKENS_MAX  64u
