@@ -1,0 +1,648 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "world.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/bytes.h"
+#include "base/error.h"
+#include "base/larder_base.h"
+#include "lmdb_disk.h"
+
+#define DEPTH_MAX     6u
+#define SECTIONS      4u
+#define TENANT        "crash"
+#define HANG_SECONDS  60
+#define RECIPE        "raw"
+#define BIG_BYTES_MAX (300u << 10)
+#define MESSAGES_MAX  30
+
+static int messages_left = MESSAGES_MAX;
+
+void world_say(const struct world *world, const char *format, ...)
+{
+    if (!world->verbose || messages_left-- <= 0)
+        return;
+    va_list args;
+    va_start(args, format);
+    fprintf(stderr, "seed %llu life %u: ", (unsigned long long)world->seed, world->life);
+    vfprintf(stderr, format, args);
+    fputc('\n', stderr);
+    va_end(args);
+}
+
+uint64_t world_mix(uint64_t z)
+{
+    z += 0x9e3779b97f4a7c15ull;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+    return z ^ (z >> 31);
+}
+
+uint64_t world_draw(struct world *world, uint64_t limit)
+{
+    world->random += 0x9e3779b97f4a7c15ull;
+    return world_mix(world->random) % limit;
+}
+
+bool world_chance(struct world *world, unsigned percent)
+{
+    return world_draw(world, 100) < percent;
+}
+
+bool world_power_failed(const struct world *world)
+{
+    return world->disk && sim_disk_power_failed(world->disk);
+}
+
+/* --- what an item holds: all from the seed, the item's number and its version ----------------- */
+
+static uint64_t item_seed(const struct world *world, uint32_t item, uint32_t version)
+{
+    return world_mix(world->seed ^ world_mix((uint64_t)item << 32 | version));
+}
+
+static uint32_t token_count_of(uint32_t item)
+{
+    return 1 + item * 7 % 64;
+}
+
+static void fill_tokens(uint32_t item, uint32_t *tokens)
+{
+    tokens[0] = item; /* no item's tokens are the start of another's */
+    for (uint32_t i = 1; i < token_count_of(item); i++)
+        tokens[i] = (uint32_t)(world_mix(item * 1000ull + i) % 50000);
+}
+
+static uint32_t section_bytes_of(uint64_t seed, uint32_t section)
+{
+    uint64_t bits = world_mix(seed + section);
+    uint32_t bytes_max = bits % 16 == 0 ? BIG_BYTES_MAX : 3000;
+    return 1 + (uint32_t)(bits >> 8) % bytes_max;
+}
+
+static void fill_section(uint64_t seed, uint32_t section, uint8_t *out, uint32_t bytes)
+{
+    uint64_t state = world_mix(seed ^ (section + 77));
+    uint32_t at = 0;
+    for (; at + 8 <= bytes; at += 8) {
+        state = state * 6364136223846793005ull + 1442695040888963407ull;
+        memcpy(out + at, &state, 8);
+    }
+    for (; at < bytes; at++)
+        out[at] = (uint8_t)(state >> (at % 8 * 8));
+}
+
+/* Is this record the item, exactly? */
+static bool is_exact(const struct world *world, const struct larder_record *record, uint32_t item,
+                     uint32_t version)
+{
+    const struct item *of = &world->items[item];
+    const struct larder_key *parent =
+        of->parent == WORLD_NO_ITEM ? &larder_key_root : &world->items[of->parent].key;
+    uint64_t seed = item_seed(world, item, version);
+    uint32_t tokens[64];
+    fill_tokens(item, tokens);
+    if (record->type != LARDER_RECORD_ENTRY || record->token_count != token_count_of(item) ||
+        record->section_count != SECTIONS || memcmp(record->key, of->key.bytes, 32) != 0 ||
+        memcmp(record->parent, parent->bytes, 32) != 0 ||
+        memcmp(record->model, world->model.fingerprint.bytes, 32) != 0 ||
+        memcmp(larder_record_tokens(record), tokens, record->token_count * sizeof(*tokens)) != 0)
+        return false;
+    static uint8_t expected[BIG_BYTES_MAX];
+    for (uint32_t i = 0; i < SECTIONS; i++) {
+        const struct larder_section *section = &larder_record_directory(record)[i];
+        uint32_t bytes = section_bytes_of(seed, i);
+        fill_section(seed, i, expected, bytes);
+        if (section->bytes != bytes ||
+            memcmp((const uint8_t *)record + section->offset, expected, bytes) != 0)
+            return false;
+    }
+    return true;
+}
+
+/* --- waiting ---------------------------------------------------------------------------------- */
+
+/* A store that does not answer cannot be closed either: the program ends here. */
+static void wait_for(struct world *world, const bool *flag, const uint32_t *count, const char *what)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += HANG_SECONDS;
+    while (flag ? !*flag : *count > 0) {
+        if (pthread_cond_timedwait(&world->changed, &world->mutex, &until) == ETIMEDOUT) {
+            fprintf(stderr, "seed %llu life %u: %s did not end in %d s\n",
+                    (unsigned long long)world->seed, world->life, what, HANG_SECONDS);
+            abort();
+        }
+    }
+}
+
+/* --- put -------------------------------------------------------------------------------------- */
+
+struct put_wait {
+    struct world *world;
+    uint32_t item;
+    uint32_t version;
+};
+
+static void on_durable(void *context, int err)
+{
+    struct put_wait *wait = context;
+    struct world *world = wait->world;
+    pthread_mutex_lock(&world->mutex);
+    struct item *item = &world->items[wait->item];
+    if (err == 0 && !item->removing && item->version == wait->version)
+        item->must = true;
+    world->outstanding--;
+    pthread_cond_broadcast(&world->changed);
+    pthread_mutex_unlock(&world->mutex);
+    free(wait);
+}
+
+static void on_cached(void *context, int err)
+{
+    (void)context;
+    (void)err;
+}
+
+static uint64_t write_payload(struct larder_put *put, uint64_t seed)
+{
+    uint64_t offset;
+    uint8_t *payload = larder_put_payload(put, &offset);
+    struct larder_section *directory = larder_put_directory(put);
+    uint64_t at = 0;
+    for (uint32_t i = 0; i < SECTIONS; i++) {
+        uint32_t bytes = section_bytes_of(seed, i);
+        fill_section(seed, i, payload + at, bytes);
+        directory[i] = (struct larder_section){
+            .layer_first = (uint16_t)(i / 2),
+            .layer_count = 1,
+            .head_count = 1,
+            .kind = i % 2 ? LARDER_SECTION_V : LARDER_SECTION_K,
+            .offset = offset + at,
+            .bytes = bytes,
+        };
+        at += larder_round_up(bytes, LARDER_SECTION_ALIGN);
+    }
+    return at;
+}
+
+static uint64_t payload_bytes_of(uint64_t seed)
+{
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < SECTIONS; i++)
+        bytes += larder_round_up(section_bytes_of(seed, i), LARDER_SECTION_ALIGN);
+    return bytes;
+}
+
+/* Starts a put of an item that is not there as far as is known. */
+static void start_put(struct world *world, uint32_t number, enum larder_wait wait)
+{
+    struct item *item = &world->items[number];
+    uint32_t version = item->version + (item->version == 0 || item->removed);
+    uint64_t seed = item_seed(world, number, version);
+    uint32_t tokens[64];
+    fill_tokens(number, tokens);
+    struct larder_put_desc desc = {
+        .tenant = world->tenant.index,
+        .model = world->model.index,
+        .key = item->key,
+        .parent = item->parent == WORLD_NO_ITEM ? larder_key_root : world->items[item->parent].key,
+        .tokens = tokens,
+        .token_count = token_count_of(number),
+        .recipe = RECIPE,
+        .raw_bytes = payload_bytes_of(seed),
+        .section_count_max = SECTIONS,
+        .payload_bytes_max = payload_bytes_of(seed),
+    };
+    struct larder_put *put;
+    if (larder_store_put_reserve(world->store, &put, &desc) < 0)
+        return;
+    uint64_t bytes = write_payload(put, seed);
+    if (world_draw(world, 30) == 0) {
+        larder_store_put_abort(world->store, put);
+        return;
+    }
+    pthread_mutex_lock(&world->mutex);
+    item->version = version;
+    item->may = true;
+    item->must = false;
+    item->removed = false;
+    item->removing = false;
+    if (wait == LARDER_DURABLE)
+        world->outstanding++;
+    pthread_mutex_unlock(&world->mutex);
+    if (wait == LARDER_CACHED) {
+        larder_store_put_commit(world->store, put, SECTIONS, bytes, wait, on_cached, NULL);
+        return;
+    }
+    struct put_wait *context = malloc(sizeof(*context));
+    assert(context);
+    *context = (struct put_wait){world, number, version};
+    larder_store_put_commit(world->store, put, SECTIONS, bytes, wait, on_durable, context);
+}
+
+uint32_t world_put(struct world *world, uint32_t parent, enum larder_wait wait)
+{
+    if (world->item_count == WORLD_ITEMS_MAX)
+        return WORLD_NO_ITEM;
+    uint32_t number = world->item_count;
+    struct item *item = &world->items[number];
+    bool first = parent == WORLD_NO_ITEM;
+    *item = (struct item){.parent = parent, .depth = first ? 0 : world->items[parent].depth + 1};
+    assert(item->depth < DEPTH_MAX);
+    uint32_t tokens[64];
+    fill_tokens(number, tokens);
+    int err = larder_hasher_block(world->hasher, &item->key,
+                                  first ? &larder_key_root : &world->items[parent].key, NULL, 0,
+                                  tokens, token_count_of(number));
+    assert(err == 0);
+    world->item_count++;
+    start_put(world, number, wait);
+    return number;
+}
+
+void world_put_again(struct world *world, uint32_t number, enum larder_wait wait)
+{
+    if (!world->items[number].may)
+        start_put(world, number, wait);
+}
+
+/* A new item behind one that is there, or a first one; or one again that is not there any more. */
+static void put_something(struct world *world)
+{
+    enum larder_wait wait = world_chance(world, 60) ? LARDER_DURABLE : LARDER_CACHED;
+    if (world->item_count > 0 && world_chance(world, 15)) {
+        world_put_again(world, (uint32_t)world_draw(world, world->item_count), wait);
+        return;
+    }
+    uint32_t parent = WORLD_NO_ITEM;
+    if (world->item_count > 0 && world_chance(world, 65)) {
+        parent = (uint32_t)world_draw(world, world->item_count);
+        if (!world->items[parent].may || world->items[parent].depth + 1 == DEPTH_MAX)
+            parent = WORLD_NO_ITEM;
+    }
+    world_put(world, parent, wait);
+}
+
+void world_settle(struct world *world)
+{
+    pthread_mutex_lock(&world->mutex);
+    wait_for(world, NULL, &world->outstanding, "a put");
+    pthread_mutex_unlock(&world->mutex);
+}
+
+/* --- get -------------------------------------------------------------------------------------- */
+
+struct lease_wait {
+    struct world *world;
+    bool is_done;
+    uint32_t loaded;
+    int err;
+};
+
+static void on_loaded(void *context, uint32_t loaded, int err)
+{
+    struct lease_wait *wait = context;
+    pthread_mutex_lock(&wait->world->mutex);
+    wait->is_done = true;
+    wait->loaded = loaded;
+    wait->err = err;
+    pthread_cond_broadcast(&wait->world->changed);
+    pthread_mutex_unlock(&wait->world->mutex);
+}
+
+enum presence {
+    ABSENT,
+    PRESENT,
+    WRONG,
+    UNKNOWN, /* the store is busy, or the disk failed */
+};
+
+/* Reads what of the keys fits the host tier at once; *loaded of them are exact. */
+static enum presence read_run(struct world *world, const uint32_t *chain,
+                              const struct larder_key *keys, uint32_t count, uint32_t *loaded)
+{
+    struct larder_ref refs[DEPTH_MAX];
+    struct lease_wait wait = {.world = world};
+    struct larder_lease *lease;
+    uint32_t ref_count;
+    bool ready;
+    *loaded = 0;
+    int err =
+        larder_store_lease(world->store, &lease, refs, &ref_count, &ready, world->tenant.index,
+                           keys, count, LARDER_QUALITY_BLENDED, on_loaded, &wait);
+    if (err < 0 || !lease)
+        return err == -EBUSY ? UNKNOWN : ABSENT;
+    if (ready) {
+        wait.loaded = ref_count;
+    } else {
+        pthread_mutex_lock(&world->mutex);
+        wait_for(world, &wait.is_done, NULL, "a read");
+        pthread_mutex_unlock(&world->mutex);
+    }
+    enum presence found = wait.loaded > 0 ? PRESENT : wait.err == -EIO ? UNKNOWN : ABSENT;
+    for (uint32_t i = 0; i < wait.loaded; i++) {
+        const struct larder_record *record =
+            larder_store_ref_record(world->store, world->tenant.index, &refs[i]);
+        if (!is_exact(world, record, chain[i], world->items[chain[i]].version)) {
+            world_say(world, "item %u version %u: wrong bytes", chain[i],
+                      world->items[chain[i]].version);
+            world->tally->wrong++;
+            found = WRONG;
+        }
+    }
+    *loaded = wait.loaded;
+    larder_store_release(world->store, lease);
+    return found;
+}
+
+/* Reads the chain that ends in an item. */
+static enum presence read_item(struct world *world, uint32_t number)
+{
+    uint32_t chain[DEPTH_MAX];
+    struct larder_key keys[DEPTH_MAX];
+    uint32_t count = world->items[number].depth + 1;
+    for (uint32_t i = count, at = number; i-- > 0; at = world->items[at].parent) {
+        chain[i] = at;
+        keys[i] = world->items[at].key;
+    }
+    enum presence found = PRESENT;
+    uint32_t loaded;
+    for (uint32_t at = 0; at < count && found == PRESENT; at += loaded)
+        found = read_run(world, chain + at, keys + at, count - at, &loaded);
+    return found;
+}
+
+void world_read(struct world *world, uint32_t number)
+{
+    pthread_mutex_lock(&world->mutex);
+    bool must = world->items[number].must;
+    pthread_mutex_unlock(&world->mutex);
+    enum presence found = read_item(world, number);
+    if (world_power_failed(world))
+        return;
+    if (found == ABSENT && must && !world->evicts && !world->rotted) {
+        world_say(world, "item %u: lost while running", number);
+        world->tally->lost++;
+    } else if (found == PRESENT && world->items[number].removed) {
+        world_say(world, "item %u: came back while running", number);
+        world->tally->removed_back++;
+    }
+}
+
+/* --- remove ----------------------------------------------------------------------------------- */
+
+struct remove_wait {
+    struct world *world;
+    bool is_done;
+    int err;
+};
+
+static void on_removed(void *context, int err, uint64_t removed)
+{
+    struct remove_wait *wait = context;
+    (void)removed;
+    pthread_mutex_lock(&wait->world->mutex);
+    wait->is_done = true;
+    wait->err = err;
+    pthread_cond_broadcast(&wait->world->changed);
+    pthread_mutex_unlock(&wait->world->mutex);
+}
+
+static bool is_below(const struct world *world, uint32_t item, uint32_t top)
+{
+    while (item != WORLD_NO_ITEM && item != top)
+        item = world->items[item].parent;
+    return item == top;
+}
+
+void world_remove(struct world *world, uint32_t top)
+{
+    pthread_mutex_lock(&world->mutex);
+    bool was_there = world->items[top].must;
+    for (uint32_t i = top; i < world->item_count; i++) {
+        if (is_below(world, i, top)) {
+            world->items[i].must = false;
+            world->items[i].removing = true;
+        }
+    }
+    pthread_mutex_unlock(&world->mutex);
+    struct remove_wait wait = {.world = world};
+    larder_store_remove(world->store, world->tenant.index, &world->items[top].key, on_removed,
+                        &wait);
+    pthread_mutex_lock(&world->mutex);
+    wait_for(world, &wait.is_done, NULL, "a removal");
+    if (wait.err == LARDER_ENOTFOUND && was_there && !world->evicts && !world->rotted) {
+        world_say(world, "item %u: lost, says its removal", top);
+        world->tally->lost++;
+    }
+    for (uint32_t i = top; i < world->item_count; i++) {
+        if (!is_below(world, i, top))
+            continue;
+        if (wait.err == 0 || wait.err == LARDER_ENOTFOUND)
+            world->items[i].may = false;
+        if (wait.err == 0)
+            world->items[i].removed = true;
+    }
+    pthread_mutex_unlock(&world->mutex);
+}
+
+void world_do_something(struct world *world)
+{
+    uint64_t what = world_draw(world, 100);
+    if (what < 70 || world->item_count == 0)
+        put_something(world);
+    else if (what < 88)
+        world_read(world, (uint32_t)world_draw(world, world->item_count));
+    else if (what < 93)
+        world_remove(world, (uint32_t)world_draw(world, world->item_count));
+    else
+        world_settle(world);
+}
+
+/* --- lives ------------------------------------------------------------------------------------ */
+
+void world_draw_options(struct world *world)
+{
+    /* An SSD tier that is too small holds at least two segments. */
+    static const uint64_t host_mib[] = {4, 4, 6, 12};
+    static const uint64_t segment_mib[] = {2, 2, 3, 5};
+    static const uint32_t depths[] = {8, 1, 3, 64};
+    world->options = (struct larder_store_options){
+        .directory = world->directory,
+        .io = "threads",
+        .io_depth = depths[world_draw(world, LARDER_COUNT_OF(depths))],
+        .host_bytes = host_mib[world_draw(world, LARDER_COUNT_OF(host_mib))] << 20,
+        .slab_bytes = 2u << 20,
+        .segment_bytes =
+            segment_mib[world->evicts ? 0 : world_draw(world, LARDER_COUNT_OF(segment_mib))] << 20,
+        .ssd_bytes = world->evicts ? world->options.ssd_bytes : 256u << 20,
+    };
+}
+
+int world_open(struct world *world)
+{
+    struct larder_model_desc desc = {
+        .name = "crash",
+        .weights = {1},
+        .layers = 2,
+        .kv_heads = 1,
+        .k_dims = 16,
+        .v_dims = 16,
+        .dtype = LARDER_BF16,
+        .vocab = 65536,
+    };
+    world->corrupt_seen = 0;
+    world->options.io_override = world->disk ? sim_disk_open_io(world->disk) : NULL;
+    LARDER_TRY(larder_store_open(&world->store, &world->options));
+    int err = larder_store_tenant(world->store, &world->tenant, TENANT);
+    if (err == 0)
+        err = larder_store_model(world->store, &world->model, &desc);
+    if (err == 0 && !world->hasher)
+        err = larder_hasher_open(&world->hasher, world->tenant.key, &world->model.fingerprint);
+    if (err < 0) {
+        larder_store_close(world->store);
+        world->store = NULL;
+    }
+    return err;
+}
+
+void world_close(struct world *world)
+{
+    larder_store_close(world->store);
+    world->store = NULL;
+}
+
+void world_index_path(const struct world *world, char *out, size_t bytes)
+{
+    snprintf(out, bytes, "%s/index/data.mdb", world->directory);
+}
+
+void world_crash(struct world *world)
+{
+    char path[SCRATCH_PATH_BYTES + 32];
+    world_index_path(world, path, sizeof(path));
+    sim_disk_crash(world->disk);
+    lmdb_disk_crash(path);
+}
+
+void world_count_corrupt(struct world *world)
+{
+    if (larder_store_check(world->store) < 0) {
+        world_say(world, "%s", larder_error_message());
+        world->tally->disagreeing++;
+    }
+    struct larder_store_stats stats;
+    larder_store_stats(world->store, &stats);
+    if (stats.corrupt > world->corrupt_seen && !world->rotted && !world->spoiled) {
+        world_say(world, "%llu records called corrupt", (unsigned long long)stats.corrupt);
+        world->tally->corrupt += stats.corrupt - world->corrupt_seen;
+    }
+    world->corrupt_seen = stats.corrupt;
+}
+
+static void judge(struct world *world, uint32_t number, enum presence found)
+{
+    struct item *item = &world->items[number];
+    struct tally *tally = world->tally;
+    if (found == UNKNOWN)
+        return;
+    /* With the index lost, and the tombstone among the bytes that were changed, nothing is left
+     * that says so. */
+    if (found == PRESENT && item->removed && !(world->rotted && world->spoiled)) {
+        world_say(world, "item %u: came back", number);
+        tally->removed_back++;
+    }
+    if (found == ABSENT && item->must) {
+        if (world->rotted) {
+            tally->missing++;
+        } else if (!world->evicts) {
+            world_say(world, "item %u at depth %u: lost", number, item->depth);
+            tally->lost++;
+        }
+    }
+    /* What is there after a start stays there. */
+    item->must = found == PRESENT;
+    item->may = found == PRESENT;
+    item->removing = false;
+}
+
+bool world_verify(struct world *world)
+{
+    enum presence found[WORLD_ITEMS_MAX];
+    for (uint32_t i = 0; i < world->item_count; i++)
+        found[i] = read_item(world, i);
+    if (world_power_failed(world))
+        return false;
+    struct larder_store_stats stats;
+    larder_store_stats(world->store, &stats);
+    world->tally->rebuilds += stats.index_rebuilt;
+    /* Also when power failed before the index's first commit of all. */
+    world->spoiled = world->spoiled || stats.index_rebuilt;
+    uint64_t promised = 0, verified = 0;
+    for (uint32_t i = 0; i < world->item_count; i++) {
+        bool excused = world->evicts || world->rotted;
+        promised += world->items[i].must && (found[i] == PRESENT || !excused);
+        verified += world->items[i].must && found[i] == PRESENT;
+        judge(world, i, found[i]);
+    }
+    world_count_corrupt(world);
+    world->tally->rounds++;
+    world->tally->acknowledged += promised;
+    world->tally->verified += verified;
+    return true;
+}
+
+/* --- beginning and end ------------------------------------------------------------------------ */
+
+/* Waiting for a store that never answers again, or that does not close. */
+static void on_hang(int signal_number)
+{
+    static const char text[] = "\nthe store hangs: see the last seed\n";
+    (void)signal_number;
+    if (write(STDERR_FILENO, text, sizeof(text) - 1) < 0)
+        _exit(4);
+    _exit(3);
+}
+
+struct world *world_begin(struct tally *tally, uint64_t seed, bool on_disk, bool verbose)
+{
+    struct world *world = calloc(1, sizeof(*world));
+    assert(world);
+    *world =
+        (struct world){.tally = tally, .seed = seed, .random = world_mix(seed), .verbose = verbose};
+    signal(SIGALRM, on_hang);
+    alarm(2 * HANG_SECONDS);
+    pthread_mutex_init(&world->mutex, NULL);
+    pthread_cond_init(&world->changed, NULL);
+    scratch_make(world->directory);
+    if (on_disk) {
+        world->disk = sim_disk_create(world_mix(seed + 1));
+        lmdb_disk_attach(world->disk, world_mix(seed + 2));
+    }
+    return world;
+}
+
+void world_end(struct world *world)
+{
+    assert(!world->store);
+    larder_hasher_close(world->hasher);
+    if (world->disk) {
+        lmdb_disk_attach(NULL, 0);
+        sim_disk_destroy(world->disk);
+    }
+    scratch_remove(world->directory);
+    pthread_cond_destroy(&world->changed);
+    pthread_mutex_destroy(&world->mutex);
+    free(world);
+    alarm(0);
+}
