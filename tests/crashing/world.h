@@ -14,10 +14,10 @@
 #include <stdint.h>
 
 #include "base/key.h"
-#include "scratch.h"
-#include "sim_disk.h"
 #include "storage/store.h"
 #include "tally.h"
+#include "tests/storage/scratch.h"
+#include "tests/storage/sim_disk.h"
 
 #define WORLD_ITEMS_MAX 160u
 #define WORLD_NO_ITEM   UINT32_MAX
