@@ -63,6 +63,8 @@
 
 /* Events of one key that an answer names. */
 #define LARDER_EVENTS_FOUND_MAX 8u
+/* Kinds of events that a frame has room for. */
+#define LARDER_WIRE_EVENTS 32u
 
 /* Models that one connection may describe; an engine has one or two. */
 #define LARDER_SESSION_MODELS_MAX 64u

@@ -11,6 +11,7 @@
 
 #include <assert.h>
 
+#include "base/event.h"
 #include "base/larder_base.h"
 #include "base/limits.h"
 
@@ -45,13 +46,16 @@ enum wire_type {
     WIRE_SLAB = 61,   /* wire_slab with one descriptor: before the first ref into it */
 
     /* control socket: admin to daemon */
-    WIRE_ADMIN_STATUS = 100,  /* (nothing)          -> wire_admin_status_ok */
-    WIRE_ADMIN_LIST = 101,    /* wire_admin_list    -> wire_admin_list_ok + entries */
-    WIRE_ADMIN_SHOW = 102,    /* wire_admin_key     -> wire_admin_show_ok */
-    WIRE_ADMIN_VERIFY = 103,  /* wire_admin_key     -> wire_admin_verify_ok */
-    WIRE_ADMIN_REMOVE = 104,  /* wire_admin_key     -> wire_remove_ok */
-    WIRE_ADMIN_MODELS = 105,  /* wire_admin_index   -> wire_admin_model_ok */
-    WIRE_ADMIN_TENANTS = 106, /* wire_admin_index   -> wire_admin_tenant_ok */
+    WIRE_ADMIN_STATUS = 100,   /* (nothing)          -> wire_admin_status_ok */
+    WIRE_ADMIN_LIST = 101,     /* wire_admin_list    -> wire_admin_list_ok + entries */
+    WIRE_ADMIN_SHOW = 102,     /* wire_admin_key     -> wire_admin_show_ok */
+    WIRE_ADMIN_VERIFY = 103,   /* wire_admin_key     -> wire_admin_verify_ok */
+    WIRE_ADMIN_REMOVE = 104,   /* wire_admin_key     -> wire_remove_ok */
+    WIRE_ADMIN_MODELS = 105,   /* wire_admin_index   -> wire_admin_model_ok */
+    WIRE_ADMIN_TENANTS = 106,  /* wire_admin_index   -> wire_admin_tenant_ok */
+    WIRE_ADMIN_COUNTERS = 120, /* (nothing)         -> wire_admin_counters_ok */
+    WIRE_ADMIN_HISTORY = 121,  /* wire_admin_key    -> wire_admin_history_ok */
+    WIRE_ADMIN_DERIVE = 122,   /* wire_admin_derive + tokens -> wire_admin_key */
     WIRE_ADMIN_STATUS_OK = 140,
     WIRE_ADMIN_LIST_OK = 141,
     WIRE_ADMIN_SHOW_OK = 142,
@@ -59,6 +63,9 @@ enum wire_type {
     WIRE_ADMIN_REMOVE_OK = 144,
     WIRE_ADMIN_MODEL_OK = 145,
     WIRE_ADMIN_TENANT_OK = 146,
+    WIRE_ADMIN_COUNTERS_OK = 160,
+    WIRE_ADMIN_HISTORY_OK = 161,
+    WIRE_ADMIN_DERIVE_OK = 162,
 };
 
 struct wire_frame {
@@ -381,5 +388,60 @@ struct wire_admin_status_ok {
     uint64_t frames_refused; /* malformed ones */
 };
 static_assert(sizeof(struct wire_admin_status_ok) == 656, "wire size");
+
+/* How long requests took: bucket i counts those above bound i - 1 and up to bound i, the last one
+ * those above all bounds. */
+#define WIRE_LATENCY_BUCKETS 13u
+#define WIRE_LATENCY_BOUNDS_US                                                                     \
+    {                                                                                              \
+        10, 30, 100, 300, 1000, 3000, 10000, 30000, 100000, 300000, 1000000, 3000000               \
+    }
+
+enum wire_latency_kind {
+    WIRE_LATENCY_LOOKUP,
+    WIRE_LATENCY_GET, /* that found something, until all of it was loaded */
+    WIRE_LATENCY_PUT,
+    WIRE_LATENCY_KINDS,
+};
+
+struct wire_latency {
+    uint64_t count;
+    uint64_t sum_us;
+    uint64_t buckets[WIRE_LATENCY_BUCKETS];
+};
+static_assert(sizeof(struct wire_latency) == 120, "wire size");
+
+/* Since the daemon started. */
+struct wire_admin_counters_ok {
+    struct wire_latency latencies[WIRE_LATENCY_KINDS];
+    uint64_t events[LARDER_WIRE_EVENTS]; /* by enum larder_event */
+};
+static_assert(sizeof(struct wire_admin_counters_ok) == 616, "wire size");
+
+struct wire_event {
+    uint64_t when_s; /* Unix time */
+    uint32_t what;   /* enum larder_event */
+    uint32_t reserved;
+};
+static_assert(sizeof(struct wire_event) == 16, "wire size");
+
+/* Newest first. */
+struct wire_admin_history_ok {
+    uint32_t count;
+    uint32_t reserved;
+    struct wire_event events[LARDER_EVENTS_FOUND_MAX]; /* zeros behind `count` */
+};
+static_assert(sizeof(struct wire_admin_history_ok) == 136, "wire size");
+
+/* Followed by `token_count` u32: which key would this block have? */
+struct wire_admin_derive {
+    uint32_t tenant;
+    uint32_t model;
+    uint32_t token_count;
+    uint32_t extra_bytes;
+    uint8_t parent[32];
+    uint8_t extra[LARDER_EXTRA_BYTES_MAX]; /* the rest zeros */
+};
+static_assert(sizeof(struct wire_admin_derive) == 1072, "wire size");
 
 #endif

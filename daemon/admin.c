@@ -11,6 +11,7 @@
 
 #include "base/bytes.h"
 #include "base/error.h"
+#include "base/key.h"
 #include "base/mem.h"
 #include "codec/codec.h"
 #include "daemon/session_priv.h"
@@ -100,6 +101,16 @@ static int admin_status(struct session *session, const struct frame *frame)
     return 0;
 }
 
+static int admin_counters(struct session *session, const struct frame *frame)
+{
+    static_assert((unsigned)LARDER_EVENT_END <= LARDER_WIRE_EVENTS, "each has its place");
+    struct wire_admin_counters_ok ok = {0};
+    memcpy(ok.latencies, session->daemon->latencies, sizeof(ok.latencies));
+    larder_store_event_counts(session->daemon->store, ok.events);
+    session_reply(session, WIRE_ADMIN_COUNTERS_OK, frame->request, &ok, sizeof(ok));
+    return 0;
+}
+
 static int admin_models(struct session *session, const struct frame *frame)
 {
     const struct wire_admin_index *wire = frame->body;
@@ -152,6 +163,40 @@ static int admin_show(struct session *session, const struct frame *frame)
     memcpy(ok.model_name, model.desc.name, sizeof(ok.model_name));
     memcpy(ok.tenant_name, tenant.name, sizeof(ok.tenant_name));
     session_reply(session, WIRE_ADMIN_SHOW_OK, frame->request, &ok, sizeof(ok));
+    return 0;
+}
+
+static int admin_history(struct session *session, const struct frame *frame)
+{
+    struct larder_key key;
+    struct larder_event_info events[LARDER_EVENTS_FOUND_MAX];
+    memcpy(key.bytes, ((const struct wire_admin_key *)frame->body)->key, sizeof(key.bytes));
+    struct wire_admin_history_ok ok = {0};
+    ok.count = larder_store_history(session->daemon->store, events, LARDER_EVENTS_FOUND_MAX, &key);
+    for (uint32_t i = 0; i < ok.count; i++)
+        ok.events[i] = (struct wire_event){.when_s = events[i].when_s, .what = events[i].what};
+    session_reply(session, WIRE_ADMIN_HISTORY_OK, frame->request, &ok, sizeof(ok));
+    return 0;
+}
+
+/* Who may ask this is root or the daemon itself, and could read the tenants' keys from disk. */
+static int admin_derive(struct session *session, const struct frame *frame)
+{
+    const struct wire_admin_derive *wire = frame->body;
+    struct larder_store *store = session->daemon->store;
+    struct larder_tenant_info tenant;
+    struct larder_model_info model;
+    struct larder_hasher *hasher;
+    struct larder_key parent, key;
+    memcpy(parent.bytes, wire->parent, sizeof(parent.bytes));
+    LARDER_TRY(larder_store_tenant_at(store, &tenant, wire->tenant));
+    LARDER_TRY(larder_store_model_at(store, &model, wire->model));
+    LARDER_TRY(larder_hasher_open(&hasher, tenant.key, &model.fingerprint));
+    int err = larder_hasher_block(hasher, &key, &parent, wire->extra, wire->extra_bytes,
+                                  frame->items, frame->item_count);
+    larder_hasher_close(hasher);
+    LARDER_TRY(err);
+    session_reply(session, WIRE_ADMIN_DERIVE_OK, frame->request, key.bytes, sizeof(key.bytes));
     return 0;
 }
 
@@ -316,6 +361,12 @@ int admin_request(struct session *session, const struct frame *frame)
         return admin_models(session, frame);
     case WIRE_ADMIN_TENANTS:
         return admin_tenants(session, frame);
+    case WIRE_ADMIN_COUNTERS:
+        return admin_counters(session, frame);
+    case WIRE_ADMIN_HISTORY:
+        return admin_history(session, frame);
+    case WIRE_ADMIN_DERIVE:
+        return admin_derive(session, frame);
     default:
         assert(0 && "frame_parse() lets no other type through");
         return LARDER_EPROTO;

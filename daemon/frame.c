@@ -107,6 +107,17 @@ static int check_list(const void *body)
     return 0;
 }
 
+static int check_derive(const void *body)
+{
+    const struct wire_admin_derive *derive = body;
+    if (derive->extra_bytes > LARDER_EXTRA_BYTES_MAX)
+        return bad("extra_bytes", derive->extra_bytes, "must be at most 1024");
+    if (!larder_all_zero(derive->extra + derive->extra_bytes,
+                         sizeof(derive->extra) - derive->extra_bytes))
+        return bad("extra_bytes", derive->extra_bytes, "what is behind `extra` must be 0");
+    return 0;
+}
+
 /* What a type's frame holds. Items are `item_bytes` each; the u32 at `count_offset` of the body
  * says how many, 1..item_max. */
 struct shape {
@@ -144,6 +155,10 @@ static const struct shape shapes[] = {
      check_index},
     {WIRE_ADMIN_TENANTS, FRAME_CONTROL, false, sizeof(struct wire_admin_index), 0, 0, 0,
      check_index},
+    {WIRE_ADMIN_COUNTERS, FRAME_CONTROL, false, 0, 0, 0, 0, NULL},
+    {WIRE_ADMIN_HISTORY, FRAME_CONTROL, false, sizeof(struct wire_admin_key), 0, 0, 0, NULL},
+    {WIRE_ADMIN_DERIVE, FRAME_CONTROL, false, sizeof(struct wire_admin_derive),
+     offsetof(struct wire_admin_derive, token_count), 4, LARDER_BLOCK_TOKENS_MAX, check_derive},
 };
 
 static const struct shape *find_shape(enum frame_side side, uint16_t type)
@@ -195,7 +210,7 @@ int frame_parse(struct frame *out, enum frame_side side, const void *bytes, size
     if (shape->item_bytes) {
         memcpy(&out->item_count, (const uint8_t *)out->body + shape->count_offset, 4);
         if (out->item_count < 1 || out->item_count > shape->item_max)
-            return bad("count", out->item_count, "must be 1..1024");
+            return bad("count", out->item_count, "must be at least 1, and no more than fit");
         wanted += (uint64_t)out->item_count * shape->item_bytes;
     }
     if (byte_count != wanted)

@@ -11,6 +11,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/wire.h"
 #include "daemon/accounts.h"
 #include "daemon/config.h"
 #include "daemon/notify.h"
@@ -51,11 +52,16 @@ struct larderd {
     uint32_t in_flight; /* requests not yet answered */
     uint64_t staging_bytes;
     uint64_t frames_refused;
+    struct wire_latency latencies[WIRE_LATENCY_KINDS];
     uint64_t started_ms;
     bool stopping;
 };
 
 /* Milliseconds that no clock change moves. */
 uint64_t larderd_now_ms(void);
+uint64_t larderd_now_us(void);
+
+/* A request that began then is answered. */
+void larderd_note_latency(struct larderd *daemon, enum wire_latency_kind kind, uint64_t began_us);
 
 #endif

@@ -92,13 +92,6 @@ static const struct argp parser = {
 
 static struct command_line command_line;
 
-uint64_t larderd_now_ms(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
-}
-
 /* --- configuration ---------------------------------------------------------------------------- */
 
 static int apply_command_line(struct config *config)

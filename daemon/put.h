@@ -24,6 +24,7 @@ struct put {
     struct session *session;
     struct session_model *model;
     uint64_t request;
+    uint64_t began_us;
     struct wire_put wire;
     bool reads_staging;
     /* result: whole when `answer` is called */

@@ -63,7 +63,9 @@ static int lookup(struct session *session, struct larder_match *match, const str
 int session_lookup(struct session *session, const struct frame *frame)
 {
     struct larder_match match;
+    uint64_t began_us = larderd_now_us();
     LARDER_TRY(lookup(session, &match, frame));
+    larderd_note_latency(session->daemon, WIRE_LATENCY_LOOKUP, began_us);
     struct wire_lookup_ok ok = {.matched = match.count,
                                 .quality = match.quality,
                                 .tail_count = match.tail_count,
@@ -172,6 +174,7 @@ static void lease_end(struct lease *lease)
 
 static void tell_loaded(struct lease *lease)
 {
+    larderd_note_latency(lease->session->daemon, WIRE_LATENCY_GET, lease->began_us);
     struct wire_loaded loaded = {.loaded = lease->loaded, .error = lease->err};
     session_reply(lease->session, WIRE_LOADED, lease->request, &loaded, sizeof(loaded));
 }
@@ -289,6 +292,8 @@ static int answer_lease(struct lease *lease, const struct larder_match *match,
 {
     struct session *session = lease->session;
     uint64_t request = lease->request;
+    if (ready)
+        larderd_note_latency(session->daemon, WIRE_LATENCY_GET, lease->began_us);
     int err = send_slabs(session, refs, ref_count);
     if (err < 0 && session->state != SESSION_CLOSED)
         lease_end(lease);
@@ -304,7 +309,8 @@ static struct lease *lease_prepare(struct session *session, uint64_t request)
         return NULL;
     lease->session = session;
     lease->request = request;
-    lease->started_ms = larderd_now_ms();
+    lease->began_us = larderd_now_us();
+    lease->started_ms = lease->began_us / 1000;
     lease->completion.run = lease_loaded;
     return lease;
 }

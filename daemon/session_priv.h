@@ -58,6 +58,7 @@ struct lease {
     struct larder_lease *handle;
     uint64_t request;
     uint64_t started_ms;
+    uint64_t began_us;
     struct ssd_get *get; /* at a worker, which takes the lease; NULL: taken */
     bool loading;        /* `done` has not come back */
     bool released;       /* ended before that */

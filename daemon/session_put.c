@@ -91,6 +91,7 @@ static void put_answer(struct put *put)
         session_fail_text(session, put->request, put->err, put->message);
     } else {
         struct wire_put_ok ok = {.stored_bytes = put->stored_bytes, .existed = put->existed};
+        larderd_note_latency(session->daemon, WIRE_LATENCY_PUT, put->began_us);
         session_reply(session, WIRE_PUT_OK, put->request, &ok, sizeof(ok));
     }
     session_end(session);
@@ -149,6 +150,7 @@ int session_put(struct session *session, const struct frame *frame)
         session_end(session);
         return larder_fail(-ENOMEM, "no memory for a put");
     }
+    put->began_us = larderd_now_us();
     session_ref(session); /* until put_idle() */
     session->put_open++;
     put->reads_staging = true;

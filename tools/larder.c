@@ -25,6 +25,7 @@ struct command {
 static const struct argp list_parser;
 static const struct argp metrics_parser;
 static const struct argp top_parser;
+static const struct argp why_parser;
 
 static const struct command commands[] = {
     {"status", "", "What larderd holds, and is it healthy", 0, 0, NULL, command_status},
@@ -34,6 +35,8 @@ static const struct command commands[] = {
     {"show", "KEY", "All about one entry", 1, 1, NULL, command_show},
     {"verify", "[KEY...]", "Check entries (all) on SSD; drop bad ones", 0, 1 << 16, NULL,
      command_verify},
+    {"why", "[KEY]", "Why a lookup missed: of a key, or of --tokens", 0, 1, &why_parser,
+     command_why},
     {"rm", "KEY...", "Remove entries and what is behind them", 1, 1 << 16, NULL, command_rm},
     {"models", "", "List models", 0, 0, NULL, command_models},
     {"tenants", "", "List tenants and what each holds", 0, 0, NULL, command_tenants},
@@ -46,6 +49,9 @@ enum {
     OPTION_TENANT,
     OPTION_MODEL,
     OPTION_LONG,
+    OPTION_TOKENS,
+    OPTION_EXTRA,
+    OPTION_TEXTFILE,
 };
 
 struct input {
@@ -70,6 +76,16 @@ static const struct argp_option list_options[] = {
 
 static const struct argp_option metrics_options[] = {
     {"output", 'o', "FILE", 0, "Replace FILE, whole, instead of printing", 0},
+    {"textfile", OPTION_TEXTFILE, "FILE", OPTION_ALIAS, NULL, 0},
+    {0},
+};
+
+static const struct argp_option why_options[] = {
+    {"tokens", OPTION_TOKENS, "FILE", 0, "Token ids, as decimal numbers; '-' is standard input", 0},
+    {"tenant", OPTION_TENANT, "NAME", 0, "Of this tenant; default: the only one", 0},
+    {"model", OPTION_MODEL, "NAME", 0, "Of this model, by name or fingerprint; default: as above",
+     0},
+    {"extra", OPTION_EXTRA, "TEXT", 0, "What else was hashed: a LoRA's name, a salt", 0},
     {0},
 };
 
@@ -126,11 +142,33 @@ static error_t parse_list(int key, char *argument, struct argp_state *state)
     }
 }
 
+static error_t parse_why(int key, char *argument, struct argp_state *state)
+{
+    struct input *input = state->input;
+    switch (key) {
+    case OPTION_TOKENS:
+        input->options.tokens = argument;
+        return 0;
+    case OPTION_EXTRA:
+        input->options.extra = argument;
+        return 0;
+    case OPTION_TENANT:
+        input->options.tenant = argument;
+        return 0;
+    case OPTION_MODEL:
+        input->options.model = argument;
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
 static error_t parse_metrics(int key, char *argument, struct argp_state *state)
 {
     struct input *input = state->input;
     switch (key) {
     case 'o':
+    case OPTION_TEXTFILE:
         input->options.output = argument;
         return 0;
     default:
@@ -160,6 +198,7 @@ static error_t parse_top_options(int key, char *argument, struct argp_state *sta
 
 static const struct argp common_parser = {.options = common_options, .parser = parse_common};
 static const struct argp list_parser = {.options = list_options, .parser = parse_list};
+static const struct argp why_parser = {.options = why_options, .parser = parse_why};
 static const struct argp metrics_parser = {.options = metrics_options, .parser = parse_metrics};
 static const struct argp top_parser = {.options = top_options, .parser = parse_top_options};
 

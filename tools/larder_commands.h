@@ -18,11 +18,14 @@ enum {
 struct command_options {
     const char *socket; /* NULL: from the environment, else the default */
     bool json;
-    /* ls */
+    /* ls, why */
     const char *tenant;
     const char *model;
     uint64_t limit; /* 0: all */
     bool long_keys;
+    /* why */
+    const char *tokens; /* NULL: a key */
+    const char *extra;
     /* metrics */
     const char *output; /* NULL: stdout */
     /* top */
@@ -39,6 +42,7 @@ int command_top(const struct command_options *options, int argc, char **argv);
 int command_ls(const struct command_options *options, int argc, char **argv);
 int command_show(const struct command_options *options, int argc, char **argv);
 int command_verify(const struct command_options *options, int argc, char **argv);
+int command_why(const struct command_options *options, int argc, char **argv);
 int command_rm(const struct command_options *options, int argc, char **argv);
 int command_recipe(const struct command_options *options, int argc, char **argv);
 

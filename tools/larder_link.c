@@ -170,6 +170,26 @@ int link_tenants(struct link *link, struct wire_admin_tenant_ok **out, size_t *c
     return 0;
 }
 
+int link_model(struct link *link, struct wire_admin_model_ok *out, uint32_t index)
+{
+    const struct wire_admin_index ask = {.index = index};
+    const void *body;
+    LARDER_TRY(link_request(link, &body, WIRE_ADMIN_MODELS, &ask, sizeof(ask), WIRE_ADMIN_MODEL_OK,
+                            sizeof(*out)));
+    memcpy(out, body, sizeof(*out));
+    out->desc.name[sizeof(out->desc.name) - 1] = 0;
+    return 0;
+}
+
+int link_counters(struct link *link, struct wire_admin_counters_ok *out)
+{
+    const void *body;
+    LARDER_TRY(link_request(link, &body, WIRE_ADMIN_COUNTERS, NULL, 0, WIRE_ADMIN_COUNTERS_OK,
+                            sizeof(*out)));
+    memcpy(out, body, sizeof(*out));
+    return 0;
+}
+
 /* --- entries ---------------------------------------------------------------------------------- */
 
 int link_each_entry(struct link *link, const uint8_t prefix[32], uint32_t digits,

@@ -31,6 +31,10 @@ int link_status(struct link *link, struct wire_admin_status_ok *out);
 /* All tenants, in an array for larder_free(); NULL when there are none. */
 int link_tenants(struct link *link, struct wire_admin_tenant_ok **out, size_t *count);
 
+/* LARDER_ENOTFOUND past the last one. */
+int link_model(struct link *link, struct wire_admin_model_ok *out, uint32_t index);
+int link_counters(struct link *link, struct wire_admin_counters_ok *out);
+
 /* Entries in pages, for as long as `visit` returns 0. Only keys that begin with `digits` hex digits
  * of `prefix`. */
 int link_each_entry(struct link *link, const uint8_t prefix[32], uint32_t digits,

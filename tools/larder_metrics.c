@@ -15,6 +15,7 @@
 
 #include "base/bytes.h"
 #include "base/error.h"
+#include "base/event.h"
 #include "base/mem.h"
 #include "tools/larder_commands.h"
 #include "tools/larder_link.h"
@@ -22,6 +23,7 @@
 enum kind {
     GAUGE,
     COUNTER,
+    HISTOGRAM,
 };
 
 struct metric {
@@ -123,7 +125,9 @@ static void print_quoted(FILE *file, const char *text, size_t bytes)
 static void print_head(FILE *file, const char *name, enum kind kind, const char *help)
 {
     fprintf(file, "# HELP %s %s.\n# TYPE %s %s\n", name, help, name,
-            kind == COUNTER ? "counter" : "gauge");
+            kind == COUNTER     ? "counter"
+            : kind == HISTOGRAM ? "histogram"
+                                : "gauge");
 }
 
 /* `answer` is what the row's offset counts from; `tenant` NULL: none. */
@@ -186,6 +190,41 @@ static void print_tenants(FILE *file, const struct wire_admin_tenant_ok *tenants
             print_head(file, metric->name, metric->kind, metric->help);
         for (size_t j = 0; j < count; j++)
             print_sample(file, metric, &tenants[j], &tenants[j]);
+    }
+}
+
+static void print_latencies(FILE *file, const struct wire_admin_counters_ok *counters)
+{
+    static const char *const names[WIRE_LATENCY_KINDS] = {"lookup", "get", "put"};
+    static const uint32_t bounds_us[WIRE_LATENCY_BUCKETS - 1] = WIRE_LATENCY_BOUNDS_US;
+    print_head(file, "larder_request_seconds", HISTOGRAM,
+               "Time until requests were answered; of GETs, those that found something, until all "
+               "of it was loaded");
+    for (size_t i = 0; i < WIRE_LATENCY_KINDS; i++) {
+        const struct wire_latency *latency = &counters->latencies[i];
+        uint64_t below = 0;
+        for (size_t b = 0; b < WIRE_LATENCY_BUCKETS - 1; b++) {
+            below += latency->buckets[b];
+            fprintf(file, "larder_request_seconds_bucket{request=\"%s\",le=\"%g\"} %" PRIu64 "\n",
+                    names[i], bounds_us[b] / 1e6, below);
+        }
+        fprintf(file, "larder_request_seconds_bucket{request=\"%s\",le=\"+Inf\"} %" PRIu64 "\n",
+                names[i], latency->count);
+        fprintf(file, "larder_request_seconds_sum{request=\"%s\"} %" PRIu64 ".%06" PRIu64 "\n",
+                names[i], latency->sum_us / 1000000, latency->sum_us % 1000000);
+        fprintf(file, "larder_request_seconds_count{request=\"%s\"} %" PRIu64 "\n", names[i],
+                latency->count);
+    }
+}
+
+static void print_events(FILE *file, const struct wire_admin_counters_ok *counters)
+{
+    print_head(file, "larder_events_total", COUNTER, "What became of entries, by reason");
+    for (unsigned i = 0; i < LARDER_WIRE_EVENTS; i++) {
+        const char *label = larder_event_label(i);
+        if (*label)
+            fprintf(file, "larder_events_total{event=\"%s\"} %" PRIu64 "\n", label,
+                    counters->events[i]);
     }
 }
 
@@ -261,11 +300,14 @@ static int close_output(struct output *output)
 /* --- command ---------------------------------------------------------------------------------- */
 
 static int ask(const char *socket, struct wire_admin_status_ok *status,
-               struct wire_admin_tenant_ok **tenants, size_t *count)
+               struct wire_admin_counters_ok *counters, struct wire_admin_tenant_ok **tenants,
+               size_t *count)
 {
     struct link *link;
     LARDER_TRY(link_open(&link, socket));
     int err = link_status(link, status);
+    if (err == 0)
+        err = link_counters(link, counters);
     if (err == 0)
         err = link_tenants(link, tenants, count);
     link_close(link);
@@ -277,10 +319,11 @@ int command_metrics(const struct command_options *options, int argc, char **argv
     (void)argc;
     (void)argv;
     struct wire_admin_status_ok status;
+    struct wire_admin_counters_ok counters;
     struct wire_admin_tenant_ok *tenants = NULL;
     size_t count = 0;
     struct output output;
-    int asked = ask(options->socket, &status, &tenants, &count);
+    int asked = ask(options->socket, &status, &counters, &tenants, &count);
     /* A collector must not go on with the numbers of a daemon that is gone: that is told, too. */
     int code = asked < 0 ? command_failed(asked) : COMMAND_OK;
     int err = open_output(&output, options->output);
@@ -288,6 +331,8 @@ int command_metrics(const struct command_options *options, int argc, char **argv
         print_up(output.file, asked == 0);
         if (asked == 0) {
             print_status(output.file, &status);
+            print_latencies(output.file, &counters);
+            print_events(output.file, &counters);
             print_tenants(output.file, tenants, count);
         }
         err = close_output(&output);

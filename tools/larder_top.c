@@ -19,6 +19,7 @@
 
 #include "base/bytes.h"
 #include "base/error.h"
+#include "base/event.h"
 #include "base/mem.h"
 #include "tools/larder_commands.h"
 #include "tools/larder_link.h"
@@ -47,6 +48,7 @@ static double now_s(void)
 struct sample {
     double at_s;
     struct wire_admin_status_ok status;
+    struct wire_admin_counters_ok counters;
     struct wire_admin_tenant_ok *tenants;
     size_t tenant_count;
 };
@@ -60,6 +62,7 @@ static int take(struct link *link, struct sample *sample)
 {
     memset(sample, 0, sizeof(*sample));
     LARDER_TRY(link_status(link, &sample->status));
+    LARDER_TRY(link_counters(link, &sample->counters));
     LARDER_TRY(link_tenants(link, &sample->tenants, &sample->tenant_count));
     sample->at_s = now_s();
     return 0;
@@ -144,6 +147,57 @@ static void line(struct view *view, const char *format, ...)
         fputs(view->line_end, view->out);
 }
 
+/* The least bound that `share` of the requests since the last view kept; "-" when there were none.
+ * Returns out. */
+static char *text_latency(char out[16], const struct sample *now, const struct sample *last,
+                          enum wire_latency_kind kind, double share)
+{
+    static const uint32_t bounds_us[WIRE_LATENCY_BUCKETS - 1] = WIRE_LATENCY_BOUNDS_US;
+    const struct wire_latency *new = &now->counters.latencies[kind];
+    const struct wire_latency *old = &last->counters.latencies[kind];
+    uint64_t all = new->count - old->count;
+    uint64_t below = 0;
+    uint32_t b = 0;
+    for (; all > 0 && b < WIRE_LATENCY_BUCKETS - 1; b++) {
+        below += new->buckets[b] - old->buckets[b];
+        if ((double)below >= share * (double)all)
+            break;
+    }
+    if (all == 0)
+        snprintf(out, 16, "-");
+    else if (b == WIRE_LATENCY_BUCKETS - 1)
+        snprintf(out, 16, ">3s");
+    else if (bounds_us[b] < 1000)
+        snprintf(out, 16, "%uus", bounds_us[b]);
+    else
+        snprintf(out, 16, "%ums", bounds_us[b] / 1000);
+    return out;
+}
+
+static void show_latency(struct view *view, const struct sample *now, const struct sample *last)
+{
+    char half[WIRE_LATENCY_KINDS][16], most[WIRE_LATENCY_KINDS][16];
+    for (unsigned i = 0; i < WIRE_LATENCY_KINDS; i++) {
+        text_latency(half[i], now, last, (enum wire_latency_kind)i, 0.5);
+        text_latency(most[i], now, last, (enum wire_latency_kind)i, 0.99);
+    }
+    line(view, "latency    lookup %s, get %s, put %s; of 99 %%: %s, %s, %s", half[0], half[1],
+         half[2], most[0], most[1], most[2]);
+}
+
+static void show_decisions(struct view *view, const struct sample *now, const struct sample *last)
+{
+    uint64_t count[LARDER_WIRE_EVENTS];
+    for (unsigned i = 0; i < LARDER_WIRE_EVENTS; i++)
+        count[i] = now->counters.events[i] - last->counters.events[i];
+    line(view,
+         "decisions  %llu evicted, %llu by quota, %llu expired, %llu not admitted, %llu refused",
+         llu(count[LARDER_EVENT_EVICTED_HOST] + count[LARDER_EVENT_EVICTED_SSD] +
+             count[LARDER_EVENT_EVICTED_SLAB]),
+         llu(count[LARDER_EVENT_EVICTED_QUOTA]), llu(count[LARDER_EVENT_EXPIRED]),
+         llu(count[LARDER_EVENT_NOT_ADMITTED]), llu(count[LARDER_EVENT_REFUSED]));
+}
+
 static void show_machine(struct view *view, const struct sample *sample, const struct sample *last,
                          double seconds)
 {
@@ -171,6 +225,8 @@ static void show_machine(struct view *view, const struct sample *sample, const s
          text_byte_rate(a, now->bytes_read - old->bytes_read, seconds),
          text_byte_rate(b, now->bytes_written - old->bytes_written, seconds),
          text_rate(c, now->synced_groups - old->synced_groups, seconds));
+    show_latency(view, sample, last);
+    show_decisions(view, sample, last);
     line(view, "clients    %u connections, %u leases, %u requests in flight", now->connections,
          now->leases, now->in_flight);
     line(view, "errors     %llu corrupt, %llu I/O errors, %llu malformed frames", llu(now->corrupt),

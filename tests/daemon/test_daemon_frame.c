@@ -61,6 +61,7 @@ static size_t make(uint16_t type)
         break;
     case WIRE_STAT:
     case WIRE_ADMIN_STATUS:
+    case WIRE_ADMIN_COUNTERS:
         break;
     case WIRE_ADMIN_LIST:
         ((struct wire_admin_list *)body)->count_max = 10;
@@ -69,7 +70,12 @@ static size_t make(uint16_t type)
     case WIRE_ADMIN_SHOW:
     case WIRE_ADMIN_VERIFY:
     case WIRE_ADMIN_REMOVE:
+    case WIRE_ADMIN_HISTORY:
         bytes += sizeof(struct wire_admin_key);
+        break;
+    case WIRE_ADMIN_DERIVE:
+        ((struct wire_admin_derive *)body)->token_count = 3;
+        bytes += sizeof(struct wire_admin_derive) + 3 * 4;
         break;
     case WIRE_ADMIN_MODELS:
     case WIRE_ADMIN_TENANTS:

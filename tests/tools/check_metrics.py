@@ -34,7 +34,7 @@ def parse(text):
                 continue
             if name in kinds or name in done:
                 fail(f"{where}: a second TYPE, or one behind its samples")
-            if rest not in ("counter", "gauge"):
+            if rest not in ("counter", "gauge", "histogram"):
                 fail(f"{where}: unknown type")
             if (rest == "counter") != name.endswith("_total"):
                 fail(f"{where}: counters end in _total, and nothing else does")
@@ -44,6 +44,12 @@ def parse(text):
         if not match:
             fail(f"{where} is no sample")
         name, labels, value = match.group(1), match.group(2) or "", match.groups()[-1]
+        sample = name
+        base = re.sub("_(bucket|sum|count)$", "", name)
+        if kinds.get(base) == "histogram":
+            name = base
+        elif kinds.get(name) == "histogram":
+            fail(f"{where}: a histogram has only buckets, sum and count")
         if name not in kinds or name not in helped:
             fail(f"{where}: without TYPE and HELP")
         if name != current:
@@ -53,9 +59,36 @@ def parse(text):
             current = name
         pairs = tuple(sorted((k, re.sub(r"\\(.)", lambda m: {"n": "\n"}.get(m[1], m[1]), v))
                              for k, v in re.findall(LABEL, labels)))
-        if (name, pairs) in samples:
+        if (sample, pairs) in samples:
             fail(f"{where}: twice")
-        samples[name, pairs] = float(value)
+        samples[sample, pairs] = float(value)
+    return take_histograms(samples, [name for name, kind in kinds.items() if kind == "histogram"])
+
+
+def take_histograms(samples, names):
+    """Checks their rules: bounds rise, counts do not fall, +Inf is the count. They are left out of
+    what it returns."""
+    for name in names:
+        groups = {}
+        for (sample, pairs), value in samples.items():
+            if sample.startswith(name + "_"):
+                key = tuple(pair for pair in pairs if pair[0] != "le")
+                groups.setdefault(key, []).append((sample, dict(pairs).get("le"), value))
+        if not groups:
+            fail(f"{name} has no samples")
+        for key, rows in groups.items():
+            buckets = [(float(le), value) for sample, le, value in rows if le is not None]
+            counts = [value for _, value in buckets]
+            if buckets != sorted(buckets) or counts != sorted(counts):
+                fail(f"{name}{key}: buckets do not rise: {buckets}")
+            rest = {sample: value for sample, le, value in rows if le is None}
+            if set(rest) != {name + "_sum", name + "_count"}:
+                fail(f"{name}{key}: wants a sum and a count")
+            if not buckets or buckets[-1] != (float("inf"), rest[name + "_count"]):
+                fail(f"{name}{key}: its last bucket is not +Inf with the count")
+            if (rest[name + "_count"] == 0) != (rest[name + "_sum"] == 0):
+                fail(f"{name}{key}: sum and count do not fit each other")
+        samples = {k: v for k, v in samples.items() if not k[0].startswith(name + "_")}
     return samples
 
 
@@ -136,7 +169,11 @@ def main():
             fail(f"{key} is missing")
         if samples[key] != value:
             fail(f"{key}: {samples[key]}, not {value}")
-    left = set(samples) - set(wanted) - {("larder_uptime_seconds", ()), ("larder_connections", ())}
+    events = {key for key in samples if key[0] == "larder_events_total"}
+    if not events or any([pair[0] for pair in key[1]] != ["event"] for key in events):
+        fail("events by reason are missing")
+    left = set(samples) - events - set(wanted)
+    left -= {("larder_uptime_seconds", ()), ("larder_connections", ())}
     if left:
         fail(f"{sorted(left)}: with nothing to compare them to")
 

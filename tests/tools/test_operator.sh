@@ -44,6 +44,36 @@ larder rm "${key:0:12}" >/dev/null
 expect "entries after rm" $((count - 1)) "$(larder status --json | jq .entries)"
 fails_with 1 larder show "$key"
 
+# Why is it missing? The prompt's tokens are the start token and its bytes.
+why() { # FILTER ARGUMENT...: of what is missing
+    local filter=$1 status=0
+    shift
+    larder why "$@" --json >"$work/why" || status=$?
+    expect "status of why $*" 1 "$status"
+    jq -r "$filter" "$work/why"
+}
+expect "why a removed key" removed "$(why '.events[0].event' "$key")"
+expect "why by a print" removed "$(why '.events[0].event' "${key:0:16}")"
+expect "why an unknown key" 0 "$(why '.events | length' "$(printf '%064d' 7)")"
+fails_with 1 larder why "${key:0:15}" # too short to be remembered by
+fails_with 2 larder why
+fails_with 2 larder why "$key" --tokens "$work/tokens"
+{ jq .bos_token_id tests/models/tiny/config.json; od -An -v -tu1 tests/models/tiny/prompt.txt; } \
+    >"$work/tokens"
+expect "why tokens" "$key removed $(((count - 1) * 256)) exact" \
+    "$(why '"\(.missing_key) \(.events[0].event) \(.tokens_stored) \(.quality)"' \
+        --tokens "$work/tokens")"
+jq -sc . "$work/tokens" >"$work/tokens.json"
+expect "an array of tokens" "$key" "$(why .missing_key --tokens "$work/tokens.json" --model tiny)"
+expect "another extra" 0 "$(why .tokens_stored --tokens "$work/tokens" --extra salt)"
+larder why --tokens - <<<"$(jq -sc '.[:512]' "$work/tokens")" | grep '512 of 512 tokens' >/dev/null
+fails_with 1 larder why --tokens "$work/tokens" --tenant nobody
+fails_with 2 larder why --tokens "$work/none"
+echo "12 x" >"$work/few"
+fails_with 2 larder why --tokens "$work/few"
+echo 16777216 >"$work/few"
+fails_with 2 larder why --tokens "$work/few"
+
 # A second daemon on the same directory, and a configuration that cannot be.
 sed "s|^socket = .*|socket = $work/run/other.sock|; s|^control_socket = .*|control_socket = \
 $work/run/other-control.sock|" "$work/larderd.conf" >"$work/second.conf"

@@ -45,6 +45,12 @@ larder metrics >"$work/metrics"
 python3 tests/tools/check_metrics.py "$work/metrics" "$work/status" "$work/tenants"
 larder metrics --output "$prom"
 python3 tests/tools/check_metrics.py "$prom" "$work/status" "$work/tenants"
+# The same by the name that node_exporter's collector gives such a file; latencies of what ran.
+larder metrics --textfile "$prom"
+python3 tests/tools/check_metrics.py "$prom" "$work/status" "$work/tenants"
+holds "$prom" '^larder_request_seconds_count\{request="get"\} [1-9]'
+holds "$prom" '^larder_request_seconds_count\{request="put"\} [1-9]'
+holds "$prom" '^larder_events_total\{event="evicted_ssd"\} 0$'
 expect "mode" 644 "$(stat -c %a "$prom")"
 expect "files beside it" 1 "$(find "$work" -name 'larder.prom*' | wc -l)"
 
@@ -66,6 +72,8 @@ holds "$work/top" "^uid-$(id -u) +0 +[1-9]"
 awk 'BEGIN { RS = "" } NR == 1' "$work/top" >"$work/first"
 holds "$work/first" '^hit ratio  50.0 %: 50.0 % from host, 0.0 % from SSD'
 expect "calm views" 2 "$(grep -c '^requests   0 gets/s, 0 puts/s' "$work/top")"
+holds "$work/first" "^latency    lookup [0-9a-z-]+, get [0-9]+[mu]s, put [0-9]+[mu]s; of 99 %"
+holds "$work/top" "^decisions  0 evicted, 0 by quota"
 expect "no hits in them" 2 "$(grep -c '^hit ratio  -: ' "$work/top")"
 
 # A signal ends it cleanly, between views.
@@ -98,7 +106,7 @@ if command -v tmux >/dev/null; then
         holds "$work/screen" '^larderd .*healthy'
         expect "the first line" 1 "$(grep -n '^larderd ' "$work/screen" | cut -d: -f1)"
         # A smaller window is drawn anew, and fits.
-        mux resize-window -t "$1" -x 40 -y 12
+        mux resize-window -t "$1" -x 40 -y 14
         sleep 0.5
         mux capture-pane -p -t "$1" >"$work/screen"
         holds "$work/screen" '^larderd '
