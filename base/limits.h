@@ -38,6 +38,8 @@
 #define LARDER_EXTRA_BYTES_MAX 1024u
 /* Keys removed by one tombstone record: 2,048 of 32 bytes; more take several records. */
 #define LARDER_TOMBSTONE_BYTES_MAX (2048u * 32u)
+/* Variants of one key: exact, a few lossy ones, blended. A client may put as many as it likes. */
+#define LARDER_VARIANTS_MAX 8u
 /* Text of a recipe. */
 #define LARDER_RECIPE_BYTES_MAX 1024u
 /* Sections of a record: K and V of each layer, at one head group a layer. */

@@ -323,7 +323,7 @@ static void verify_run(struct job *base, struct scratch *scratch)
 {
     struct admin_job *job = (struct admin_job *)((char *)base - offsetof(struct admin_job, job));
     (void)scratch;
-    larder_store_verify(job->session->daemon->store, &job->key, verify_done, job);
+    larder_store_verify(job->session->daemon->store, &job->key, 0, verify_done, job);
 }
 
 static void verify_answer(struct completion *completion)

@@ -70,7 +70,7 @@ static bool evict_slot_locked(struct larder_store *store, uint32_t slot_id, enum
         return true;
     }
     while (entry->first_child != TABLE_NONE) {
-        id = entry->first_child;
+        id = table_first_to_go(&store->table, id);
         entry = table_entry(&store->table, id);
     }
     if (!may_forget(store, entry))
@@ -194,6 +194,7 @@ void larder_store_prepare(struct larder_store *store, uint32_t tenant)
 struct victim {
     struct larder_key key;
     struct entry_variant variant;
+    uint8_t number;
 };
 
 static bool may_leave_ssd(const struct larder_store *store, const struct entry *entry)
@@ -239,7 +240,7 @@ static uint32_t choose_victims_locked(struct larder_store *store, struct victim 
     while (id != TABLE_NONE && count < VICTIMS_MAX && freed < bytes) {
         const struct entry *entry = table_entry(&store->table, leaf);
         for (; entry->first_child != TABLE_NONE && steps < STEPS_MAX; steps++) {
-            leaf = entry->first_child;
+            leaf = table_first_to_go(&store->table, leaf);
             entry = table_entry(&store->table, leaf);
         }
         if (!may_leave_ssd(store, entry)) {
@@ -248,6 +249,7 @@ static uint32_t choose_victims_locked(struct larder_store *store, struct victim 
         }
         victims[count].key = entry->key;
         victims[count].variant = entry->variant;
+        victims[count].number = entry->number;
         freed += (uint64_t)entry->variant.record_pages * LARDER_PAGE_BYTES;
         count++;
         bool was_oldest = leaf == id;
@@ -264,7 +266,7 @@ static uint32_t choose_victims_locked(struct larder_store *store, struct victim 
 static int delete_victims(struct larder_store *store, const struct victim *victims, uint32_t count)
 {
     for (uint32_t i = 0; i < count; i++) {
-        int err = larder_index_delete_entry(store->index, &victims[i].key, 0);
+        int err = larder_index_delete_entry(store->index, &victims[i].key, victims[i].number);
         if (err < 0) {
             larder_index_abort(store->index);
             return err;

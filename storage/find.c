@@ -39,7 +39,7 @@ static uint32_t depth_of_run(const struct larder_store *store, uint32_t tenant,
 
 int find_run_locked(struct larder_store *store, uint32_t *out_count, uint32_t *last,
                     uint32_t tenant, const struct larder_key *keys, uint32_t key_count,
-                    enum larder_quality worst)
+                    uint32_t worst)
 {
     *out_count = 0;
     *last = TABLE_NONE;
@@ -57,7 +57,7 @@ int find_run_locked(struct larder_store *store, uint32_t *out_count, uint32_t *l
         if (entry == TABLE_NONE || (at->flags & ENTRY_ROOT) ||
             memcmp(at->key.bytes, keys[i].bytes, sizeof(keys[i].bytes)) != 0)
             return larder_fail(LARDER_EPROTO, "key %u is not the parent of key %u", i, i + 1);
-        if (at->variant.quality > worst) {
+        if (variant_pick(store, entry, worst) == TABLE_NONE) {
             *out_count = i;
             *last = at->parent;
         }
@@ -69,14 +69,15 @@ int find_run_locked(struct larder_store *store, uint32_t *out_count, uint32_t *l
 }
 
 static void find_tails(struct larder_store *store, struct larder_match *out, uint32_t above,
-                       enum larder_quality worst, uint32_t block_tokens)
+                       uint32_t worst, uint32_t block_tokens)
 {
     uint32_t walked = 0;
     uint32_t child = table_entry(&store->table, above)->first_child;
     for (; child != TABLE_NONE && walked < SIBLINGS_WALK_MAX; walked++) {
         const struct entry *entry = table_entry(&store->table, child);
-        if (find_sees(store, child, entry->tenant) && entry->variant.quality <= worst &&
-            entry->token_count > 0 && entry->token_count < block_tokens) {
+        if (find_sees(store, child, entry->tenant) && !(entry->flags & ENTRY_VARIANT) &&
+            entry->token_count > 0 && entry->token_count < block_tokens &&
+            variant_pick(store, child, worst) != TABLE_NONE) {
             uint32_t at = out->tail_count;
             if (at == LARDER_TAILS_MAX)
                 at--; /* the shortest gives way, if this one is longer */
@@ -108,7 +109,7 @@ static uint32_t last_matched(const struct larder_store *store, uint32_t last, ui
 
 int larder_store_lookup(struct larder_store *store, struct larder_match *out, uint32_t tenant,
                         const struct larder_key *parent, const struct larder_key *keys,
-                        uint32_t key_count, enum larder_quality worst, uint32_t block_tokens)
+                        uint32_t key_count, uint32_t worst, uint32_t block_tokens)
 {
     memset(out, 0, sizeof(*out));
     pthread_mutex_lock(&store->lock);
@@ -119,14 +120,14 @@ int larder_store_lookup(struct larder_store *store, struct larder_match *out, ui
         if (above != TABLE_NONE)
             find_tails(store, out, above, worst, block_tokens);
         for (uint32_t i = out->count; i > 0; i--) {
-            const struct entry *at = table_entry(&store->table, entry);
+            const struct entry *at = table_entry(&store->table, variant_pick(store, entry, worst));
             uint64_t bytes = (uint64_t)at->variant.record_pages * LARDER_PAGE_BYTES;
             out->bytes += bytes;
             out->bytes_host += at->slot != HOST_NONE ? bytes : 0;
             out->tokens += at->token_count;
             if (at->variant.quality > out->quality)
                 out->quality = at->variant.quality;
-            entry = at->parent;
+            entry = table_entry(&store->table, entry)->parent;
         }
     }
     pthread_mutex_unlock(&store->lock);
@@ -141,12 +142,14 @@ static void describe(const struct larder_store *store, struct larder_entry_info 
     const struct entry_variant *variant = &entry->variant;
     memset(out, 0, sizeof(*out));
     out->key = entry->key;
-    out->parent = table_entry(&store->table, entry->parent)->key; /* a root's is all zeros */
+    uint32_t primary = table_primary(&store->table, id);
+    /* A root's is all zeros. */
+    out->parent = table_entry(&store->table, table_above(&store->table, id))->key;
     out->tenant = entry->tenant;
     out->model = entry->model;
     out->token_count = entry->token_count;
     out->depth = entry->depth;
-    out->children = entry->child_count;
+    out->children = table_block_count(&store->table, primary);
     out->lease_count = entry->slot != HOST_NONE ? host_slot(&store->host, entry->slot)->leases : 0;
     out->record_bytes = (uint64_t)variant->record_pages * LARDER_PAGE_BYTES;
     out->raw_bytes = variant->raw_bytes;
@@ -159,6 +162,9 @@ static void describe(const struct larder_store *store, struct larder_entry_info 
     out->computed_on = variant->computed_on;
     out->in_host = entry->slot != HOST_NONE;
     out->durable = variant->segment_id != 0;
+    out->variant = entry->number;
+    for (uint32_t at = primary; at != TABLE_NONE; at = table_next_variant(&store->table, at))
+        out->variants += find_sees(store, at, entry->tenant);
     snprintf(out->recipe, sizeof(out->recipe), "%s",
              table_recipe_text(&store->table, variant->recipe));
 }

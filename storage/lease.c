@@ -240,6 +240,8 @@ static void use_run_locked(struct larder_store *store, struct larder_lease *leas
         host_touch(&store->host, ref->slot);
         if (entry->flags & ENTRY_DURABLE)
             table_ssd_touch(&store->table, ids[i]);
+        if ((entry->flags & (ENTRY_VARIANT | ENTRY_DURABLE)) == (ENTRY_VARIANT | ENTRY_DURABLE))
+            table_ssd_touch(&store->table, entry->parent);
         entry->uses++;
         host_address(&store->host, ref->slot, &refs[i].slab_id, &refs[i].slot);
         refs[i].generation = atomic_load_explicit(&slot->shared->generation, memory_order_relaxed);
@@ -248,14 +250,14 @@ static void use_run_locked(struct larder_store *store, struct larder_lease *leas
 
 static int lease_locked(struct larder_store *store, struct larder_lease *lease, uint32_t *ids,
                         struct larder_ref *refs, uint32_t tenant, const struct larder_key *keys,
-                        uint32_t key_count, enum larder_quality worst)
+                        uint32_t key_count, uint32_t worst)
 {
     uint32_t count;
     uint32_t last;
     lease->count = 0;
     LARDER_TRY(find_run_locked(store, &count, &last, tenant, keys, key_count, worst));
     for (uint32_t i = count; i-- > 0;) {
-        ids[i] = last;
+        ids[i] = variant_pick(store, last, worst);
         last = table_entry(&store->table, last)->parent;
     }
     int err = hold_run_locked(store, lease, ids, count);
@@ -288,7 +290,7 @@ enum growth {
 
 static int take_lease(struct larder_store *store, struct larder_lease **out,
                       struct larder_ref *refs, uint32_t *ref_count, bool *ready, uint32_t tenant,
-                      const struct larder_key *keys, uint32_t key_count, enum larder_quality worst,
+                      const struct larder_key *keys, uint32_t key_count, uint32_t worst,
                       enum growth growth, larder_lease_done done, void *context)
 {
     *out = NULL;
@@ -334,7 +336,7 @@ static int take_lease(struct larder_store *store, struct larder_lease **out,
 
 int larder_store_lease(struct larder_store *store, struct larder_lease **out,
                        struct larder_ref *refs, uint32_t *ref_count, bool *ready, uint32_t tenant,
-                       const struct larder_key *keys, uint32_t key_count, enum larder_quality worst,
+                       const struct larder_key *keys, uint32_t key_count, uint32_t worst,
                        larder_lease_done done, void *context)
 {
     return take_lease(store, out, refs, ref_count, ready, tenant, keys, key_count, worst, MAY_GROW,
@@ -344,7 +346,7 @@ int larder_store_lease(struct larder_store *store, struct larder_lease **out,
 int larder_store_lease_now(struct larder_store *store, struct larder_lease **out,
                            struct larder_ref *refs, uint32_t *ref_count, bool *ready,
                            uint32_t tenant, const struct larder_key *keys, uint32_t key_count,
-                           enum larder_quality worst, larder_lease_done done, void *context)
+                           uint32_t worst, larder_lease_done done, void *context)
 {
     return take_lease(store, out, refs, ref_count, ready, tenant, keys, key_count, worst,
                       NEVER_GROW, done, context);

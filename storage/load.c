@@ -31,6 +31,7 @@ struct load *load_new(const struct entry *entry, uint32_t slot)
     load->slot = slot;
     load->key = entry->key;
     load->variant = entry->variant;
+    load->number = entry->number;
     load->bytes = bytes;
     load->chunk_count = chunks;
     load->extends = HOST_NONE;
@@ -92,7 +93,8 @@ static int check_head(const struct load *load)
         return LARDER_ECORRUPT; /* an unknown version too: the segment said which it holds */
     if (record->type != LARDER_RECORD_ENTRY || record->head_bytes != variant->head_bytes ||
         record->record_bytes != (uint64_t)variant->record_pages * LARDER_PAGE_BYTES ||
-        record->generation != variant->generation || record->segment_id != variant->segment_id ||
+        record->variant != load->number || record->generation != variant->generation ||
+        record->segment_id != variant->segment_id ||
         record->segment_page != variant->segment_page ||
         memcmp(record->key, load->key.bytes, sizeof(record->key)) != 0)
         return larder_fail(LARDER_ECORRUPT, "record: not the one that the index names");
@@ -149,13 +151,13 @@ static void drop_corrupt_locked(struct larder_store *store, const struct load *l
     larder_log(LARDER_LOG_ERROR, "entry %s... in segment %u at page %u is damaged (%s); dropped",
                hex, load->variant.segment_id, load->variant.segment_page, larder_error_message());
     store->stats.corrupt++;
-    uint32_t id = table_find(&store->table, &load->key);
-    if (id == TABLE_NONE)
+    uint32_t primary = table_find(&store->table, &load->key);
+    if (primary == TABLE_NONE)
         return;
-    const struct entry *entry = table_entry(&store->table, id);
-    store->tenants[entry->tenant].stats.corrupt++;
+    store->tenants[table_entry(&store->table, primary)->tenant].stats.corrupt++;
     /* Replaced meanwhile: the new record is another. */
-    if (entry->variant.generation == load->variant.generation)
+    uint32_t id = variant_of_generation(store, &load->key, load->variant.generation);
+    if (id != TABLE_NONE)
         remove_corrupt_locked(store, id);
 }
 
@@ -189,11 +191,10 @@ static bool is_prefix(const struct larder_record *shorter, const struct larder_r
 
 static void end_tail_check_locked(struct larder_store *store, struct load *load)
 {
-    uint32_t id = table_find(&store->table, &load->key);
+    uint32_t id = variant_of_generation(store, &load->key, load->variant.generation);
     if (load->head_good && id != TABLE_NONE &&
-        table_entry(&store->table, id)->variant.generation == load->variant.generation &&
         is_prefix(load->buffer, host_record(&store->host, load->extends)))
-        remove_tail_locked(store, id);
+        remove_tail_locked(store, table_primary(&store->table, id));
     host_unpin(&store->host, load->extends);
 }
 
@@ -353,12 +354,12 @@ static void run_verify(struct larder_store *store, struct completion *completion
     larder_free(load);
 }
 
-void larder_store_verify(struct larder_store *store, const struct larder_key *key,
+void larder_store_verify(struct larder_store *store, const struct larder_key *key, uint32_t variant,
                          larder_put_done done, void *context)
 {
     int err = LARDER_ENOTFOUND;
     pthread_mutex_lock(&store->lock);
-    uint32_t id = table_find(&store->table, key);
+    uint32_t id = table_find_variant(&store->table, key, variant);
     const struct entry *entry = id != TABLE_NONE ? table_entry(&store->table, id) : NULL;
     if (entry && find_sees(store, id, entry->tenant) && entry->variant.segment_id != 0) {
         struct load *load = load_new(entry, HOST_NONE);

@@ -15,6 +15,12 @@
 #include "base/mem.h"
 #include "storage/store_priv.h"
 
+static struct variant_name name_of(const struct larder_put_desc *desc)
+{
+    return (struct variant_name){
+        .quality = desc->quality, .computed_on = desc->computed_on, .recipe = desc->recipe};
+}
+
 /* --- waiting --------------------------------------------------------------------------------- */
 
 static void run_watch(struct larder_store *store, struct completion *completion)
@@ -25,8 +31,8 @@ static void run_watch(struct larder_store *store, struct completion *completion)
     larder_free(watch);
 }
 
-/* What a watch of this entry is told now; 1: not yet. `err`: how what was on its way ended. */
-static int watch_answer(const struct entry *entry, const struct watch *watch, int err)
+/* What a watch is told of this variant now; 1: not yet. `err`: how what was on its way ended. */
+static int variant_answer(const struct entry *entry, const struct watch *watch, int err)
 {
     if (!(entry->flags & ENTRY_VISIBLE) && !(entry->flags & ENTRY_PUTTING))
         return LARDER_ENOTFOUND;
@@ -42,9 +48,31 @@ static int watch_answer(const struct entry *entry, const struct watch *watch, in
     return entry->flags & ENTRY_DURABLE ? 0 : err < 0 ? err : -ENOSPC;
 }
 
+/* The same of all variants that it waits for: the best answer, then that one is on its way, then
+ * why there is none. */
+static int watch_answer(const struct larder_store *store, uint32_t primary,
+                        const struct watch *watch, int err)
+{
+    const struct table *table = &store->table;
+    if (watch->name.recipe) {
+        uint32_t id = variant_named(store, primary, &watch->name);
+        return id == TABLE_NONE ? LARDER_ENOTFOUND
+                                : variant_answer(table_entry(table, id), watch, err);
+    }
+    int best = variant_answer(table_entry(table, primary), watch, err);
+    for (uint32_t id = table_next_variant(table, primary); id != TABLE_NONE && best != 0;
+         id = table_next_variant(table, id)) {
+        int answer = variant_answer(table_entry(table, id), watch, err);
+        if (answer >= 0 || best == LARDER_ENOTFOUND)
+            best = best == 1 && answer < 0 ? best : answer;
+    }
+    return best;
+}
+
 void put_watches_locked(struct larder_store *store, uint32_t id, int err)
 {
-    struct entry *entry = table_entry(&store->table, id);
+    uint32_t primary = table_primary(&store->table, id);
+    struct entry *entry = table_entry(&store->table, primary);
     if (!(entry->flags & ENTRY_WATCHED))
         return;
     bool more = false;
@@ -53,7 +81,7 @@ void put_watches_locked(struct larder_store *store, uint32_t id, int err)
         int answer = 1;
         bool ours = larder_key_equal(&watch->key, &entry->key);
         if (ours)
-            answer = watch_answer(entry, watch, err);
+            answer = watch_answer(store, primary, watch, err);
         if (answer == 1) {
             more = more || ours;
             at = &watch->next;
@@ -80,12 +108,13 @@ static void queue_put_locked(struct larder_store *store, struct larder_put *put)
 static int watch_locked(struct larder_store *store, struct watch *watch, bool *waits)
 {
     *waits = false;
-    uint32_t id = table_find(&store->table, &watch->key);
-    if (id == TABLE_NONE || table_entry(&store->table, id)->tenant != watch->tenant)
+    uint32_t primary = table_find(&store->table, &watch->key);
+    if (primary == TABLE_NONE || table_entry(&store->table, primary)->tenant != watch->tenant)
         return LARDER_ENOTFOUND;
-    struct entry *entry = table_entry(&store->table, id);
-    bool idle = !(entry->flags & (ENTRY_PUTTING | ENTRY_DURABLE | ENTRY_DOOMED)) &&
-                entry->variant.quality <= watch->worst;
+    uint32_t id = watch->name.recipe ? variant_named(store, primary, &watch->name)
+                                     : variant_pick(store, primary, watch->worst);
+    const struct entry *entry = id == TABLE_NONE ? NULL : table_entry(&store->table, id);
+    bool idle = entry && !(entry->flags & (ENTRY_PUTTING | ENTRY_DURABLE | ENTRY_DOOMED));
     if (watch->wait == LARDER_DURABLE && idle) {
         /* It was given up once, for lack of space. */
         if (store->read_only)
@@ -95,34 +124,35 @@ static int watch_locked(struct larder_store *store, struct watch *watch, bool *w
             return -ENOMEM;
         queue_put_locked(store, put);
     }
-    int answer = watch_answer(entry, watch, 0);
+    int answer = watch_answer(store, primary, watch, 0);
     if (answer != 1)
         return answer;
-    entry->flags |= ENTRY_WATCHED;
+    table_entry(&store->table, primary)->flags |= ENTRY_WATCHED;
     watch->next = store->watches;
     store->watches = watch;
     *waits = true;
     return 0;
 }
 
-void larder_store_when(struct larder_store *store, uint32_t tenant, const struct larder_key *key,
-                       enum larder_quality worst, enum larder_wait wait, larder_put_done done,
-                       void *context)
+static void start_watch(struct larder_store *store, const struct watch *wanted)
 {
+    larder_put_done done = wanted->done;
+    void *context = wanted->context;
     struct watch *watch = larder_alloc_zero(1, sizeof(*watch));
     if (!watch) {
         done(context, -ENOMEM);
         return;
     }
-    *watch = (struct watch){.completion.run = run_watch,
-                            .key = *key,
-                            .tenant = tenant,
-                            .worst = worst,
-                            .wait = wait,
-                            .done = done,
-                            .context = context};
+    *watch = *wanted;
+    watch->completion.run = run_watch;
     bool waits;
     pthread_mutex_lock(&store->lock);
+    if (watch->name.recipe) {
+        /* The caller's text goes away; the table's stays. */
+        uint16_t recipe =
+            table_recipe(&store->table, watch->name.recipe, (uint32_t)strlen(watch->name.recipe));
+        watch->name.recipe = table_recipe_text(&store->table, recipe);
+    }
     int answer = watch_locked(store, watch, &waits);
     pthread_mutex_unlock(&store->lock);
     if (waits) {
@@ -131,6 +161,33 @@ void larder_store_when(struct larder_store *store, uint32_t tenant, const struct
     }
     larder_free(watch);
     done(context, answer);
+}
+
+void larder_store_when(struct larder_store *store, uint32_t tenant, const struct larder_key *key,
+                       enum larder_quality worst, enum larder_wait wait, larder_put_done done,
+                       void *context)
+{
+    const struct watch watch = {.key = *key,
+                                .tenant = tenant,
+                                .worst = worst,
+                                .wait = wait,
+                                .done = done,
+                                .context = context};
+    start_watch(store, &watch);
+}
+
+void larder_store_when_put(struct larder_store *store, const struct larder_put_desc *desc,
+                           enum larder_wait wait, larder_put_done done, void *context)
+{
+    struct watch watch = {.key = desc->key,
+                          .tenant = desc->tenant,
+                          .worst = desc->quality,
+                          .wait = wait,
+                          .done = done,
+                          .context = context};
+    if (desc->beside)
+        watch.name = name_of(desc);
+    start_watch(store, &watch);
 }
 
 /* --- reservation ----------------------------------------------------------------------------- */
@@ -207,6 +264,45 @@ static int find_parent_locked(struct larder_store *store, uint32_t *out,
     return 0;
 }
 
+/* A better record, or none, is to take this entry's place. */
+static int check_replaced_locked(const struct larder_store *store, uint32_t primary,
+                                 const struct larder_put_desc *desc)
+{
+    for (uint32_t id = primary; id != TABLE_NONE; id = table_next_variant(&store->table, id)) {
+        const struct entry *entry = table_entry(&store->table, id);
+        if (entry->flags & ENTRY_DOOMED)
+            continue;
+        if ((entry->flags & ENTRY_VISIBLE) && entry->variant.quality <= desc->quality)
+            return larder_fail(LARDER_EEXISTS, "stored at this quality or better");
+        if ((entry->flags & ENTRY_PUTTING) && entry->pending_quality <= desc->quality)
+            return larder_fail(LARDER_EEXISTS, "being stored at this quality or better");
+    }
+    if (table_entry(&store->table, primary)->flags & ENTRY_PUTTING)
+        return larder_fail(-EBUSY, "being stored at a worse quality; try again");
+    return 0;
+}
+
+/* A further variant of a key that is there. */
+static int claim_beside_locked(struct larder_store *store, uint32_t *out, uint32_t primary,
+                               const struct larder_put_desc *desc)
+{
+    const struct variant_name name = name_of(desc);
+    uint32_t same = variant_named(store, primary, &name);
+    if (same != TABLE_NONE)
+        return table_entry(&store->table, same)->flags & ENTRY_DOOMED
+                   ? larder_fail(-EBUSY, "this variant is being removed; try again")
+                   : larder_fail(LARDER_EEXISTS, "this variant is stored or being stored");
+    if (!(table_entry(&store->table, primary)->flags & ENTRY_VISIBLE))
+        return larder_fail(-EBUSY, "the first variant is being stored; try again");
+    if (table_variant_count(&store->table, primary) == LARDER_VARIANTS_MAX)
+        return larder_fail(LARDER_ELIMIT,
+                           "%u variants of this block are stored, the most there "
+                           "may be; remove one",
+                           LARDER_VARIANTS_MAX);
+    *out = table_add_variant(&store->table, primary);
+    return *out == TABLE_NONE ? larder_fail(-ENOMEM, "table: no memory") : 0;
+}
+
 /* The entry that this put makes or replaces, marked PUTTING. */
 static int claim_entry_locked(struct larder_store *store, struct larder_put *put,
                               const struct larder_put_desc *desc)
@@ -220,13 +316,9 @@ static int claim_entry_locked(struct larder_store *store, struct larder_put *put
             return larder_fail(LARDER_EPROTO, "the key is stored behind another parent");
         if (entry->flags & ENTRY_DOOMED)
             return larder_fail(-EBUSY, "the entry is being removed; try again");
-        if ((entry->flags & ENTRY_VISIBLE) && entry->variant.quality <= desc->quality)
-            return larder_fail(LARDER_EEXISTS, "stored at this quality or better");
-        if (entry->flags & ENTRY_PUTTING)
-            return entry->pending_quality <= desc->quality
-                       ? larder_fail(LARDER_EEXISTS, "being stored at this quality or better")
-                       : larder_fail(-EBUSY, "being stored at a worse quality; try again");
-        put->replaces = true;
+        LARDER_TRY(desc->beside ? claim_beside_locked(store, &id, id, desc)
+                                : check_replaced_locked(store, id, desc));
+        put->replaces = !desc->beside;
     } else {
         id = table_add(&store->table, &desc->key, parent, (uint16_t)desc->token_count);
         if (id == TABLE_NONE)
@@ -236,7 +328,15 @@ static int claim_entry_locked(struct larder_store *store, struct larder_put *put
     struct entry *entry = table_entry(&store->table, id);
     entry->flags |= ENTRY_PUTTING;
     entry->pending_quality = (uint8_t)desc->quality;
+    if (!put->replaces) {
+        /* Known by these while it is on its way. */
+        entry->variant.quality = (uint8_t)desc->quality;
+        entry->variant.computed_on = (uint8_t)desc->computed_on;
+        entry->variant.recipe =
+            table_recipe(&store->table, desc->recipe, (uint32_t)strlen(desc->recipe));
+    }
     put->entry = id;
+    put->number = entry->number;
     return 0;
 }
 
@@ -296,6 +396,7 @@ static void write_head(struct larder_put *put, const struct larder_put_desc *des
     record->extra_bytes = desc->extra_bytes;
     record->token_count = desc->token_count;
     record->position = desc->position;
+    record->variant = put->number;
     record->recipe_bytes = (uint16_t)recipe_bytes;
     record->quality = (uint8_t)desc->quality;
     record->computed_on = (uint8_t)desc->computed_on;
@@ -528,6 +629,7 @@ struct larder_put *put_make_rewrite_locked(struct larder_store *store, uint32_t 
     put->store = store;
     put->entry = id;
     put->slot = entry->slot;
+    put->number = entry->number;
     put->key = entry->key;
     put->model = entry->model;
     put->variant = entry->variant;
@@ -565,6 +667,7 @@ static void settle_entry_locked(struct larder_store *store, struct larder_put *p
         stats_enter_locked(store, put->entry);
     }
     put_watches_locked(store, put->entry, err);
+    variant_order_locked(store, table_primary(&store->table, put->entry));
 }
 
 void put_finish_locked(struct larder_store *store, struct larder_put *put, int err)

@@ -24,6 +24,7 @@
 struct removed_key {
     struct larder_key key;
     uint64_t generation;
+    uint32_t variant; /* its number + 1; 0: all */
 };
 
 struct rebuild {
@@ -47,8 +48,8 @@ static int note_removed(struct rebuild *rebuild, const struct larder_record *rec
         rebuild->removed_capacity = capacity;
     }
     for (uint32_t i = 0; i < count; i++)
-        rebuild->removed[rebuild->removed_count++] =
-            (struct removed_key){.key = keys[i], .generation = record->generation};
+        rebuild->removed[rebuild->removed_count++] = (struct removed_key){
+            .key = keys[i], .generation = record->generation, .variant = record->variant};
     return 0;
 }
 
@@ -88,35 +89,36 @@ static int take_entry(struct recovery *recovery, const struct larder_record *rec
 {
     struct larder_store *store = recovery->store;
     uint16_t tenant;
-    if (record->variant != 0 || !recovery_tenant(recovery, record->tenant, &tenant))
+    if (record->variant >= LARDER_VARIANTS_MAX ||
+        !recovery_tenant(recovery, record->tenant, &tenant))
         return 0;
-    struct larder_key key, parent;
-    memcpy(key.bytes, record->key, sizeof(key.bytes));
-    memcpy(parent.bytes, record->parent, sizeof(parent.bytes));
-    uint16_t token_count = (uint16_t)record->token_count;
     uint32_t model;
     LARDER_TRY(model_of(recovery, &model, record));
+    struct recovered_entry found = {.tenant = tenant,
+                                    .model = (uint16_t)model,
+                                    .token_count = (uint16_t)record->token_count,
+                                    .variant = record->variant};
+    memcpy(found.key.bytes, record->key, sizeof(found.key.bytes));
+    memcpy(found.parent.bytes, record->parent, sizeof(found.parent.bytes));
     struct entry_variant variant;
     recovery_variant(&variant, store, record);
 
-    uint32_t id = table_find(&store->table, &key);
+    uint32_t id = table_find_variant(&store->table, &found.key, found.variant);
     if (id != TABLE_NONE) {
         const struct entry *known = table_entry(&store->table, id);
         bool newer = variant.generation > known->variant.generation;
         bool whole;
         LARDER_TRY(is_whole(recovery, newer ? &variant : &known->variant, &whole));
-        if (whole != newer || known->tenant != tenant)
+        if (whole != newer || known->tenant != tenant || known->model != found.model ||
+            known->token_count != found.token_count)
             return 0;
     } else {
-        id = table_add_unlinked(&store->table, &key, tenant, token_count);
+        LARDER_TRY(recovery_add(recovery, &id, &found));
         if (id == TABLE_NONE)
-            return larder_fail(-ENOMEM, "rebuild: no memory");
+            return 0;
     }
-    struct entry *entry = table_entry(&store->table, id);
-    entry->variant = variant;
-    entry->token_count = token_count;
-    entry->model = (uint16_t)model;
-    return recovery_set_parent(recovery, id, &parent);
+    table_entry(&store->table, id)->variant = variant;
+    return 0;
 }
 
 /* The next record at `offset`; LARDER_ECORRUPT when there is none. One that was cut short in the
@@ -174,20 +176,19 @@ static int scan_segment(struct rebuild *rebuild, struct segment *segment, bool n
     return 0;
 }
 
-static void forget(struct recovery *recovery, uint32_t id)
-{
-    recovery->dropped++;
-    table_remove(&recovery->store->table, id);
-}
-
 static void apply_removed(struct rebuild *rebuild)
 {
     struct table *table = &rebuild->recovery->store->table;
     for (uint32_t i = 0; i < rebuild->removed_count; i++) {
         const struct removed_key *removed = &rebuild->removed[i];
-        uint32_t id = table_find(table, &removed->key);
-        if (id != TABLE_NONE && table_entry(table, id)->variant.generation < removed->generation)
-            table_remove(table, id);
+        uint32_t first = removed->variant == 0 ? 0 : removed->variant - 1;
+        uint32_t end = removed->variant == 0 ? LARDER_VARIANTS_MAX : removed->variant;
+        for (uint32_t number = first; number < end; number++) {
+            uint32_t id = table_find_variant(table, &removed->key, number);
+            if (id != TABLE_NONE &&
+                table_entry(table, id)->variant.generation < removed->generation)
+                recovery_forget(rebuild->recovery, id);
+        }
     }
 }
 
@@ -206,7 +207,7 @@ static int drop_behind_removed(struct rebuild *rebuild)
         return larder_fail(-ENOMEM, "rebuild: no memory");
     for (uint32_t i = 0; i < rebuild->removed_count; i++) {
         const struct removed_key *removed = &rebuild->removed[i];
-        uint32_t id = table_find(table, &removed->key);
+        uint32_t id = removed->variant == 0 ? table_find(table, &removed->key) : TABLE_NONE;
         if (id != TABLE_NONE && newest[id] < removed->generation)
             newest[id] = removed->generation;
     }
@@ -234,9 +235,11 @@ static void drop_unknown_models(struct recovery *recovery)
     struct larder_store *store = recovery->store;
     for (uint32_t id = 1; id < store->table.entry_end; id++) {
         const struct entry *entry = table_entry(&store->table, id);
-        if ((entry->flags & ENTRY_USED) && !(entry->flags & ENTRY_ROOT) &&
-            store->models[entry->model]->info.desc.layers == 0)
-            forget(recovery, id);
+        if ((entry->flags & ENTRY_USED) && !(entry->flags & (ENTRY_ROOT | ENTRY_VARIANT)) &&
+            store->models[entry->model]->info.desc.layers == 0) {
+            recovery->dropped += table_variant_count(&store->table, id);
+            recovery_forget_key(recovery, id);
+        }
     }
     uint32_t kept = 0;
     uint16_t *moved = larder_alloc_zero(store->model_count + 1ul, sizeof(*moved));
@@ -264,7 +267,7 @@ static int note_all_changed(struct recovery *recovery)
     for (uint32_t id = 1; id < table->entry_end; id++) {
         const struct entry *entry = table_entry(table, id);
         if ((entry->flags & ENTRY_USED) && !(entry->flags & ENTRY_ROOT))
-            LARDER_TRY(recovery_changed(recovery, &entry->key));
+            LARDER_TRY(recovery_changed(recovery, &entry->key, entry->number));
     }
     return 0;
 }

@@ -58,18 +58,19 @@ int recovery_set_parent(struct recovery *recovery, uint32_t id, const struct lar
     return 0;
 }
 
-int recovery_changed(struct recovery *recovery, const struct larder_key *key)
+int recovery_changed(struct recovery *recovery, const struct larder_key *key, uint32_t variant)
 {
     if (recovery->changed_count == recovery->changed_capacity) {
         uint32_t capacity = recovery->changed_capacity ? recovery->changed_capacity * 2 : 1024;
-        struct larder_key *changed =
+        struct changed_record *changed =
             larder_realloc(recovery->changed, sizeof(*changed) * (size_t)capacity);
         if (!changed)
             return larder_fail(-ENOMEM, "recovery: no memory");
         recovery->changed = changed;
         recovery->changed_capacity = capacity;
     }
-    recovery->changed[recovery->changed_count++] = *key;
+    recovery->changed[recovery->changed_count++] =
+        (struct changed_record){.key = *key, .variant = variant};
     return 0;
 }
 
@@ -116,18 +117,69 @@ int recovery_model(struct recovery *recovery, uint32_t *out, const struct larder
     return store_add_model_locked(recovery->store, out, &fingerprint, &desc);
 }
 
+static const struct larder_key *parent_of(const struct recovery *recovery, uint32_t id)
+{
+    return &recovery->parents[id / TABLE_CHUNK_ENTRIES][id % TABLE_CHUNK_ENTRIES];
+}
+
+int recovery_add(struct recovery *recovery, uint32_t *out, const struct recovered_entry *found)
+{
+    struct table *table = &recovery->store->table;
+    uint32_t primary = table_find(table, &found->key);
+    *out = TABLE_NONE;
+    if (primary == TABLE_NONE) {
+        *out = table_add_unlinked(table, &found->key, found->tenant, found->token_count);
+        if (*out == TABLE_NONE)
+            return larder_fail(-ENOMEM, "recovery: no memory");
+        table_entry(table, *out)->model = found->model;
+        table_entry(table, *out)->number = (uint8_t)found->variant;
+        return recovery_set_parent(recovery, *out, &found->parent);
+    }
+    const struct entry *entry = table_entry(table, primary);
+    if (entry->tenant != found->tenant || entry->model != found->model ||
+        entry->token_count != found->token_count ||
+        !larder_key_equal(parent_of(recovery, primary), &found->parent) ||
+        table_find_variant(table, &found->key, found->variant) != TABLE_NONE)
+        return 0;
+    *out = table_add_variant_as(table, primary, (uint8_t)found->variant);
+    return *out == TABLE_NONE ? larder_fail(-ENOMEM, "recovery: no memory") : 0;
+}
+
+void recovery_forget(struct recovery *recovery, uint32_t id)
+{
+    struct table *table = &recovery->store->table;
+    uint32_t other = table_next_variant(table, id);
+    if (!(table_entry(table, id)->flags & ENTRY_VARIANT) && other != TABLE_NONE) {
+        table_swap_records(table, id, other);
+        id = other;
+    }
+    table_remove(table, id);
+}
+
+void recovery_forget_key(struct recovery *recovery, uint32_t primary)
+{
+    struct table *table = &recovery->store->table;
+    uint32_t other;
+    while ((other = table_next_variant(table, primary)) != TABLE_NONE)
+        table_remove(table, other);
+    table_remove(table, primary);
+}
+
 /* Whatever was not reached has neither parents nor children that were. */
 static int drop_unreached(struct recovery *recovery)
 {
     struct table *table = &recovery->store->table;
     for (uint32_t id = 1; id < table->entry_end; id++) {
         struct entry *entry = table_entry(table, id);
-        if (!(entry->flags & ENTRY_USED) || (entry->flags & (ENTRY_ROOT | ENTRY_DURABLE)))
+        if (!(entry->flags & ENTRY_USED) ||
+            (entry->flags & (ENTRY_ROOT | ENTRY_DURABLE | ENTRY_VARIANT)))
             continue;
-        LARDER_TRY(recovery_changed(recovery, &entry->key));
+        for (uint32_t at = id; at != TABLE_NONE; at = table_next_variant(table, at)) {
+            LARDER_TRY(recovery_changed(recovery, &entry->key, table_entry(table, at)->number));
+            recovery->dropped++;
+        }
         history_note(&recovery->store->history, &entry->key, LARDER_EVENT_LOST);
-        recovery->dropped++;
-        table_remove(table, id);
+        recovery_forget_key(recovery, id);
     }
     return 0;
 }
@@ -170,11 +222,6 @@ static void sort_by_age(struct aged *aged, struct aged *spare, uint32_t count)
     }
 }
 
-static const struct larder_key *parent_of(const struct recovery *recovery, uint32_t id)
-{
-    return &recovery->parents[id / TABLE_CHUNK_ENTRIES][id % TABLE_CHUNK_ENTRIES];
-}
-
 /* Links an entry whose parent is linked already; false when it is not (yet). */
 static bool link_entry(struct recovery *recovery, uint32_t id)
 {
@@ -190,7 +237,14 @@ static bool link_entry(struct recovery *recovery, uint32_t id)
             return false;
     }
     table_link(table, id, parent);
+    table_entry(table, id)->flags &= (uint16_t)~ENTRY_DOOMED; /* link_late()'s mark */
     make_durable(store, id);
+    for (uint32_t at = table_next_variant(table, id); at != TABLE_NONE;
+         at = table_next_variant(table, at)) {
+        table_entry(table, at)->depth = entry->depth;
+        make_durable(store, at);
+    }
+    variant_order_locked(store, id);
     return true;
 }
 
@@ -231,7 +285,7 @@ static void link_late(struct recovery *recovery, const struct aged *left, uint32
             id = table_find(table, parent_of(recovery, id));
         }
         while (depth > 0 && link_entry(recovery, path[depth - 1].id))
-            table_entry(table, path[--depth].id)->flags &= (uint16_t)~ENTRY_DOOMED;
+            depth--;
     }
 }
 
@@ -247,7 +301,7 @@ static int link_all(struct recovery *recovery)
         uint32_t count = 0;
         for (uint32_t id = 1; id < table->entry_end; id++) {
             const struct entry *entry = table_entry(table, id);
-            if ((entry->flags & ENTRY_USED) && !(entry->flags & ENTRY_ROOT))
+            if ((entry->flags & ENTRY_USED) && !(entry->flags & (ENTRY_ROOT | ENTRY_VARIANT)))
                 aged[count++] = (struct aged){.generation = entry->variant.generation, .id = id};
         }
         sort_by_age(aged, spare, count);
@@ -282,7 +336,7 @@ static void value_of(struct index_entry *out, const struct larder_store *store, 
     const struct entry *entry = table_entry(&store->table, id);
     const struct entry_variant *variant = &entry->variant;
     memset(out, 0, sizeof(*out));
-    memcpy(out->parent, table_entry(&store->table, entry->parent)->key.bytes, 32);
+    memcpy(out->parent, table_entry(&store->table, table_above(&store->table, id))->key.bytes, 32);
     memcpy(out->tenant, larder_identity_tenant(store->identity, entry->tenant)->id, 16);
     memcpy(out->model, store->models[entry->model]->info.fingerprint.bytes, 32);
     out->generation = variant->generation;
@@ -304,14 +358,15 @@ static int put_changes(struct recovery *recovery, uint32_t first, uint32_t end, 
 {
     struct larder_store *store = recovery->store;
     for (uint32_t i = first; i < end; i++) {
-        const struct larder_key *key = &recovery->changed[i];
-        uint32_t id = table_find(&store->table, key);
+        const struct larder_key *key = &recovery->changed[i].key;
+        uint32_t variant = recovery->changed[i].variant;
+        uint32_t id = table_find_variant(&store->table, key, variant);
         if (id != TABLE_NONE) {
             struct index_entry value;
             value_of(&value, store, id);
-            LARDER_TRY(larder_index_put_entry(store->index, key, 0, &value));
+            LARDER_TRY(larder_index_put_entry(store->index, key, variant, &value));
         } else {
-            LARDER_TRY(larder_index_delete_entry(store->index, key, 0));
+            LARDER_TRY(larder_index_delete_entry(store->index, key, variant));
         }
     }
     if (mark) {
@@ -453,18 +508,23 @@ static int load_entry(void *context, const struct larder_key *key, uint32_t vari
     uint16_t tenant;
     if (value->generation > recovery->generation)
         recovery->generation = value->generation;
-    if (variant != 0 || model == store->model_count ||
-        !recovery_tenant(recovery, value->tenant, &tenant) || !entry_fits(recovery, value)) {
+    uint32_t id = TABLE_NONE;
+    if (variant < LARDER_VARIANTS_MAX && model < store->model_count &&
+        recovery_tenant(recovery, value->tenant, &tenant) && entry_fits(recovery, value)) {
+        struct recovered_entry found = {.key = *key,
+                                        .tenant = tenant,
+                                        .model = (uint16_t)model,
+                                        .token_count = (uint16_t)value->token_count,
+                                        .variant = variant};
+        memcpy(found.parent.bytes, value->parent, sizeof(found.parent.bytes));
+        LARDER_TRY(recovery_add(recovery, &id, &found));
+    }
+    if (id == TABLE_NONE) {
         history_note(&store->history, key, LARDER_EVENT_LOST);
         recovery->dropped++;
-        return variant == 0 ? recovery_changed(recovery, key) : 0;
+        return recovery_changed(recovery, key, variant);
     }
-    uint32_t id = table_add_unlinked(&store->table, key, tenant, (uint16_t)value->token_count);
-    if (id == TABLE_NONE)
-        return larder_fail(-ENOMEM, "recovery: no memory");
-    struct entry *entry = table_entry(&store->table, id);
-    entry->model = (uint16_t)model;
-    entry->variant = (struct entry_variant){
+    table_entry(&store->table, id)->variant = (struct entry_variant){
         .generation = value->generation,
         .created_s = value->created_s,
         .position = value->position,
@@ -478,9 +538,7 @@ static int load_entry(void *context, const struct larder_key *key, uint32_t vari
         .quality = value->quality,
         .computed_on = value->computed_on,
     };
-    struct larder_key parent;
-    memcpy(parent.bytes, value->parent, sizeof(parent.bytes));
-    return recovery_set_parent(recovery, id, &parent);
+    return 0;
 }
 
 static int load_index(struct recovery *recovery)
@@ -517,7 +575,7 @@ int recovery_drop_subtree(struct recovery *recovery, uint32_t top)
         while (table_entry(&store->table, id)->first_child != TABLE_NONE)
             id = table_entry(&store->table, id)->first_child;
         struct entry *entry = table_entry(&store->table, id);
-        LARDER_TRY(recovery_changed(recovery, &entry->key));
+        LARDER_TRY(recovery_changed(recovery, &entry->key, entry->number));
         extent_dead(store, &entry->variant);
         stats_leave_locked(store, id);
         table_ssd_remove(&store->table, id);
@@ -532,13 +590,17 @@ static int take_tombstone(struct recovery *recovery, const struct larder_record 
 {
     const struct larder_key *keys = (const void *)larder_record_extra(record);
     uint32_t count = record->extra_bytes / (uint32_t)sizeof(*keys);
+    struct table *table = &recovery->store->table;
     for (uint32_t i = 0; i < count; i++) {
-        uint32_t id = table_find(&recovery->store->table, &keys[i]);
-        if (id == TABLE_NONE)
+        uint32_t id = record->variant == 0
+                          ? table_find(table, &keys[i])
+                          : table_find_variant(table, &keys[i], record->variant - 1);
+        if (id == TABLE_NONE || table_entry(table, id)->variant.generation >= record->generation)
             continue;
-        const struct entry *entry = table_entry(&recovery->store->table, id);
-        if (entry->variant.generation < record->generation)
-            LARDER_TRY(recovery_drop_subtree(recovery, id));
+        /* One variant alone: another carries the chain then. */
+        if (record->variant != 0 && (table_entry(table, id)->flags & ENTRY_VARIED))
+            id = variant_succeed_locked(recovery->store, id);
+        LARDER_TRY(recovery_drop_subtree(recovery, id));
     }
     return 0;
 }
@@ -552,7 +614,7 @@ static int take_entry(struct recovery *recovery, const struct larder_record *rec
     memcpy(fingerprint.bytes, record->model, sizeof(fingerprint.bytes));
     uint32_t model = store_find_model_locked(store, &fingerprint);
     uint16_t tenant;
-    if (record->variant != 0 || model == store->model_count ||
+    if (record->variant >= LARDER_VARIANTS_MAX || model == store->model_count ||
         !recovery_tenant(recovery, record->tenant, &tenant))
         return 0;
     uint32_t parent = larder_key_equal(&parent_key, &larder_key_root)
@@ -560,26 +622,34 @@ static int take_entry(struct recovery *recovery, const struct larder_record *rec
                           : table_find(&store->table, &parent_key);
     if (parent == TABLE_NONE || table_entry(&store->table, parent)->tenant != tenant)
         return 0;
-    uint32_t id = table_find(&store->table, &key);
+    uint32_t primary = table_find(&store->table, &key);
+    uint32_t id = table_find_variant(&store->table, &key, record->variant);
+    if (primary != TABLE_NONE && (table_entry(&store->table, primary)->parent != parent ||
+                                  table_entry(&store->table, primary)->model != model))
+        return 0;
     if (id != TABLE_NONE) {
         struct entry *entry = table_entry(&store->table, id);
-        if (entry->parent != parent || entry->variant.generation >= record->generation)
+        if (entry->variant.generation >= record->generation)
             return 0;
         extent_dead(store, &entry->variant);
         stats_leave_locked(store, id);
         table_ssd_remove(&store->table, id);
         entry->flags &= (uint16_t) ~(ENTRY_VISIBLE | ENTRY_DURABLE);
     } else {
-        id = table_add(&store->table, &key, parent, (uint16_t)record->token_count);
+        id = primary != TABLE_NONE
+                 ? table_add_variant_as(&store->table, primary, (uint8_t)record->variant)
+                 : table_add(&store->table, &key, parent, (uint16_t)record->token_count);
         if (id == TABLE_NONE)
             return larder_fail(-ENOMEM, "recovery: no memory");
     }
     struct entry *entry = table_entry(&store->table, id);
     entry->model = (uint16_t)model;
+    entry->number = (uint8_t)record->variant;
     recovery_variant(&entry->variant, store, record);
     make_durable(store, id);
+    variant_order_locked(store, table_primary(&store->table, id));
     store->stats.recovered_from_tail++;
-    return recovery_changed(recovery, &key);
+    return recovery_changed(recovery, &key, record->variant);
 }
 
 static int take_record(struct recovery *recovery, struct segment *segment,

@@ -13,12 +13,18 @@
 /* In the index while it is being made anew: segments that it does not know yet are not new ones. */
 #define REBUILD_MARK UINT32_MAX
 
+/* A record that the index must learn or forget. */
+struct changed_record {
+    struct larder_key key;
+    uint32_t variant;
+};
+
 struct recovery {
     struct larder_store *store;
     struct scan scan;
     struct larder_key **parents; /* by entry, in chunks as the table's */
     uint32_t parent_chunks;
-    struct larder_key *changed; /* keys whose entry the index must learn or forget */
+    struct changed_record *changed;
     uint32_t changed_count;
     uint32_t changed_capacity;
     uint64_t generation; /* the highest seen */
@@ -28,7 +34,22 @@ struct recovery {
 
 /* Remembers the parent of an entry that is to be linked. */
 int recovery_set_parent(struct recovery *recovery, uint32_t entry, const struct larder_key *parent);
-int recovery_changed(struct recovery *recovery, const struct larder_key *key);
+int recovery_changed(struct recovery *recovery, const struct larder_key *key, uint32_t variant);
+/* What a record says of its entry, all variants of which must agree. */
+struct recovered_entry {
+    struct larder_key key;
+    struct larder_key parent;
+    uint16_t tenant;
+    uint16_t model;
+    uint16_t token_count;
+    uint32_t variant;
+};
+/* Adds an unlinked entry, or a further variant of one; TABLE_NONE in *out when it cannot be one. */
+int recovery_add(struct recovery *recovery, uint32_t *out, const struct recovered_entry *found);
+/* Takes an unlinked record out of the table; another of its key leads then, if there is one. */
+void recovery_forget(struct recovery *recovery, uint32_t entry);
+/* The same with all variants of its key. */
+void recovery_forget_key(struct recovery *recovery, uint32_t primary);
 /* Tenant of that id; false when there is none. */
 bool recovery_tenant(const struct recovery *recovery, const uint8_t id[16], uint16_t *out);
 /* Links all, and drops what has no way to a root. */

@@ -15,6 +15,8 @@
 #include "base/mem.h"
 #include "storage/store_priv.h"
 
+#define VARIANT_ALL UINT32_MAX
+
 static void run_removal(struct larder_store *store, struct completion *completion)
 {
     (void)store;
@@ -49,6 +51,7 @@ int remove_subtree_locked(struct larder_store *store, uint32_t id, struct remova
     LARDER_TRY(list_subtree_locked(store, removal, id));
     removal->completion.run = run_removal;
     removal->tenant = table_entry(&store->table, id)->tenant;
+    removal->single = table_entry(&store->table, id)->flags & ENTRY_VARIANT;
     removal->generation = store->next_generation++;
     for (uint32_t i = 0; i < removal->entry_count; i++) {
         table_entry(&store->table, removal->entries[i])->flags |= ENTRY_DOOMED;
@@ -77,6 +80,11 @@ static bool start_internal_locked(struct larder_store *store, uint32_t id, bool 
 
 void remove_corrupt_locked(struct larder_store *store, uint32_t id)
 {
+    /* Of several variants the others stay, and one of them carries the chain. */
+    if (!(table_entry(&store->table, id)->flags & ENTRY_VARIANT)) {
+        uint32_t other = variant_succeed_locked(store, id);
+        id = other != TABLE_NONE ? other : id;
+    }
     if (start_internal_locked(store, id, true))
         return;
     /* Without memory: hidden at least, with all below it, until the next start finds it again. */
@@ -88,14 +96,37 @@ void remove_tail_locked(struct larder_store *store, uint32_t id)
 {
     const struct entry *entry = table_entry(&store->table, id);
     bool leased = entry->slot != HOST_NONE && host_slot(&store->host, entry->slot)->leases > 0;
-    if (entry->first_child != TABLE_NONE || leased ||
+    if (table_block_count(&store->table, id) > 0 || leased ||
         (entry->flags & (ENTRY_PUTTING | ENTRY_DOOMED)))
         return;
     start_internal_locked(store, id, false);
 }
 
-void larder_store_remove(struct larder_store *store, uint32_t tenant, const struct larder_key *key,
-                         void (*done)(void *context, int err, uint64_t removed), void *context)
+/* What a request is about: the primary with all that is below, or one variant that is to go alone;
+ * of the best one another must take the place. */
+static int find_removed_locked(struct larder_store *store, uint32_t *out, uint32_t tenant,
+                               const struct larder_key *key, uint32_t variant)
+{
+    bool all = variant == VARIANT_ALL;
+    *out = all ? table_find(&store->table, key) : table_find_variant(&store->table, key, variant);
+    if (!find_sees(store, *out, tenant))
+        return larder_fail(LARDER_ENOTFOUND,
+                           all ? "no entry of this key is stored" : "no such variant is stored");
+    if (store->read_only)
+        return larder_fail(LARDER_EREADONLY, "store is read-only after a failed sync; restart it");
+    if (!all && !(table_entry(&store->table, *out)->flags & ENTRY_VARIANT))
+        *out = variant_succeed_locked(store, *out);
+    if (*out == TABLE_NONE)
+        return larder_fail(-EBUSY,
+                           "variant %u is the only one that can carry its chain now; wait until "
+                           "another is stored, or remove the entry",
+                           variant);
+    return 0;
+}
+
+static void remove_record(struct larder_store *store, uint32_t tenant, const struct larder_key *key,
+                          uint32_t variant, void (*done)(void *context, int err, uint64_t removed),
+                          void *context)
 {
     struct removal *removal = larder_alloc_zero(1, sizeof(*removal));
     if (!removal) {
@@ -105,13 +136,9 @@ void larder_store_remove(struct larder_store *store, uint32_t tenant, const stru
     removal->done = done;
     removal->context = context;
     pthread_mutex_lock(&store->lock);
-    uint32_t id = table_find(&store->table, key);
-    int err;
-    if (!find_sees(store, id, tenant))
-        err = larder_fail(LARDER_ENOTFOUND, "no entry of this key is stored");
-    else if (store->read_only)
-        err = larder_fail(LARDER_EREADONLY, "store is read-only after a failed sync; restart it");
-    else
+    uint32_t id;
+    int err = find_removed_locked(store, &id, tenant, key, variant);
+    if (err == 0)
         err = remove_subtree_locked(store, id, removal);
     pthread_mutex_unlock(&store->lock);
     if (err < 0) {
@@ -120,6 +147,20 @@ void larder_store_remove(struct larder_store *store, uint32_t tenant, const stru
         return;
     }
     store_wake(store);
+}
+
+void larder_store_remove(struct larder_store *store, uint32_t tenant, const struct larder_key *key,
+                         void (*done)(void *context, int err, uint64_t removed), void *context)
+{
+    remove_record(store, tenant, key, VARIANT_ALL, done, context);
+}
+
+void larder_store_remove_variant(struct larder_store *store, uint32_t tenant,
+                                 const struct larder_key *key, uint32_t variant,
+                                 void (*done)(void *context, int err, uint64_t removed),
+                                 void *context)
+{
+    remove_record(store, tenant, key, variant, done, context);
 }
 
 /* --- the end of a slice ----------------------------------------------------------------------- */

@@ -99,11 +99,15 @@ struct larder_match {
     struct larder_tail tails[LARDER_TAILS_MAX]; /* `block_tokens`; longest first */
 };
 
+/* Or'ed to a least quality, in lookups and leases: of several variants of a block the smallest that
+ * is good enough is meant, instead of the best. */
+#define LARDER_SMALLEST 0x100u
+
 /* `keys` is a chain: key 0's parent is `parent` (larder_key_root, or the key of some block), key
  * i + 1's is key i. Tails of `parent` are named when no key matches. */
 int larder_store_lookup(struct larder_store *store, struct larder_match *out, uint32_t tenant,
                         const struct larder_key *parent, const struct larder_key *keys,
-                        uint32_t key_count, enum larder_quality worst, uint32_t block_tokens);
+                        uint32_t key_count, uint32_t worst, uint32_t block_tokens);
 
 /* --- get: leases on slots -------------------------------------------------------------------- */
 
@@ -129,13 +133,13 @@ typedef void (*larder_lease_done)(void *context, uint32_t loaded, int err);
  * When everything is in the host tier already, *ready is true and `done` is not called. */
 int larder_store_lease(struct larder_store *store, struct larder_lease **out,
                        struct larder_ref *refs, uint32_t *ref_count, bool *ready, uint32_t tenant,
-                       const struct larder_key *keys, uint32_t key_count, enum larder_quality worst,
+                       const struct larder_key *keys, uint32_t key_count, uint32_t worst,
                        larder_lease_done done, void *context);
 /* The same without waiting for a slab to be made, which takes long: -EAGAIN when one is wanted. */
 int larder_store_lease_now(struct larder_store *store, struct larder_lease **out,
                            struct larder_ref *refs, uint32_t *ref_count, bool *ready,
                            uint32_t tenant, const struct larder_key *keys, uint32_t key_count,
-                           enum larder_quality worst, larder_lease_done done, void *context);
+                           uint32_t worst, larder_lease_done done, void *context);
 /* Ends it, loaded or not. `done` is not called after this returns, except from a storage thread
  * that is in it already. */
 void larder_store_release(struct larder_store *store, struct larder_lease *lease);
@@ -171,6 +175,10 @@ struct larder_put_desc {
     uint64_t raw_bytes;
     uint32_t section_count_max;
     uint64_t payload_bytes_max; /* upper bound on all sections with their padding */
+    /* Store it as a further variant beside what the key has, be that better or worse. Without it a
+     * better record replaces the key's best one, and a worse one is LARDER_EEXISTS. Variants of a
+     * key differ in quality, computed_on or recipe. */
+    bool beside;
     /* Storing a longer block drops the shorter tail it extends: its siblings under the same parent
      * whose tokens are a prefix of its own. */
 };
@@ -178,7 +186,8 @@ struct larder_put_desc {
 struct larder_put; /* a reserved slot that nobody else sees yet */
 
 /* Reserves a slot and writes the head up to the directory. LARDER_EEXISTS: stored or being stored
- * at this quality or better (use larder_store_when to wait for it); LARDER_ENOPARENT; -EBUSY: no
+ * at this quality or better, or with `beside` this very variant (use larder_store_when_put to wait
+ * for it); LARDER_ENOPARENT; LARDER_ELIMIT: LARDER_VARIANTS_MAX variants are there; -EBUSY: no
  * memory can be freed now; LARDER_EFULL: can never fit; LARDER_EREADONLY. */
 int larder_store_put_reserve(struct larder_store *store, struct larder_put **out,
                              const struct larder_put_desc *desc);
@@ -208,21 +217,35 @@ void larder_store_when(struct larder_store *store, uint32_t tenant, const struct
                        enum larder_quality worst, enum larder_wait wait, larder_put_done done,
                        void *context);
 
+/* The same for what made a put LARDER_EEXISTS. */
+void larder_store_when_put(struct larder_store *store, const struct larder_put_desc *desc,
+                           enum larder_wait wait, larder_put_done done, void *context);
+
 /* --- remove, list, verify -------------------------------------------------------------------- */
 
-/* Removes an entry and everything below it, durably (tombstones). *removed counts entries; it is
- * final when `done` runs. LARDER_ENOTFOUND through `done` when there is none. */
+/* Removes an entry, all its variants, and everything below it, durably (tombstones). *removed
+ * counts records; it is final when `done` runs. LARDER_ENOTFOUND through `done` when there is
+ * none. */
 void larder_store_remove(struct larder_store *store, uint32_t tenant, const struct larder_key *key,
                          void (*done)(void *context, int err, uint64_t removed), void *context);
 
+/* Removes one variant of an entry and keeps the others, and all that is below: of the best one the
+ * next best takes its place. -EBUSY when it is the only one that may carry the chain now: put
+ * another, or remove the entry. *removed is 1. */
+void larder_store_remove_variant(struct larder_store *store, uint32_t tenant,
+                                 const struct larder_key *key, uint32_t variant,
+                                 void (*done)(void *context, int err, uint64_t removed),
+                                 void *context);
+
+/* One record: an entry with several variants is named once for each. */
 struct larder_entry_info {
     struct larder_key key;
     struct larder_key parent;
     uint32_t tenant;
     uint32_t model;
     uint32_t token_count;
-    uint32_t depth; /* blocks before it in its chain */
-    uint32_t children;
+    uint32_t depth;    /* blocks before it in its chain */
+    uint32_t children; /* blocks that follow it */
     uint32_t lease_count;
     uint64_t record_bytes; /* stored, with padding */
     uint64_t raw_bytes;
@@ -235,7 +258,9 @@ struct larder_entry_info {
     uint8_t computed_on;
     uint8_t in_host;
     uint8_t durable;
-    uint8_t reserved[4];
+    uint8_t variant;  /* its number; any order */
+    uint8_t variants; /* of the key, this one included */
+    uint8_t reserved[2];
     char recipe[64]; /* cut when longer */
 };
 
@@ -243,7 +268,7 @@ struct larder_entry_info {
  * Entries that come or go meanwhile may be missed, none is named twice. */
 int larder_store_list(struct larder_store *store, struct larder_entry_info *out, uint32_t *count,
                       uint64_t *cursor, uint32_t count_max);
-/* One entry; any tenant's: for the operator. */
+/* One entry, its best variant; any tenant's: for the operator. */
 int larder_store_find(struct larder_store *store, struct larder_entry_info *out,
                       const struct larder_key *key);
 
@@ -259,12 +284,12 @@ void larder_store_event_counts(struct larder_store *store, uint64_t out[LARDER_E
 
 /* Reads entry after entry from SSD and checks every tag; a bad one is counted and dropped, with its
  * subtree, like a bad one met by a lease. `done` gets 0, LARDER_ECORRUPT, LARDER_ENOTFOUND (not on
- * SSD) or -errno. One entry a call, so that the caller sets the pace and can show progress. */
-void larder_store_verify(struct larder_store *store, const struct larder_key *key,
+ * SSD) or -errno. One variant a call, so that the caller sets the pace and can show progress. */
+void larder_store_verify(struct larder_store *store, const struct larder_key *key, uint32_t variant,
                          larder_put_done done, void *context);
 
 struct larder_store_stats {
-    uint64_t entries;
+    uint64_t entries; /* each variant counts */
     uint64_t entries_host;
     uint64_t entries_durable;
     uint64_t record_bytes_host;

@@ -3,6 +3,7 @@
  *
  *   store.c    open, close, the storage thread, tenants, models, stats
  *   find.c     lookup, list, find: what only looks
+ *   variant.c  several records of one key: which one is meant, which one leads
  *   lease.c    leases on slots of the host tier
  *   put.c      reservations, publication, waiting for an entry
  *   load.c     reads from SSD into slots; verification
@@ -46,6 +47,13 @@
 #define SLICE_KEYS_MAX 250u
 static_assert(SLICE_KEYS_MAX * 32u <= LARDER_TOMBSTONE_BYTES_MAX, "fits a record");
 
+/* What tells variants of a key apart: two puts that agree in this are one. */
+struct variant_name {
+    enum larder_quality quality;
+    enum larder_quality computed_on;
+    const char *recipe; /* as the table has it */
+};
+
 /* Something that is over and has a caller to tell: run on the storage thread, without the lock. */
 struct completion {
     struct completion *next;
@@ -84,7 +92,8 @@ struct larder_put {
     enum put_state state;
     uint32_t entry; /* TABLE_NONE: removed meanwhile */
     uint32_t slot;
-    bool replaces; /* `old` was visible before */
+    uint8_t number; /* of the variant */
+    bool replaces;  /* `old` was visible before */
     struct entry_variant old;
     struct entry_variant variant;
     struct index_entry value; /* as the index will have it */
@@ -105,6 +114,7 @@ struct watch {
     struct larder_key key;
     uint32_t tenant;
     enum larder_quality worst;
+    struct variant_name name; /* only this variant, if its recipe is not NULL */
     enum larder_wait wait;
     larder_put_done done;
     void *context;
@@ -123,6 +133,7 @@ struct removal {
     uint64_t generation;
     uint32_t tenant;
     bool corrupt; /* not by request: stays doomed whatever happens */
+    bool single;  /* one variant of a key, not the key */
     int err;
     void (*done)(void *context, int err, uint64_t removed);
     void *context;
@@ -135,6 +146,7 @@ struct slice {
     struct removal *removal;
     uint32_t first;
     uint32_t count;
+    uint8_t numbers[SLICE_KEYS_MAX]; /* of the variants that the index forgets */
 };
 
 enum group_state {
@@ -182,6 +194,7 @@ struct load {
     struct lease_ref *waiters;
     struct larder_key key;
     struct entry_variant variant;
+    uint8_t number; /* of the variant */
     uint64_t bytes;
     uint64_t submitted_bytes;
     uint64_t arrived_bytes; /* the leading run of what arrived */
@@ -343,7 +356,23 @@ bool find_sees(const struct larder_store *store, uint32_t entry, uint32_t tenant
 /* Leading keys of the chain that are stored well enough; the last of them in *last. */
 int find_run_locked(struct larder_store *store, uint32_t *out_count, uint32_t *last,
                     uint32_t tenant, const struct larder_key *keys, uint32_t key_count,
-                    enum larder_quality worst);
+                    uint32_t worst);
+
+/* variant.c */
+/* Of the key's records the one for a reader who accepts `worst`: the best, or with LARDER_SMALLEST
+ * the smallest that is good enough. TABLE_NONE when none is. */
+uint32_t variant_pick(const struct larder_store *store, uint32_t primary, uint32_t worst);
+/* The record of that name, stored or on its way. */
+uint32_t variant_named(const struct larder_store *store, uint32_t primary,
+                       const struct variant_name *name);
+/* The record of that generation; TABLE_NONE when it is gone. */
+uint32_t variant_of_generation(const struct larder_store *store, const struct larder_key *key,
+                               uint64_t generation);
+/* Lets the best of the key's records lead, as far as it may. */
+void variant_order_locked(struct larder_store *store, uint32_t primary);
+/* Lets another record lead, so that the primary's can go alone: the entry that has the old one now,
+ * TABLE_NONE when no other may. */
+uint32_t variant_succeed_locked(struct larder_store *store, uint32_t primary);
 
 /* put.c */
 struct larder_put *put_make_rewrite_locked(struct larder_store *store, uint32_t entry);
@@ -368,7 +397,7 @@ void lease_ref_done_locked(struct larder_store *store, struct lease_ref *ref, in
 void lease_free_all(struct larder_store *store);
 
 /* remove.c */
-/* Dooms the entry's subtree and queues its removal. */
+/* Dooms the entry's subtree and queues its removal. Of a further variant it is this one alone. */
 int remove_subtree_locked(struct larder_store *store, uint32_t entry, struct removal *removal);
 /* The entry's record is damaged. */
 void remove_corrupt_locked(struct larder_store *store, uint32_t entry);

@@ -187,6 +187,34 @@ uint32_t table_add_unlinked(struct table *table, const struct larder_key *key, u
     return id;
 }
 
+/* Among its parent's children, behind `previous`; TABLE_NONE: the first. */
+static void insert_child(struct table *table, uint32_t id, uint32_t previous)
+{
+    struct entry *entry = table_entry(table, id);
+    struct entry *above = table_entry(table, entry->parent);
+    entry->prev_sibling = previous;
+    entry->next_sibling =
+        previous == TABLE_NONE ? above->first_child : table_entry(table, previous)->next_sibling;
+    if (previous == TABLE_NONE)
+        above->first_child = id;
+    else
+        table_entry(table, previous)->next_sibling = id;
+    if (entry->next_sibling == TABLE_NONE)
+        above->last_child = id;
+    else
+        table_entry(table, entry->next_sibling)->prev_sibling = id;
+}
+
+/* Of the entry's children; TABLE_NONE when it has no variants. */
+static uint32_t last_variant(const struct table *table, uint32_t id)
+{
+    uint32_t last = TABLE_NONE;
+    for (uint32_t at = table_next_variant(table, id); at != TABLE_NONE;
+         at = table_next_variant(table, at))
+        last = at;
+    return last;
+}
+
 void table_link(struct table *table, uint32_t id, uint32_t parent)
 {
     struct entry *entry = table_entry(table, id);
@@ -197,17 +225,9 @@ void table_link(struct table *table, uint32_t id, uint32_t parent)
     entry->depth = above->flags & ENTRY_ROOT ? 0 : above->depth + 1;
     above->child_count++;
     uint32_t last = above->last_child;
-    if (last == TABLE_NONE) {
-        above->first_child = above->last_child = id;
-    } else if (entry->token_count >= table_entry(table, last)->token_count) {
-        entry->prev_sibling = last;
-        table_entry(table, last)->next_sibling = id;
-        above->last_child = id;
-    } else {
-        entry->next_sibling = above->first_child;
-        table_entry(table, above->first_child)->prev_sibling = id;
-        above->first_child = id;
-    }
+    bool is_short = last != TABLE_NONE && !(table_entry(table, last)->flags & ENTRY_VARIANT) &&
+                    entry->token_count < table_entry(table, last)->token_count;
+    insert_child(table, id, is_short ? last_variant(table, parent) : last);
 }
 
 uint32_t table_add(struct table *table, const struct larder_key *key, uint32_t parent,
@@ -235,6 +255,8 @@ static void unlink_from_parent(struct table *table, uint32_t id)
     else
         above->last_child = entry->prev_sibling;
     above->child_count--;
+    if ((entry->flags & ENTRY_VARIANT) && last_variant(table, entry->parent) == TABLE_NONE)
+        above->flags &= (uint16_t)~ENTRY_VARIED;
 }
 
 void table_remove(struct table *table, uint32_t id)
@@ -243,7 +265,8 @@ void table_remove(struct table *table, uint32_t id)
     assert(entry->flags & ENTRY_USED);
     assert(!(entry->flags & (ENTRY_ROOT | ENTRY_DURABLE)));
     assert(entry->first_child == TABLE_NONE);
-    hash_remove(table, id);
+    if (!(entry->flags & ENTRY_VARIANT))
+        hash_remove(table, id);
     unlink_from_parent(table, id);
     entry->flags = 0;
     entry->next_hash = table->free_first;
@@ -262,6 +285,108 @@ uint32_t table_next_below(const struct table *table, uint32_t id, uint32_t top)
         id = entry->parent;
     }
     return TABLE_NONE;
+}
+
+/* --- variants -------------------------------------------------------------------------------- */
+
+uint32_t table_next_variant(const struct table *table, uint32_t id)
+{
+    const struct entry *entry = table_entry(table, id);
+    uint32_t next = TABLE_NONE;
+    if (entry->flags & ENTRY_VARIANT)
+        next = entry->next_sibling;
+    else if (entry->flags & ENTRY_VARIED)
+        next = entry->first_child;
+    return next != TABLE_NONE && (table_entry(table, next)->flags & ENTRY_VARIANT) ? next
+                                                                                   : TABLE_NONE;
+}
+
+uint32_t table_variant_count(const struct table *table, uint32_t primary)
+{
+    uint32_t count = 0;
+    for (uint32_t id = primary; id != TABLE_NONE; id = table_next_variant(table, id))
+        count++;
+    return count;
+}
+
+uint32_t table_find_variant(const struct table *table, const struct larder_key *key,
+                            uint32_t number)
+{
+    uint32_t id = table_find(table, key);
+    while (id != TABLE_NONE && table_entry(table, id)->number != number)
+        id = table_next_variant(table, id);
+    return id;
+}
+
+uint32_t table_add_variant_as(struct table *table, uint32_t primary, uint8_t number)
+{
+    assert(!(table_entry(table, primary)->flags & (ENTRY_VARIANT | ENTRY_ROOT)));
+    assert(number < LARDER_VARIANTS_MAX);
+    uint32_t id = take_entry(table);
+    if (id == TABLE_NONE)
+        return TABLE_NONE;
+    struct entry *entry = table_entry(table, id);
+    struct entry *above = table_entry(table, primary);
+    entry->key = above->key;
+    entry->tenant = above->tenant;
+    entry->model = above->model;
+    entry->token_count = above->token_count;
+    entry->depth = above->depth;
+    entry->flags |= ENTRY_VARIANT;
+    entry->number = number;
+    entry->parent = primary;
+    insert_child(table, id, last_variant(table, primary));
+    above->flags |= ENTRY_VARIED;
+    above->child_count++;
+    return id;
+}
+
+uint32_t table_add_variant(struct table *table, uint32_t primary)
+{
+    uint32_t taken = 0;
+    for (uint32_t id = primary; id != TABLE_NONE; id = table_next_variant(table, id))
+        taken |= 1u << table_entry(table, id)->number;
+    uint8_t number = 0;
+    while (taken & 1u << number)
+        number++;
+    return table_add_variant_as(table, primary, number);
+}
+
+void table_swap_records(struct table *table, uint32_t primary, uint32_t other)
+{
+    struct entry *a = table_entry(table, primary);
+    struct entry *b = table_entry(table, other);
+    assert(b->parent == primary && (b->flags & ENTRY_VARIANT));
+    struct entry was = *a;
+    a->variant = b->variant;
+    a->number = b->number;
+    a->slot = b->slot;
+    a->uses = b->uses;
+    b->variant = was.variant;
+    b->number = was.number;
+    b->slot = was.slot;
+    b->uses = was.uses;
+}
+
+bool table_is_better(const struct entry *a, const struct entry *b)
+{
+    if (a->variant.quality != b->variant.quality)
+        return a->variant.quality < b->variant.quality;
+    if (a->variant.computed_on != b->variant.computed_on)
+        return a->variant.computed_on < b->variant.computed_on;
+    return a->variant.generation > b->variant.generation;
+}
+
+uint32_t table_first_to_go(const struct table *table, uint32_t id)
+{
+    uint32_t worst = table_next_variant(table, id);
+    if (worst == TABLE_NONE)
+        return table_entry(table, id)->first_child;
+    for (uint32_t at = worst; at != TABLE_NONE; at = table_next_variant(table, at)) {
+        if (table_is_better(table_entry(table, worst), table_entry(table, at)))
+            worst = at;
+    }
+    return worst;
 }
 
 /* --- use on SSD ------------------------------------------------------------------------------ */
@@ -334,6 +459,27 @@ const char *table_recipe_text(const struct table *table, uint16_t recipe)
 
 /* --- invariants ------------------------------------------------------------------------------ */
 
+/* T4, of an entry whose family fits. */
+static int check_variants(const struct table *table, uint32_t id)
+{
+    const struct entry *entry = table_entry(table, id);
+    if (entry->flags & ENTRY_VARIANT) {
+        const struct entry *previous = table_entry(table, entry->prev_sibling);
+        if (entry->first_child != TABLE_NONE || (entry->flags & ENTRY_VARIED) ||
+            (entry->prev_sibling != TABLE_NONE && !(previous->flags & ENTRY_VARIANT)))
+            return larder_fail(LARDER_ECORRUPT, "table: variant %u is no leaf in front", id);
+        return 0;
+    }
+    uint32_t numbers = 0;
+    uint32_t count = 0;
+    for (uint32_t at = id; at != TABLE_NONE; at = table_next_variant(table, at), count++)
+        numbers |= 1u << table_entry(table, at)->number;
+    if (count > LARDER_VARIANTS_MAX || (uint32_t)__builtin_popcount(numbers) != count ||
+        (count > 1) != ((entry->flags & ENTRY_VARIED) != 0))
+        return larder_fail(LARDER_ECORRUPT, "table: the variants of entry %u do not agree", id);
+    return 0;
+}
+
 static int check_family(const struct table *table, uint32_t id)
 {
     const struct entry *entry = table_entry(table, id);
@@ -361,9 +507,9 @@ static int check_family(const struct table *table, uint32_t id)
     if ((entry->flags & ENTRY_VISIBLE) && !(entry->flags & ENTRY_DOOMED) &&
         !(above->flags & (ENTRY_VISIBLE | ENTRY_ROOT)))
         return larder_fail(LARDER_ECORRUPT, "table: entry %u is visible, its parent is not", id);
-    if (table_find(table, &entry->key) != id)
+    if (table_find(table, &entry->key) != table_primary(table, id))
         return larder_fail(LARDER_ECORRUPT, "table: entry %u is not found by its key", id);
-    return 0;
+    return check_variants(table, id);
 }
 
 int table_check(const struct table *table)
@@ -375,7 +521,7 @@ int table_check(const struct table *table)
         if (!(entry->flags & ENTRY_USED))
             continue;
         LARDER_TRY(check_family(table, id));
-        count += !(entry->flags & ENTRY_ROOT);
+        count += !(entry->flags & (ENTRY_ROOT | ENTRY_VARIANT));
         durable += (entry->flags & ENTRY_DURABLE) != 0;
     }
     if (count != table->count)

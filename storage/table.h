@@ -10,6 +10,10 @@
  * T1  Every entry but a root has a parent; children list and parent agree.
  * T2  Durable entries, and only they, are in the SSD's LRU list.
  * T3  A durable entry's parent is durable, or a root.
+ * T4  A key's entry in the hash is its primary: it carries the chain. Further variants of the key
+ *     are entries too, with a record and a slot of their own, linked in front of the primary's
+ *     other children; they have no children and are not in the hash. Outside of a put the primary
+ *     holds the best record.
  */
 #ifndef LARDER_STORAGE_TABLE_H
 #define LARDER_STORAGE_TABLE_H
@@ -19,6 +23,7 @@
 #include <stdint.h>
 
 #include "base/larder_base.h"
+#include "base/limits.h"
 
 #define TABLE_NONE          0u
 #define TABLE_CHUNK_ENTRIES 4096u
@@ -32,6 +37,8 @@ enum entry_flag {
     ENTRY_DOOMED = 1 << 5,  /* its removal is under way: nobody finds it any more */
     ENTRY_WATCHED = 1 << 6, /* a larder_store_when() waits for it */
     ENTRY_GROUPED = 1 << 7, /* its put is in a group that is being written */
+    ENTRY_VARIANT = 1 << 8, /* a further variant of its parent's key */
+    ENTRY_VARIED = 1 << 9,  /* has such */
 };
 
 /* What differs from one record of a key to the next. */
@@ -69,6 +76,7 @@ struct entry {
     uint16_t model;
     uint16_t flags;
     uint8_t pending_quality; /* of the put, while PUTTING */
+    uint8_t number;          /* of this variant of its key, in its record and in the index */
 };
 static_assert(sizeof(struct entry) <= 144, "a million entries are to stay small");
 
@@ -115,6 +123,45 @@ uint32_t table_add_unlinked(struct table *table, const struct larder_key *key, u
 void table_link(struct table *table, uint32_t id, uint32_t parent);
 /* It has no children and is in no LRU list. */
 void table_remove(struct table *table, uint32_t id);
+
+/* A further variant of the primary's key, with the lowest number that is free; TABLE_NONE without
+ * memory. There are fewer than LARDER_VARIANTS_MAX. */
+uint32_t table_add_variant(struct table *table, uint32_t primary);
+/* The same with a number that none of them has; for loading: the primary may be unlinked yet. */
+uint32_t table_add_variant_as(struct table *table, uint32_t primary, uint8_t number);
+/* Variants of a key one after the other, its primary first. TABLE_NONE at the end. */
+uint32_t table_next_variant(const struct table *table, uint32_t id);
+uint32_t table_variant_count(const struct table *table, uint32_t primary);
+/* That number of a key; TABLE_NONE when there is none. */
+uint32_t table_find_variant(const struct table *table, const struct larder_key *key,
+                            uint32_t number);
+/* The two exchange their records: what `variant` and `number` say, the slot, the uses. The caller
+ * sees to it that their flags agree, and that the slots learn of it. */
+void table_swap_records(struct table *table, uint32_t primary, uint32_t other);
+/* Whether the record of `a` is better than that of `b`: less was lost, then newer. */
+bool table_is_better(const struct entry *a, const struct entry *b);
+
+/* Which child goes before the entry: a variant if it has any, the worst of them. */
+uint32_t table_first_to_go(const struct table *table, uint32_t id);
+
+/* The entry that carries the chain: itself, or that of whose key it is a variant. */
+static inline uint32_t table_primary(const struct table *table, uint32_t id)
+{
+    const struct entry *entry = table_entry(table, id);
+    return entry->flags & ENTRY_VARIANT ? entry->parent : id;
+}
+
+/* What stands before it in its chain. */
+static inline uint32_t table_above(const struct table *table, uint32_t id)
+{
+    return table_entry(table, table_primary(table, id))->parent;
+}
+
+/* Blocks behind it, variants of itself left out. */
+static inline uint32_t table_block_count(const struct table *table, uint32_t id)
+{
+    return table_entry(table, id)->child_count - (table_variant_count(table, id) - 1);
+}
 
 /* The next entry below `top` in an order that names parents before children; `id` starts as `top`.
  * TABLE_NONE at the end. */

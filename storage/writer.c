@@ -303,7 +303,8 @@ static void fill_value_locked(struct larder_store *store, struct larder_put *put
     const struct entry_variant *variant = &put->variant;
     struct index_entry *value = &put->value;
     memset(value, 0, sizeof(*value));
-    memcpy(value->parent, table_entry(&store->table, entry->parent)->key.bytes, 32);
+    uint32_t above = table_above(&store->table, put->entry);
+    memcpy(value->parent, table_entry(&store->table, above)->key.bytes, 32);
     memcpy(value->tenant, larder_identity_tenant(store->identity, entry->tenant)->id, 16);
     memcpy(value->model, store->models[put->model]->info.fingerprint.bytes, 32);
     value->generation = variant->generation;
@@ -416,6 +417,10 @@ static struct slice *make_slice_locked(struct larder_store *store, struct remova
 {
     uint32_t left = removal->entry_count - removal->sliced;
     uint32_t count = left < SLICE_KEYS_MAX ? left : SLICE_KEYS_MAX;
+    const uint32_t *entries = removal->entries + removal->sliced;
+    /* A key goes with all its variants, which stand right before their primary. */
+    while (count < left && (table_entry(&store->table, entries[count - 1])->flags & ENTRY_VARIANT))
+        count--;
     struct larder_head_layout layout;
     larder_head_layout(&layout, count * 32, 0, 0, 0);
     uint64_t bytes = larder_round_up(layout.head_bytes, LARDER_PAGE_BYTES);
@@ -438,9 +443,13 @@ static struct slice *make_slice_locked(struct larder_store *store, struct remova
     record->head_bytes = layout.head_bytes;
     record->extra_bytes = count * 32;
     uint8_t *keys = (uint8_t *)record + layout.extra;
-    for (uint32_t i = 0; i < count; i++)
-        memcpy(keys + 32ul * i,
-               table_entry(&store->table, removal->entries[removal->sliced + i])->key.bytes, 32);
+    for (uint32_t i = 0; i < count; i++) {
+        const struct entry *entry = table_entry(&store->table, entries[i]);
+        memcpy(keys + 32ul * i, entry->key.bytes, 32);
+        slice->numbers[i] = entry->number;
+    }
+    if (removal->single)
+        record->variant = slice->numbers[0] + 1u;
     slice->removal = removal;
     slice->first = removal->sliced;
     slice->count = count;
@@ -609,13 +618,13 @@ static int put_values(struct larder_store *store, struct group *group)
         if (!model->in_index)
             LARDER_TRY(
                 larder_index_put_model(store->index, &model->info.fingerprint, &model->info.desc));
-        LARDER_TRY(larder_index_put_entry(store->index, &put->key, 0, &put->value));
+        LARDER_TRY(larder_index_put_entry(store->index, &put->key, put->number, &put->value));
     }
     for (struct slice *slice = group->slices; slice; slice = slice->next) {
         const struct larder_record *record = slice->append.record;
         const struct larder_key *keys = (const void *)larder_record_extra(record);
         for (uint32_t i = 0; i < slice->count; i++)
-            LARDER_TRY(larder_index_delete_entry(store->index, &keys[i], 0));
+            LARDER_TRY(larder_index_delete_entry(store->index, &keys[i], slice->numbers[i]));
     }
     for (uint32_t i = 0; i < store->gone_count; i++)
         LARDER_TRY(larder_index_delete_segment(store->index, store->gone[i]));
@@ -668,12 +677,14 @@ static void drop_tails_locked(struct larder_store *store, const struct larder_pu
     const struct entry *entry = table_entry(&store->table, put->entry);
     if (entry->flags & ENTRY_DOOMED)
         return;
-    uint32_t id = table_entry(&store->table, entry->parent)->first_child;
+    uint32_t above = table_above(&store->table, put->entry);
+    uint32_t id = table_entry(&store->table, above)->first_child;
     for (uint32_t walked = 0; id != TABLE_NONE && walked < SIBLINGS_WALK_MAX; walked++) {
         const struct entry *sibling = table_entry(&store->table, id);
         uint32_t next = sibling->next_sibling;
-        if (sibling->token_count > 0 && sibling->token_count < entry->token_count &&
-            sibling->first_child == TABLE_NONE && sibling->model == entry->model &&
+        if (!(sibling->flags & ENTRY_VARIANT) && sibling->token_count > 0 &&
+            sibling->token_count < entry->token_count &&
+            table_block_count(&store->table, id) == 0 && sibling->model == entry->model &&
             sibling->variant.quality >= entry->variant.quality &&
             (sibling->flags & ENTRY_DURABLE) && !(sibling->flags & (ENTRY_PUTTING | ENTRY_DOOMED)))
             load_check_tail_locked(store, id, put->slot);

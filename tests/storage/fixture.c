@@ -191,7 +191,8 @@ int fixture_put(struct fixture *fixture, const struct block *block, enum larder_
         .tokens = tokens,
         .token_count = block->token_count,
         .position = block->seed,
-        .recipe = "raw",
+        .recipe = block->recipe ? block->recipe : "raw",
+        .beside = block->beside,
         .quality = block->quality,
         .computed_on = LARDER_QUALITY_EXACT,
         .raw_bytes = 2ull * block->section_bytes,
@@ -255,7 +256,8 @@ bool record_is(const struct larder_record *record, uint64_t seed)
     return true;
 }
 
-uint32_t fixture_get_chain(struct fixture *fixture, uint64_t first, uint32_t count, int *err)
+uint32_t fixture_get_variants(struct fixture *fixture, struct larder_record *heads, uint64_t first,
+                              uint32_t count, uint32_t worst, int *err)
 {
     struct larder_key *keys = malloc(sizeof(*keys) * count);
     struct larder_ref *refs = malloc(sizeof(*refs) * count);
@@ -266,22 +268,30 @@ uint32_t fixture_get_chain(struct fixture *fixture, uint64_t first, uint32_t cou
     struct larder_lease *lease;
     uint32_t ref_count;
     bool ready;
-    *err =
-        larder_store_lease(fixture->store, &lease, refs, &ref_count, &ready, fixture->tenant.index,
-                           keys, count, LARDER_QUALITY_BLENDED, lease_done, &waiter);
+    *err = larder_store_lease(fixture->store, &lease, refs, &ref_count, &ready,
+                              fixture->tenant.index, keys, count, worst, lease_done, &waiter);
     uint32_t good = ref_count;
     if (lease && !ready) {
         *err = waiter_wait(&waiter);
         good = (uint32_t)waiter.count;
     }
-    for (uint32_t i = 0; i < good; i++)
-        must(record_is(larder_store_ref_record(fixture->store, fixture->tenant.index, &refs[i]),
-                       first + i));
+    for (uint32_t i = 0; i < good; i++) {
+        const struct larder_record *record =
+            larder_store_ref_record(fixture->store, fixture->tenant.index, &refs[i]);
+        must(record_is(record, first + i));
+        if (heads)
+            heads[i] = *record;
+    }
     if (lease)
         larder_store_release(fixture->store, lease);
     free(keys);
     free(refs);
     return good;
+}
+
+uint32_t fixture_get_chain(struct fixture *fixture, uint64_t first, uint32_t count, int *err)
+{
+    return fixture_get_variants(fixture, NULL, first, count, LARDER_QUALITY_BLENDED, err);
 }
 
 int fixture_remove(struct fixture *fixture, uint64_t seed, uint64_t *removed)
@@ -295,12 +305,27 @@ int fixture_remove(struct fixture *fixture, uint64_t seed, uint64_t *removed)
     return err;
 }
 
-int fixture_verify(struct fixture *fixture, uint64_t seed)
+int fixture_remove_variant(struct fixture *fixture, uint64_t seed, uint32_t variant)
 {
     struct waiter waiter;
     waiter_begin(&waiter);
     struct larder_key key = block_key(seed);
-    larder_store_verify(fixture->store, &key, put_done, &waiter);
+    larder_store_remove_variant(fixture->store, fixture->tenant.index, &key, variant, remove_done,
+                                &waiter);
+    return waiter_wait(&waiter);
+}
+
+int fixture_verify(struct fixture *fixture, uint64_t seed)
+{
+    return fixture_verify_variant(fixture, seed, 0);
+}
+
+int fixture_verify_variant(struct fixture *fixture, uint64_t seed, uint32_t variant)
+{
+    struct waiter waiter;
+    waiter_begin(&waiter);
+    struct larder_key key = block_key(seed);
+    larder_store_verify(fixture->store, &key, variant, put_done, &waiter);
     return waiter_wait(&waiter);
 }
 

@@ -43,6 +43,8 @@ struct block {
     uint32_t section_bytes; /* of each of two sections */
     enum larder_quality quality;
     uint32_t tenant;
+    bool beside;        /* as a further variant */
+    const char *recipe; /* NULL: "raw" */
 };
 
 struct larder_key block_key(uint64_t seed);
@@ -58,11 +60,16 @@ void fixture_put_chain(struct fixture *fixture, uint64_t first, uint32_t count,
 /* Leases the chain of `count` keys, waits, compares every byte of what is good with what was put,
  * and lets go. Number of blocks that were good; *err: why not all. */
 uint32_t fixture_get_chain(struct fixture *fixture, uint64_t first, uint32_t count, int *err);
+/* The same at the quality `worst`, perhaps with LARDER_SMALLEST; heads[] gets the fixed headers. */
+uint32_t fixture_get_variants(struct fixture *fixture, struct larder_record *heads, uint64_t first,
+                              uint32_t count, uint32_t worst, int *err);
 /* Compares a record with what was put under `seed`. */
 bool record_is(const struct larder_record *record, uint64_t seed);
 
 int fixture_remove(struct fixture *fixture, uint64_t seed, uint64_t *removed);
+int fixture_remove_variant(struct fixture *fixture, uint64_t seed, uint32_t variant);
 int fixture_verify(struct fixture *fixture, uint64_t seed);
+int fixture_verify_variant(struct fixture *fixture, uint64_t seed, uint32_t variant);
 int fixture_when(struct fixture *fixture, uint64_t seed, enum larder_wait wait);
 /* Stored at all? */
 bool fixture_has(struct fixture *fixture, uint64_t seed);
