@@ -20,6 +20,8 @@ enum larder_planted_bug {
     /* The index is committed, and DURABLE acknowledged, while the group's writes and its fdatasync
      * are still on their way. */
     LARDER_PLANTED_INDEX_BEFORE_DATA = 3,
+    /* The checks of the index's values are not compared. */
+    LARDER_PLANTED_CHECK_IGNORED = 4,
 };
 
 #ifdef LARDER_PLANTED

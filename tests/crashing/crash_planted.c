@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* crash_planted.c - does the harness find bugs? Runs the simulated rounds over a store, or a disk,
- * with one deliberate bug at a time (storage/planted.h), until it is found. Exit 0: all found. */
+/* crash_planted.c - does the harness find bugs? Runs rounds over a store, or a disk, with one
+ * deliberate bug at a time (storage/planted.h), until it is found. Exit 0: all found. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -8,21 +8,53 @@
 
 #include "base/bytes.h"
 #include "base/log.h"
+#include "corrupt_rounds.h"
 #include "sim_rounds.h"
 #include "storage/planted.h"
+#include "sweep_rounds.h"
 
 #define ROUNDS_DEFAULT 3000u
+
+/* By which kind of rounds each is to be found. */
+enum finder {
+    BY_SIMULATION,
+    BY_SWEEP,
+    BY_CORRUPTION,
+};
 
 static const struct {
     const char *name;
     enum larder_planted_bug bug;
+    enum finder finder;
     bool sync_lies;
 } plants[] = {
-    {"fdatasync skipped", LARDER_PLANTED_NONE, true},
-    {"entry published early", LARDER_PLANTED_EARLY_PUBLISH, false},
-    {"tag unchecked", LARDER_PLANTED_TAG_UNCHECKED, false},
-    {"index before data", LARDER_PLANTED_INDEX_BEFORE_DATA, false},
+    {"fdatasync skipped", LARDER_PLANTED_NONE, BY_SIMULATION, true},
+    {"entry published early", LARDER_PLANTED_EARLY_PUBLISH, BY_SIMULATION, false},
+    {"tag unchecked", LARDER_PLANTED_TAG_UNCHECKED, BY_SIMULATION, false},
+    {"index before data", LARDER_PLANTED_INDEX_BEFORE_DATA, BY_SIMULATION, false},
+    {"fdatasync skipped, swept", LARDER_PLANTED_NONE, BY_SWEEP, true},
+    {"index before data, swept", LARDER_PLANTED_INDEX_BEFORE_DATA, BY_SWEEP, false},
+    {"tag unchecked, damaged", LARDER_PLANTED_TAG_UNCHECKED, BY_CORRUPTION, false},
+    {"index's checks ignored", LARDER_PLANTED_CHECK_IGNORED, BY_CORRUPTION, false},
 };
+
+static void run(struct tally *tally, enum finder finder, uint64_t seed, uint64_t rounds,
+                bool sync_lies)
+{
+    if (finder == BY_SIMULATION) {
+        const struct sim_rounds_options options = {
+            .seed = seed, .rounds = rounds, .sync_lies = sync_lies, .stop_at_first_bug = true};
+        sim_rounds(&options, tally);
+    } else if (finder == BY_SWEEP) {
+        const struct sweep_rounds_options options = {
+            .seed = seed, .patterns = 2, .sync_lies = sync_lies, .stop_at_first_bug = true};
+        sweep_rounds(&options, tally);
+    } else {
+        const struct corrupt_rounds_options options = {
+            .seed = seed, .trials = rounds, .stop_at_first_bug = true};
+        corrupt_rounds(&options, tally);
+    }
+}
 
 int main(int argc, char **argv)
 {
@@ -31,17 +63,14 @@ int main(int argc, char **argv)
     larder_log_set_level(LARDER_LOG_ERROR - 1);
     unsigned found = 0;
     for (size_t i = 0; i < LARDER_COUNT_OF(plants); i++) {
-        struct sim_rounds_options options = {.seed = seed,
-                                             .rounds = rounds,
-                                             .sync_lies = plants[i].sync_lies,
-                                             .stop_at_first_bug = true};
         struct tally tally = {0};
         larder_planted = plants[i].bug;
-        sim_rounds(&options, &tally);
+        run(&tally, plants[i].finder, seed, rounds, plants[i].sync_lies);
         bool is_found = tally_bugs(&tally) > 0;
         found += is_found;
-        printf("planted: %-22s %s after %llu rounds: ", plants[i].name,
-               is_found ? "found" : "NOT FOUND", (unsigned long long)tally.rounds);
+        uint64_t count = tally.trials ? tally.trials : tally.rounds;
+        printf("planted: %-24s %s after %llu rounds: ", plants[i].name,
+               is_found ? "found" : "NOT FOUND", (unsigned long long)count);
         tally_print_bugs(&tally);
         fflush(stdout);
     }

@@ -26,6 +26,7 @@
 
 #include "base/record.h"
 #include "client/larder.h"
+#include "damage.h"
 #include "tests/daemon/fixture.h"
 
 #define FAMILIES_MAX  100000u
@@ -433,6 +434,25 @@ static void spoil_index(struct campaign *campaign, bool whole)
         flip_byte(campaign, path, (off_t)draw(&campaign->random, (uint64_t)st.st_size));
 }
 
+/* Any file but `format`, which may be refused. What a segment held may be missing then. */
+static void damage_a_file(struct campaign *campaign)
+{
+    char directory[80];
+    struct damage damage;
+    snprintf(directory, sizeof(directory), "%s/store", campaign->fixture.directory);
+    do {
+        if (!damage_store(&damage, directory, &campaign->random))
+            return;
+    } while (damage.class == DAMAGE_OTHER);
+    campaign->tally->trials++;
+    if (damage.class != DAMAGE_SEGMENT)
+        return;
+    for (uint32_t i = 0; i < campaign->family_count; i++)
+        campaign->families[i].rotted = true;
+    campaign->rotted_round = true;
+    campaign->tally->rotted++;
+}
+
 /* --- comparison ------------------------------------------------------------------------------- */
 
 static void check_family(struct campaign *campaign, struct larder_model *model,
@@ -514,13 +534,17 @@ static void run_round(struct campaign *campaign)
     run_load(campaign);
     campaign->rotted_round = false;
     uint64_t damage = draw(&campaign->random, 100);
-    if (damage < 20)
+    if (campaign->options->damage_always)
+        damage_a_file(campaign);
+    else if (damage < 20)
         rot_record(campaign);
     else if (damage < 25)
         spoil_index(campaign, true);
     else if (damage < 35)
         spoil_index(campaign, false);
     fixture_restart(&campaign->fixture);
+    if (campaign->options->damage_always)
+        first = 0; /* whatever was damaged is met in this round */
     uint64_t verified = check(campaign, first);
     if (verified < tally->verified_min)
         tally->verified_min = verified;

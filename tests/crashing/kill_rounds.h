@@ -12,6 +12,7 @@ struct kill_rounds_options {
     uint64_t rounds;
     uint32_t clients;
     uint32_t acknowledged_min; /* blocks a round, before the kill may come */
+    bool damage_always;        /* after each kill a file of the store: tally->trials */
     bool verbose;
     void (*progress)(uint64_t done, uint64_t of);
 };

@@ -3,6 +3,27 @@
 
 #include <stdio.h>
 
+void tally_add(struct tally *sum, const struct tally *more)
+{
+    sum->rounds += more->rounds;
+    sum->acknowledged += more->acknowledged;
+    sum->verified += more->verified;
+    if (more->rounds > 0 && more->verified_min < sum->verified_min)
+        sum->verified_min = more->verified_min;
+    sum->cut_short += more->cut_short;
+    sum->rebuilds += more->rebuilds;
+    sum->rotted += more->rotted;
+    sum->missing += more->missing;
+    sum->lost += more->lost;
+    sum->wrong += more->wrong;
+    sum->removed_back += more->removed_back;
+    sum->corrupt += more->corrupt;
+    sum->failed_starts += more->failed_starts;
+    sum->trials += more->trials;
+    sum->refused += more->refused;
+    sum->disagreeing += more->disagreeing;
+}
+
 void tally_print_bugs(const struct tally *tally)
 {
     printf("lost %llu, wrong %llu, removed back %llu, called corrupt %llu, failed starts %llu, "

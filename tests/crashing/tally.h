@@ -20,6 +20,8 @@ struct tally {
     uint64_t removed_back; /* acknowledged removed, or never put, and there */
     uint64_t corrupt;      /* records the store called corrupt after a mere loss of power */
     uint64_t failed_starts;
+    uint64_t trials;  /* stores that were damaged and started */
+    uint64_t refused; /* of those, starts that said why not; allowed where `format` was damaged */
     uint64_t disagreeing; /* larder_store_check() found the store's own structures at odds */
 };
 
@@ -28,6 +30,7 @@ static inline uint64_t tally_bugs(const struct tally *tally)
     return tally->lost + tally->wrong + tally->removed_back + tally->corrupt + tally->failed_starts;
 }
 
+void tally_add(struct tally *sum, const struct tally *more);
 /* One line on stdout. */
 void tally_print_bugs(const struct tally *tally);
 

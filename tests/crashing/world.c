@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -224,7 +225,8 @@ static void start_put(struct world *world, uint32_t number, enum larder_wait wai
         .payload_bytes_max = payload_bytes_of(seed),
     };
     struct larder_put *put;
-    if (larder_store_put_reserve(world->store, &put, &desc) < 0)
+    world->put_error = larder_store_put_reserve(world->store, &put, &desc);
+    if (world->put_error < 0)
         return;
     uint64_t bytes = write_payload(put, seed);
     if (world_draw(world, 30) == 0) {
@@ -614,22 +616,37 @@ static void on_hang(int signal_number)
     _exit(3);
 }
 
+static void init_locks(struct world *world)
+{
+    pthread_mutex_init(&world->mutex, NULL);
+    pthread_cond_init(&world->changed, NULL);
+}
+
 struct world *world_begin(struct tally *tally, uint64_t seed, bool on_disk, bool verbose)
 {
-    struct world *world = calloc(1, sizeof(*world));
-    assert(world);
+    /* A child's work in it is the parent's too. */
+    struct world *world =
+        mmap(NULL, sizeof(*world), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    assert(world != MAP_FAILED);
     *world =
         (struct world){.tally = tally, .seed = seed, .random = world_mix(seed), .verbose = verbose};
     signal(SIGALRM, on_hang);
     alarm(2 * HANG_SECONDS);
-    pthread_mutex_init(&world->mutex, NULL);
-    pthread_cond_init(&world->changed, NULL);
+    init_locks(world);
     scratch_make(world->directory);
     if (on_disk) {
         world->disk = sim_disk_create(world_mix(seed + 1));
         lmdb_disk_attach(world->disk, world_mix(seed + 2));
     }
     return world;
+}
+
+void world_adopt(struct world *world)
+{
+    world->store = NULL;
+    world->hasher = NULL; /* opened again with the store */
+    world->outstanding = 0;
+    init_locks(world);
 }
 
 void world_end(struct world *world)
@@ -643,6 +660,6 @@ void world_end(struct world *world)
     scratch_remove(world->directory);
     pthread_cond_destroy(&world->changed);
     pthread_mutex_destroy(&world->mutex);
-    free(world);
+    munmap(world, sizeof(*world));
     alarm(0);
 }

@@ -52,6 +52,7 @@ struct world {
     bool spoiled;
     uint32_t life;
     uint64_t corrupt_seen; /* in this life */
+    int put_error;         /* why the last put was refused; 0: it was not */
     /* under mutex, and by the storage thread */
     pthread_mutex_t mutex;
     pthread_cond_t changed;
@@ -62,6 +63,8 @@ struct world {
 
 /* Makes the directory; `on_disk`: and a simulated disk. Nothing is stored yet. */
 struct world *world_begin(struct tally *tally, uint64_t seed, bool on_disk, bool verbose);
+/* What a child process did with it, which has ended in whatever state. */
+void world_adopt(struct world *world);
 /* The store is closed. */
 void world_end(struct world *world);
 
