@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* sweep_rounds.c - power fails at step 1 of the script, at step 2, and so on until it ends; a step
  * is a write, a sync, or whatever else changes the disk, in segments or in the index. Each time
- * the store starts from what survived, by several draws of chance, and is compared. Starts are swept
- * the same way: the first of all, and one after a crash.
+ * the store starts from what survived, by several draws of chance, and is compared. Starts are
+ * swept the same way: the first of all, and one after a crash.
  *
  * The script puts chains durably and not, fills segments so that new ones are begun, reads, removes
  * from the middle of a chain, puts again what was removed, and lets a small SSD tier evict.
