@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* corrupt_rounds.c - trials: a store is put back as it was, one of its files is damaged, and then it
- * must start, serve what is left exactly, store something new durably and serve that.
+/* corrupt_rounds.c - trials: a store is put back as it was, one of its files is damaged, and then
+ * it must start, serve what is left exactly, store something new durably and serve that.
  *
  * A store is made by a child process, in a few lives of random work; it closes it or just ends, as
  * by SIGKILL. Then many trials start from the same bytes. After damage of the index nothing may be
