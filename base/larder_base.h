@@ -27,7 +27,8 @@
     X(LARDER_EFULL, -1014, "no room: tier or quota is full")                                       \
     X(LARDER_EEXISTS, -1015, "stored already, at this quality or better")                          \
     X(LARDER_ENOPARENT, -1016, "parent block is not stored")                                       \
-    X(LARDER_EMISMATCH, -1017, "stored tokens differ from the caller's")
+    X(LARDER_EMISMATCH, -1017, "stored tokens differ from the caller's")                           \
+    X(LARDER_EPINNED, -1018, "pinned, or holds up what is pinned")
 
 enum larder_error {
 #define LARDER_ERROR_ENUM(name, value, text) name = (value),
@@ -94,6 +95,28 @@ enum larder_quality {
     LARDER_QUALITY_EXACT = 0,   /* bit for bit what the engine computed on exact KV */
     LARDER_QUALITY_LOSSY = 1,   /* a lossy recipe, or computed on lossy KV */
     LARDER_QUALITY_BLENDED = 2, /* from a blend in which some tokens were not recomputed */
+};
+
+/* What may be said of a stored block: a mark. A pin keeps it, and all before it in its chain,
+ * from eviction, expiry and removal. A block whose time is over is a miss at once, with all behind
+ * it. Each step of priority doubles (or halves) what the block is worth to eviction. */
+enum larder_mark_field {
+    LARDER_MARK_PIN = 1 << 0,
+    LARDER_MARK_UNPIN = 1 << 1, /* not with LARDER_MARK_PIN */
+    LARDER_MARK_TTL = 1 << 2,
+    LARDER_MARK_PRIORITY = 1 << 3,
+};
+
+#define LARDER_PRIORITY_MAX 8
+/* 100 years: more is a mistake in units. */
+#define LARDER_MARK_SECONDS_MAX (100ull * 366 * 24 * 3600)
+
+struct larder_mark {
+    uint32_t fields;     /* which of the following hold: bits of enum larder_mark_field */
+    int32_t priority;    /* -LARDER_PRIORITY_MAX..LARDER_PRIORITY_MAX; 0: none */
+    uint64_t pin_s;      /* seconds from now that the pin lasts; 0: until it is taken away */
+    uint64_t ttl_s;      /* seconds from now that the block lasts; 0: as long as it is worth it */
+    uint64_t priority_s; /* seconds from now that the priority lasts; 0: as long as the block */
 };
 
 /* What a PUT waits for. */

@@ -40,6 +40,8 @@
 #define LARDER_TOMBSTONE_BYTES_MAX (2048u * 32u)
 /* Variants of one key: exact, a few lossy ones, blended. A client may put as many as it likes. */
 #define LARDER_VARIANTS_MAX 8u
+/* Marks in one record: what fits its one page. */
+#define LARDER_MARKS_MAX 43u
 /* Text of a recipe. */
 #define LARDER_RECIPE_BYTES_MAX 1024u
 /* Sections of a record: K and V of each layer, at one head group a layer. */

@@ -31,6 +31,18 @@ static int check_field(const char *field, uint64_t value, uint64_t most)
     return 0;
 }
 
+static uint32_t extra_bytes_max(uint16_t type)
+{
+    switch (type) {
+    case LARDER_RECORD_TOMBSTONE:
+        return LARDER_TOMBSTONE_BYTES_MAX;
+    case LARDER_RECORD_MARK:
+        return LARDER_MARKS_MAX * sizeof(struct larder_record_mark);
+    default:
+        return LARDER_EXTRA_BYTES_MAX;
+    }
+}
+
 static int check_header(const struct larder_record *record)
 {
     if (record->magic != LARDER_RECORD_MAGIC)
@@ -52,12 +64,15 @@ static int check_header(const struct larder_record *record)
     LARDER_TRY(check_field("recipe_bytes", record->recipe_bytes, LARDER_RECIPE_BYTES_MAX));
     LARDER_TRY(check_field("quality", record->quality, LARDER_QUALITY_BLENDED));
     LARDER_TRY(check_field("computed_on", record->computed_on, LARDER_QUALITY_BLENDED));
-    LARDER_TRY(check_field("extra_bytes", record->extra_bytes,
-                           record->type == LARDER_RECORD_TOMBSTONE ? LARDER_TOMBSTONE_BYTES_MAX
-                                                                   : LARDER_EXTRA_BYTES_MAX));
+    LARDER_TRY(check_field("extra_bytes", record->extra_bytes, extra_bytes_max(record->type)));
     if (record->type == LARDER_RECORD_TOMBSTONE &&
         (record->extra_bytes % sizeof(struct larder_key) != 0 || record->section_count != 0))
         return larder_fail(LARDER_ECORRUPT, "record: tombstone of %u bytes of keys, %u sections",
+                           record->extra_bytes, record->section_count);
+    if (record->type == LARDER_RECORD_MARK &&
+        (record->extra_bytes % sizeof(struct larder_record_mark) != 0 ||
+         record->section_count != 0))
+        return larder_fail(LARDER_ECORRUPT, "record: %u bytes of marks, %u sections",
                            record->extra_bytes, record->section_count);
     if (record->type == LARDER_RECORD_MODEL &&
         (record->extra_bytes != sizeof(struct larder_model_desc) || record->section_count != 0))

@@ -9,6 +9,7 @@
  *   padding:  zeros, to a multiple of 4096 bytes
  *
  * Tombstones have no tokens and no sections: `extra` holds the keys they remove, 32 bytes each.
+ * Marks have neither: `extra` holds up to LARDER_MARKS_MAX of struct larder_record_mark.
  * Model records have neither: `extra` is a struct larder_model_desc, `model` its fingerprint. One
  * stands in every segment before the first entry of its model, so that segments alone tell all.
  * Threads: plain functions over the caller's bytes.
@@ -26,7 +27,7 @@
 enum larder_record_type {
     LARDER_RECORD_ENTRY = 1,
     LARDER_RECORD_TOMBSTONE = 2,
-    LARDER_RECORD_MARK = 3, /* pin, expiry, priority: reserved in v1, not written yet */
+    LARDER_RECORD_MARK = 3, /* pin, expiry, priority */
     LARDER_RECORD_MODEL = 4,
 };
 
@@ -86,6 +87,30 @@ struct larder_section {
     uint8_t tag[16];      /* 32-47 */
 };
 static_assert(sizeof(struct larder_section) == 48, "on-disk size");
+
+/* Pin, expiry and priority of an entry, as they are stored. Times are Unix seconds by the writer's
+ * clock; `boot` and `epoch_s` say which clock that was (docs/FORMAT.md, "Marks"). */
+struct larder_mark_value {
+    uint64_t generation;         /* 00-07  of the mark; the highest of a key holds */
+    uint64_t expires_s;          /* 08-15  0: never */
+    uint64_t pin_expires_s;      /* 16-23  0: never */
+    uint64_t priority_expires_s; /* 24-31  0: never */
+    uint64_t boot;               /* 32-39  which boot of the machine; 0: unknown */
+    uint64_t epoch_s;            /* 40-47  the clock's time at that boot */
+    int8_t priority;             /* 48     -8..8 */
+    uint8_t pinned;              /* 49     0 or 1 */
+    uint8_t reserved[6];         /* 50-55  0 */
+};
+static_assert(sizeof(struct larder_mark_value) == 56, "on-disk size");
+
+struct larder_record_mark {
+    uint8_t key[32];                /* 00-31 */
+    struct larder_mark_value value; /* 32-87 */
+};
+static_assert(sizeof(struct larder_record_mark) == 88, "on-disk size");
+static_assert(sizeof(struct larder_record) + LARDER_MARKS_MAX * sizeof(struct larder_record_mark) <=
+                  LARDER_PAGE_BYTES,
+              "a record of marks is a page");
 
 /* Where the variable parts of a head lie, in bytes from the record's start. */
 struct larder_head_layout {

@@ -59,7 +59,8 @@ int session_remove_key(struct session *session, uint64_t request, uint32_t tenan
     removal->session = session;
     removal->request = request;
     removal->completion.run = removal_answer;
-    larder_store_remove(session->daemon->store, tenant, key, removal_done, removal);
+    larder_store_remove(session->daemon->store, tenant, key, LARDER_KEEP_PINNED, removal_done,
+                        removal);
     return 0;
 }
 

@@ -28,6 +28,18 @@ static int check_entry(const struct larder_store *store, uint32_t id)
     return 0;
 }
 
+static int check_marks(const struct larder_store *store, uint32_t id)
+{
+    const struct entry *entry = table_entry(&store->table, id);
+    const struct entry *above = table_entry(&store->table, entry->parent);
+    bool marked = marks_find(&store->marks, id) != NULL;
+    if (marked != ((entry->flags & ENTRY_MARKED) != 0))
+        return larder_fail(LARDER_ECORRUPT, "entry %u and its mark do not agree", id);
+    if ((entry->flags & ENTRY_HELD) && !(above->flags & (ENTRY_HELD | ENTRY_ROOT)))
+        return larder_fail(LARDER_ECORRUPT, "entry %u is held, its parent is not", id);
+    return 0;
+}
+
 static int check_counts(const struct larder_store *store, const struct larder_store_stats *counted)
 {
     const struct larder_store_stats *stats = &store->stats;
@@ -41,6 +53,10 @@ static int check_counts(const struct larder_store *store, const struct larder_st
             (unsigned long long)stats->entries_durable, (unsigned long long)counted->entries,
             (unsigned long long)counted->entries_host,
             (unsigned long long)counted->entries_durable);
+    if (stats->record_bytes_held != counted->record_bytes_held)
+        return larder_fail(LARDER_ECORRUPT, "stats say %llu bytes are held; there are %llu",
+                           (unsigned long long)stats->record_bytes_held,
+                           (unsigned long long)counted->record_bytes_held);
     return 0;
 }
 
@@ -48,6 +64,7 @@ static int check_locked(const struct larder_store *store)
 {
     LARDER_TRY(table_check(&store->table));
     LARDER_TRY(host_check(&store->host));
+    LARDER_TRY(marks_check(&store->marks));
     struct larder_store_stats counted = {0};
     for (uint32_t id = 1; id < store->table.entry_end; id++) {
         const struct entry *entry = table_entry(&store->table, id);
@@ -57,6 +74,9 @@ static int check_locked(const struct larder_store *store)
         counted.entries += (entry->flags & ENTRY_VISIBLE) != 0;
         counted.entries_host += entry->slot != HOST_NONE;
         counted.entries_durable += (entry->flags & ENTRY_DURABLE) != 0;
+        LARDER_TRY(check_marks(store, id));
+        if ((entry->flags & ENTRY_VISIBLE) && (entry->flags & ENTRY_HELD))
+            counted.record_bytes_held += (uint64_t)entry->variant.record_pages * LARDER_PAGE_BYTES;
     }
     LARDER_TRY(check_counts(store, &counted));
     uint64_t queued = 0;

@@ -40,7 +40,7 @@ void evict_detach_slot_locked(struct larder_store *store, uint32_t id)
 static bool may_forget(const struct larder_store *store, const struct entry *entry)
 {
     if (entry->first_child != TABLE_NONE || entry->slot == HOST_NONE ||
-        (entry->flags & (ENTRY_PUTTING | ENTRY_DOOMED | ENTRY_DURABLE)))
+        (entry->flags & (ENTRY_PUTTING | ENTRY_DOOMED | ENTRY_DURABLE | ENTRY_HELD)))
         return false;
     const struct host_slot *slot = host_slot(&store->host, entry->slot);
     return slot->leases == 0 && slot->pins == 0;
@@ -49,6 +49,7 @@ static bool may_forget(const struct larder_store *store, const struct entry *ent
 static void forget_entry_locked(struct larder_store *store, uint32_t id)
 {
     struct entry *entry = table_entry(&store->table, id);
+    mark_forget_locked(store, id);
     if (entry->slot != HOST_NONE)
         evict_detach_slot_locked(store, id);
     stats_leave_locked(store, id);
@@ -200,7 +201,7 @@ struct victim {
 static bool may_leave_ssd(const struct larder_store *store, const struct entry *entry)
 {
     if (entry->first_child != TABLE_NONE || !(entry->flags & ENTRY_DURABLE) ||
-        (entry->flags & (ENTRY_PUTTING | ENTRY_DOOMED)))
+        (entry->flags & (ENTRY_PUTTING | ENTRY_DOOMED | ENTRY_HELD)))
         return false;
     return entry->slot == HOST_NONE ||
            host_slot(&store->host, entry->slot)->state == HOST_SLOT_READY;

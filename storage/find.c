@@ -14,7 +14,8 @@ bool find_sees(const struct larder_store *store, uint32_t entry, uint32_t tenant
     if (entry == TABLE_NONE)
         return false;
     const struct entry *at = table_entry(&store->table, entry);
-    return at->tenant == tenant && (at->flags & ENTRY_VISIBLE) && !(at->flags & ENTRY_DOOMED);
+    return at->tenant == tenant && (at->flags & ENTRY_VISIBLE) && !(at->flags & ENTRY_DOOMED) &&
+           !mark_expired_locked(store, entry);
 }
 
 /* Chains have no holes, so the number of leading keys that are stored is found by halving. */
@@ -50,14 +51,14 @@ int find_run_locked(struct larder_store *store, uint32_t *out_count, uint32_t *l
     *last = entry;
     *out_count = count;
     /* Up again, to be sure that the keys are one chain, and to end it before a block that is not
-     * good enough. */
+     * good enough or whose time is over: what is behind it goes with it. */
     for (uint32_t i = count; i-- > 0;) {
         const struct entry *at = table_entry(&store->table, entry);
         /* The root is above the first key; its own key is all zeros, and never one of a chain. */
         if (entry == TABLE_NONE || (at->flags & ENTRY_ROOT) ||
             memcmp(at->key.bytes, keys[i].bytes, sizeof(keys[i].bytes)) != 0)
             return larder_fail(LARDER_EPROTO, "key %u is not the parent of key %u", i, i + 1);
-        if (variant_pick(store, entry, worst) == TABLE_NONE) {
+        if (variant_pick(store, entry, worst) == TABLE_NONE || mark_expired_locked(store, entry)) {
             *out_count = i;
             *last = at->parent;
         }
@@ -165,6 +166,7 @@ static void describe(const struct larder_store *store, struct larder_entry_info 
     out->variant = entry->number;
     for (uint32_t at = primary; at != TABLE_NONE; at = table_next_variant(&store->table, at))
         out->variants += find_sees(store, at, entry->tenant);
+    mark_describe_locked(store, id, out);
     snprintf(out->recipe, sizeof(out->recipe), "%s",
              table_recipe_text(&store->table, variant->recipe));
 }

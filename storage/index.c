@@ -316,6 +316,12 @@ static int visit(const struct index_visitor *visitor, enum index_database databa
         memcpy(&entry, value->mv_data, sizeof(entry));
         return visitor->entry(visitor->context, &name, number, &entry);
     }
+    case INDEX_MARKS: {
+        struct index_mark mark;
+        memcpy(&name, key->mv_data, sizeof(name));
+        memcpy(&mark, value->mv_data, sizeof(mark));
+        return visitor->mark(visitor->context, &name, &mark);
+    }
     case INDEX_SEGMENTS: {
         struct index_segment segment;
         memcpy(&number, key->mv_data, sizeof(number));
@@ -376,7 +382,8 @@ int larder_index_load(struct larder_index *index, const struct index_visitor *vi
     if (rc)
         return fail_lmdb(rc, "begin");
     /* Models and segments first: entries refer to them. */
-    static const enum index_database order[] = {INDEX_MODELS, INDEX_SEGMENTS, INDEX_ENTRIES};
+    static const enum index_database order[] = {INDEX_MODELS, INDEX_SEGMENTS, INDEX_ENTRIES,
+                                                INDEX_MARKS};
     int err = get_meta(index, txn, "generation", next_generation);
     if (err == LARDER_ENOTFOUND)
         err = 0; /* *created */
@@ -483,6 +490,19 @@ int larder_index_delete_entry(struct larder_index *index, const struct larder_ke
     uint8_t name[36];
     entry_key(name, key, variant);
     return del(index, INDEX_ENTRIES, name, sizeof(name));
+}
+
+int larder_index_put_mark(struct larder_index *index, const struct larder_key *key,
+                          struct index_mark *mark)
+{
+    assert(index->txn);
+    mark->check = index_value_check(key, sizeof(*key), mark, sizeof(*mark));
+    return put(index, INDEX_MARKS, key, sizeof(*key), mark);
+}
+
+int larder_index_delete_mark(struct larder_index *index, const struct larder_key *key)
+{
+    return del(index, INDEX_MARKS, key, sizeof(*key));
 }
 
 int larder_index_put_segment(struct larder_index *index, uint32_t segment_id,

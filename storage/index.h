@@ -14,6 +14,7 @@
 #include <stdint.h>
 
 #include "base/larder_base.h"
+#include "base/record.h"
 
 struct larder_index;
 
@@ -27,15 +28,14 @@ struct index_entry {
     uint64_t raw_bytes;    /* 096-103 */
     uint64_t created_s;    /* 104-111 */
     uint64_t position;     /* 112-119 */
-    uint64_t expires_s;    /* 120-127  0: never; reserved in v1 */
+    uint64_t reserved0;    /* 120-127  0 */
     uint32_t segment_id;   /* 128-131 */
     uint32_t segment_page; /* 132-135 */
     uint32_t token_count;  /* 136-139 */
     uint32_t head_bytes;   /* 140-143 */
     uint8_t quality;       /* 144 */
     uint8_t computed_on;   /* 145 */
-    uint8_t pinned;        /* 146      reserved in v1 */
-    uint8_t reserved[5];   /* 147-151 */
+    uint8_t reserved[6];   /* 146-151  0 */
     char recipe[32];       /* 152-183  cut when longer: for people; the record has it whole */
     uint64_t check;        /* 184-191  XXH3-64 over key and the bytes before it */
 };
@@ -44,10 +44,19 @@ static_assert(sizeof(struct index_entry) == 192, "on-disk size");
 /* Value of database "segments"; its key is the segment's id (u32 LE). */
 struct index_segment {
     uint64_t committed_bytes; /* 00-07  everything below is named by the index or dead */
-    uint64_t tombstone_bytes; /* 08-15  of tombstones in it: keeps it while older segments live */
+    uint64_t tombstone_bytes; /* 08-15  of tombstones and marks: keep it while older ones live */
     uint64_t check;           /* 16-23 */
 };
 static_assert(sizeof(struct index_segment) == 24, "on-disk size");
+
+/* Value of database "marks"; its key is the entry's key (32). */
+struct index_mark {
+    struct larder_mark_value value; /* 00-55 */
+    uint32_t segment_id;            /* 56-59  where its record stands */
+    uint32_t reserved;              /* 60-63  0 */
+    uint64_t check;                 /* 64-71 */
+};
+static_assert(sizeof(struct index_mark) == 72, "on-disk size");
 
 /* What the index is told at load, in no particular order; a negative value stops the load. */
 struct index_visitor {
@@ -55,6 +64,7 @@ struct index_visitor {
     int (*entry)(void *context, const struct larder_key *key, uint32_t variant,
                  const struct index_entry *entry);
     int (*segment)(void *context, uint32_t segment_id, const struct index_segment *segment);
+    int (*mark)(void *context, const struct larder_key *key, const struct index_mark *mark);
     int (*model)(void *context, const struct larder_key *fingerprint,
                  const struct larder_model_desc *desc);
 };
@@ -87,6 +97,9 @@ int larder_index_put_entry(struct larder_index *index, const struct larder_key *
                            uint32_t variant, struct index_entry *entry);
 int larder_index_delete_entry(struct larder_index *index, const struct larder_key *key,
                               uint32_t variant);
+int larder_index_put_mark(struct larder_index *index, const struct larder_key *key,
+                          struct index_mark *mark);
+int larder_index_delete_mark(struct larder_index *index, const struct larder_key *key);
 int larder_index_put_segment(struct larder_index *index, uint32_t segment_id,
                              struct index_segment *segment);
 int larder_index_delete_segment(struct larder_index *index, uint32_t segment_id);

@@ -28,6 +28,7 @@ const struct index_database_kind index_databases[INDEX_DATABASES] = {
     [INDEX_SEGMENTS] = {"segments", 4, sizeof(struct index_segment)},
     [INDEX_MODELS] = {"models", sizeof(struct larder_key), sizeof(struct larder_model_desc) + 8},
     [INDEX_META] = {"meta", 0, 16},
+    [INDEX_MARKS] = {"marks", sizeof(struct larder_key), sizeof(struct index_mark)},
 };
 
 #define KEY_BYTES_MAX   64u

@@ -20,6 +20,7 @@ enum index_database {
     INDEX_SEGMENTS,
     INDEX_MODELS,
     INDEX_META,
+    INDEX_MARKS, /* not in stores that no release with marks has opened */
     INDEX_DATABASES,
 };
 

@@ -369,6 +369,15 @@ static int reserve_locked(struct larder_store *store, struct larder_put *put,
                           (unsigned long long)store->queued_bytes, (unsigned long long)queue_max);
     if (err == 0)
         err = evict_take_locked(store, &put->slot, desc->tenant, bytes);
+    if (err == 0) {
+        uint32_t primary = table_primary(&store->table, put->entry);
+        bool marked = table_entry(&store->table, primary)->flags & ENTRY_MARKED;
+        err = mark_prepare_put(&put->mark_write, desc, marked);
+        if (err < 0) {
+            host_drop(&store->host, put->slot);
+            host_unpin(&store->host, put->slot);
+        }
+    }
     if (err < 0) {
         unclaim_entry_locked(store, put);
         return err;
@@ -463,6 +472,7 @@ int larder_store_put_reserve(struct larder_store *store, struct larder_put **out
     put->store = store;
     put->key = desc->key;
     put->model = desc->model;
+    put->mark = desc->mark;
     put->payload_offset = layout.sections;
     put->payload_bytes_max = bytes - layout.sections;
     put->section_count_max = desc->section_count_max;
@@ -563,6 +573,9 @@ static void publish_locked(struct larder_store *store, struct larder_put *put)
     host_ready(&store->host, put->slot);
     store->stats.puts++;
     store->tenants[entry->tenant].stats.puts++;
+    mark_published_locked(store, put->entry, &put->mark_write, &put->mark);
+    larder_free(put->mark_write); /* it was not needed, or there was no memory for the mark */
+    put->mark_write = NULL;
     put_watches_locked(store, put->entry, 0);
 }
 
@@ -572,6 +585,7 @@ static void drop_reserved_locked(struct larder_store *store, struct larder_put *
     unlink_put_locked(store, put);
     host_drop(&store->host, put->slot);
     host_unpin(&store->host, put->slot);
+    larder_free(put->mark_write);
 }
 
 void larder_store_put_commit(struct larder_store *store, struct larder_put *put,

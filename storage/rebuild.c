@@ -165,6 +165,9 @@ static int scan_segment(struct rebuild *rebuild, struct segment *segment, bool n
         if (record->type == LARDER_RECORD_TOMBSTONE) {
             segment->tombstone_bytes += record->record_bytes;
             err = note_removed(rebuild, record);
+        } else if (record->type == LARDER_RECORD_MARK) {
+            segment->tombstone_bytes += record->record_bytes;
+            err = recovery_marks(recovery, record);
         } else if (record->type == LARDER_RECORD_MODEL) {
             err = take_model(recovery, record);
         } else if (record->type == LARDER_RECORD_ENTRY) {

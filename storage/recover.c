@@ -74,6 +74,53 @@ int recovery_changed(struct recovery *recovery, const struct larder_key *key, ui
     return 0;
 }
 
+int recovery_mark(struct recovery *recovery, const struct recovered_mark *mark)
+{
+    if (recovery->mark_count == recovery->mark_capacity) {
+        uint32_t capacity = recovery->mark_capacity ? recovery->mark_capacity * 2 : 256;
+        struct recovered_mark *marks =
+            larder_realloc(recovery->marks, sizeof(*marks) * (size_t)capacity);
+        if (!marks)
+            return larder_fail(-ENOMEM, "recovery: no memory");
+        recovery->marks = marks;
+        recovery->mark_capacity = capacity;
+    }
+    recovery->marks[recovery->mark_count++] = *mark;
+    return 0;
+}
+
+int recovery_marks(struct recovery *recovery, const struct larder_record *record)
+{
+    const struct larder_record_mark *marks = (const void *)larder_record_extra(record);
+    uint32_t count = record->extra_bytes / (uint32_t)sizeof(*marks);
+    for (uint32_t i = 0; i < count; i++) {
+        if (!mark_is_valid(&marks[i].value))
+            continue;
+        if (marks[i].value.generation > recovery->generation)
+            recovery->generation = marks[i].value.generation;
+        struct recovered_mark mark = {.value = marks[i].value, .segment_id = record->segment_id};
+        memcpy(mark.key.bytes, marks[i].key, sizeof(mark.key.bytes));
+        LARDER_TRY(recovery_mark(recovery, &mark));
+    }
+    return 0;
+}
+
+int recovery_set_marks(struct recovery *recovery)
+{
+    struct larder_store *store = recovery->store;
+    for (uint32_t i = 0; i < recovery->mark_count; i++) {
+        const struct recovered_mark *mark = &recovery->marks[i];
+        uint32_t id = table_find(&store->table, &mark->key);
+        int holds =
+            id == TABLE_NONE ? 0 : mark_recovered(store, id, &mark->value, mark->segment_id);
+        LARDER_TRY(holds);
+        if (holds != mark->in_index)
+            LARDER_TRY(recovery_changed(recovery, &mark->key, CHANGED_MARK));
+    }
+    mark_recovered_all(store);
+    return 0;
+}
+
 bool recovery_tenant(const struct recovery *recovery, const uint8_t id[16], uint16_t *out)
 {
     const struct larder_identity *identity = recovery->store->identity;
@@ -354,12 +401,25 @@ static void value_of(struct index_entry *out, const struct larder_store *store, 
     memcpy(out->recipe, recipe, larder_min_u64(strlen(recipe), sizeof(out->recipe)));
 }
 
+static int put_changed_mark(struct larder_store *store, const struct larder_key *key)
+{
+    uint32_t id = table_find(&store->table, key);
+    struct index_mark row;
+    if (id != TABLE_NONE && mark_stored_locked(store, id, &row))
+        return larder_index_put_mark(store->index, key, &row);
+    return larder_index_delete_mark(store->index, key);
+}
+
 static int put_changes(struct recovery *recovery, uint32_t first, uint32_t end, uint32_t mark)
 {
     struct larder_store *store = recovery->store;
     for (uint32_t i = first; i < end; i++) {
         const struct larder_key *key = &recovery->changed[i].key;
         uint32_t variant = recovery->changed[i].variant;
+        if (variant == CHANGED_MARK) {
+            LARDER_TRY(put_changed_mark(store, key));
+            continue;
+        }
         uint32_t id = table_find_variant(&store->table, key, variant);
         if (id != TABLE_NONE) {
             struct index_entry value;
@@ -541,11 +601,26 @@ static int load_entry(void *context, const struct larder_key *key, uint32_t vari
     return 0;
 }
 
+static int load_mark(void *context, const struct larder_key *key, const struct index_mark *row)
+{
+    struct recovery *recovery = context;
+    if (!mark_is_valid(&row->value))
+        return recovery_changed(recovery, key, CHANGED_MARK);
+    if (row->value.generation > recovery->generation)
+        recovery->generation = row->value.generation;
+    const struct recovered_mark mark = {
+        .key = *key, .value = row->value, .segment_id = row->segment_id, .in_index = true};
+    return recovery_mark(recovery, &mark);
+}
+
 static int load_index(struct recovery *recovery)
 {
     struct larder_store *store = recovery->store;
-    const struct index_visitor visitor = {
-        .context = recovery, .entry = load_entry, .segment = load_segment, .model = load_model};
+    const struct index_visitor visitor = {.context = recovery,
+                                          .entry = load_entry,
+                                          .segment = load_segment,
+                                          .mark = load_mark,
+                                          .model = load_model};
     uint64_t generation;
     table_expect(&store->table, larder_index_entry_count(store->index));
     LARDER_TRY(larder_index_load(store->index, &visitor, &generation));
@@ -664,6 +739,9 @@ static int take_record(struct recovery *recovery, struct segment *segment,
     case LARDER_RECORD_TOMBSTONE:
         segment->tombstone_bytes += record->record_bytes;
         return take_tombstone(recovery, record);
+    case LARDER_RECORD_MARK:
+        segment->tombstone_bytes += record->record_bytes;
+        return recovery_marks(recovery, record);
     case LARDER_RECORD_MODEL: {
         int err = recovery_model(recovery, &model, record);
         return err == -ENOMEM ? err : 0;
@@ -713,12 +791,13 @@ static int take_tail(struct recovery *recovery, struct segment *segment, bool ne
 static int take_tails(struct recovery *recovery)
 {
     struct larder_store *store = recovery->store;
-    bool changed = recovery->changed_count > 0 || store->gone_count > 0;
+    bool changed = store->gone_count > 0;
     for (uint32_t i = 0; i < store->log.count; i++)
         LARDER_TRY(
             take_tail(recovery, store->log.segments[i], i + 1 == store->log.count, &changed));
     store->next_generation = recovery->generation + GENERATIONS_SKIPPED;
-    return changed ? recovery_commit(recovery) : 0;
+    LARDER_TRY(recovery_set_marks(recovery));
+    return changed || recovery->changed_count > 0 ? recovery_commit(recovery) : 0;
 }
 
 /* --- start ------------------------------------------------------------------------------------ */
@@ -736,6 +815,7 @@ static void forget_all(struct larder_store *store)
         segment->committed_bytes = segment->live_bytes = segment->tombstone_bytes = 0;
     }
     table_close(&store->table);
+    marks_close(&store->marks);
     memset(&store->stats, 0, sizeof(store->stats));
     for (uint32_t i = 0; i < LARDER_TENANTS_MAX; i++)
         store->tenants[i] = (struct tenant_state){0};
@@ -748,11 +828,13 @@ static int start_anew(struct recovery *recovery)
     free_parents(recovery);
     recovery->changed_count = 0;
     recovery->dropped = 0;
+    recovery->mark_count = 0;
     LARDER_TRY(table_open(&store->table));
     LARDER_TRY(store_add_tenants(store));
     store->stats.index_rebuilt = 1;
     LARDER_TRY(rebuild_table(recovery));
     store->next_generation = recovery->generation + GENERATIONS_SKIPPED;
+    LARDER_TRY(recovery_set_marks(recovery));
     return recovery_commit(recovery);
 }
 
@@ -819,6 +901,7 @@ int recover_store(struct larder_store *store)
     scan_close(&recovery.scan);
     free_parents(&recovery);
     larder_free(recovery.changed);
+    larder_free(recovery.marks);
     if (err < 0)
         return err;
     store->sweep = true; /* segments that died in the last life */

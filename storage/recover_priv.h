@@ -13,10 +13,21 @@
 /* In the index while it is being made anew: segments that it does not know yet are not new ones. */
 #define REBUILD_MARK UINT32_MAX
 
-/* A record that the index must learn or forget. */
+/* In place of a variant: the mark of the key. */
+#define CHANGED_MARK UINT32_MAX
+
+/* A record, or mark, that the index must learn or forget. */
 struct changed_record {
     struct larder_key key;
     uint32_t variant;
+};
+
+/* A mark that was read, before all entries are known. */
+struct recovered_mark {
+    struct larder_key key;
+    struct larder_mark_value value;
+    uint32_t segment_id;
+    bool in_index;
 };
 
 struct recovery {
@@ -27,6 +38,9 @@ struct recovery {
     struct changed_record *changed;
     uint32_t changed_count;
     uint32_t changed_capacity;
+    struct recovered_mark *marks;
+    uint32_t mark_count;
+    uint32_t mark_capacity;
     uint64_t generation; /* the highest seen */
     uint64_t dropped;    /* entries that could not be kept */
     bool rebuild_again;  /* the mark was met */
@@ -50,6 +64,11 @@ int recovery_add(struct recovery *recovery, uint32_t *out, const struct recovere
 void recovery_forget(struct recovery *recovery, uint32_t entry);
 /* The same with all variants of its key. */
 void recovery_forget_key(struct recovery *recovery, uint32_t primary);
+int recovery_mark(struct recovery *recovery, const struct recovered_mark *mark);
+/* Those of a record. */
+int recovery_marks(struct recovery *recovery, const struct larder_record *record);
+/* All entries are known: gives them their marks, and has the index learn or forget what it must. */
+int recovery_set_marks(struct recovery *recovery);
 /* Tenant of that id; false when there is none. */
 bool recovery_tenant(const struct recovery *recovery, const uint8_t id[16], uint16_t *out);
 /* Links all, and drops what has no way to a root. */

@@ -63,14 +63,14 @@ int remove_subtree_locked(struct larder_store *store, uint32_t id, struct remova
     return 0;
 }
 
-static bool start_internal_locked(struct larder_store *store, uint32_t id, bool corrupt)
+static bool start_internal_locked(struct larder_store *store, uint32_t id, enum larder_event why)
 {
     if (table_entry(&store->table, id)->flags & ENTRY_DOOMED)
         return true;
     struct removal *removal = larder_alloc_zero(1, sizeof(*removal));
     if (!removal)
         return false;
-    removal->corrupt = corrupt;
+    removal->why = why;
     if (remove_subtree_locked(store, id, removal) < 0) {
         larder_free(removal);
         return false;
@@ -85,7 +85,7 @@ void remove_corrupt_locked(struct larder_store *store, uint32_t id)
         uint32_t other = variant_succeed_locked(store, id);
         id = other != TABLE_NONE ? other : id;
     }
-    if (start_internal_locked(store, id, true))
+    if (start_internal_locked(store, id, LARDER_EVENT_CORRUPT))
         return;
     /* Without memory: hidden at least, with all below it, until the next start finds it again. */
     for (uint32_t at = id; at != TABLE_NONE; at = table_next_below(&store->table, at, id))
@@ -97,15 +97,22 @@ void remove_tail_locked(struct larder_store *store, uint32_t id)
     const struct entry *entry = table_entry(&store->table, id);
     bool leased = entry->slot != HOST_NONE && host_slot(&store->host, entry->slot)->leases > 0;
     if (table_block_count(&store->table, id) > 0 || leased ||
-        (entry->flags & (ENTRY_PUTTING | ENTRY_DOOMED)))
+        (entry->flags & (ENTRY_PUTTING | ENTRY_DOOMED | ENTRY_HELD)))
         return;
-    start_internal_locked(store, id, false);
+    start_internal_locked(store, id, LARDER_EVENT_REPLACED);
+}
+
+/* Without memory it stays hidden, and is looked at again. */
+void remove_expired_locked(struct larder_store *store, uint32_t id)
+{
+    start_internal_locked(store, id, LARDER_EVENT_EXPIRED);
 }
 
 /* What a request is about: the primary with all that is below, or one variant that is to go alone;
  * of the best one another must take the place. */
 static int find_removed_locked(struct larder_store *store, uint32_t *out, uint32_t tenant,
-                               const struct larder_key *key, uint32_t variant)
+                               const struct larder_key *key, uint32_t variant,
+                               enum larder_remove_pinned pinned)
 {
     bool all = variant == VARIANT_ALL;
     *out = all ? table_find(&store->table, key) : table_find_variant(&store->table, key, variant);
@@ -114,6 +121,10 @@ static int find_removed_locked(struct larder_store *store, uint32_t *out, uint32
                            all ? "no entry of this key is stored" : "no such variant is stored");
     if (store->read_only)
         return larder_fail(LARDER_EREADONLY, "store is read-only after a failed sync; restart it");
+    if (all && pinned == LARDER_KEEP_PINNED &&
+        (table_entry(&store->table, *out)->flags & ENTRY_HELD))
+        return larder_fail(LARDER_EPINNED,
+                           "the entry, or one behind it, is pinned; unpin it first");
     if (!all && !(table_entry(&store->table, *out)->flags & ENTRY_VARIANT))
         *out = variant_succeed_locked(store, *out);
     if (*out == TABLE_NONE)
@@ -125,19 +136,20 @@ static int find_removed_locked(struct larder_store *store, uint32_t *out, uint32
 }
 
 static void remove_record(struct larder_store *store, uint32_t tenant, const struct larder_key *key,
-                          uint32_t variant, void (*done)(void *context, int err, uint64_t removed),
-                          void *context)
+                          uint32_t variant, enum larder_remove_pinned pinned,
+                          void (*done)(void *context, int err, uint64_t removed), void *context)
 {
     struct removal *removal = larder_alloc_zero(1, sizeof(*removal));
     if (!removal) {
         done(context, -ENOMEM, 0);
         return;
     }
+    removal->why = LARDER_EVENT_REMOVED;
     removal->done = done;
     removal->context = context;
     pthread_mutex_lock(&store->lock);
     uint32_t id;
-    int err = find_removed_locked(store, &id, tenant, key, variant);
+    int err = find_removed_locked(store, &id, tenant, key, variant, pinned);
     if (err == 0)
         err = remove_subtree_locked(store, id, removal);
     pthread_mutex_unlock(&store->lock);
@@ -150,9 +162,10 @@ static void remove_record(struct larder_store *store, uint32_t tenant, const str
 }
 
 void larder_store_remove(struct larder_store *store, uint32_t tenant, const struct larder_key *key,
+                         enum larder_remove_pinned pinned,
                          void (*done)(void *context, int err, uint64_t removed), void *context)
 {
-    remove_record(store, tenant, key, VARIANT_ALL, done, context);
+    remove_record(store, tenant, key, VARIANT_ALL, pinned, done, context);
 }
 
 void larder_store_remove_variant(struct larder_store *store, uint32_t tenant,
@@ -160,7 +173,7 @@ void larder_store_remove_variant(struct larder_store *store, uint32_t tenant,
                                  void (*done)(void *context, int err, uint64_t removed),
                                  void *context)
 {
-    remove_record(store, tenant, key, variant, done, context);
+    remove_record(store, tenant, key, variant, LARDER_KEEP_PINNED, done, context);
 }
 
 /* --- the end of a slice ----------------------------------------------------------------------- */
@@ -168,6 +181,7 @@ void larder_store_remove_variant(struct larder_store *store, uint32_t tenant,
 void remove_dead_locked(struct larder_store *store, uint32_t id)
 {
     struct entry *entry = table_entry(&store->table, id);
+    mark_forget_locked(store, id);
     if (entry->slot != HOST_NONE)
         evict_detach_slot_locked(store, id);
     stats_leave_locked(store, id);
@@ -199,13 +213,6 @@ static void undoom_locked(struct larder_store *store, const struct removal *remo
     }
 }
 
-static enum larder_event event_of(const struct removal *removal)
-{
-    return removal->corrupt ? LARDER_EVENT_CORRUPT
-           : removal->done  ? LARDER_EVENT_REMOVED
-                            : LARDER_EVENT_REPLACED;
-}
-
 void remove_slice_done_locked(struct larder_store *store, struct slice *slice, int err)
 {
     struct removal *removal = slice->removal;
@@ -213,7 +220,7 @@ void remove_slice_done_locked(struct larder_store *store, struct slice *slice, i
         removal->err = err;
     for (uint32_t i = slice->first; err == 0 && i < slice->first + slice->count; i++) {
         history_note(&store->history, &table_entry(&store->table, removal->entries[i])->key,
-                     event_of(removal));
+                     removal->why);
         remove_dead_locked(store, removal->entries[i]);
         removal->entries[i] = TABLE_NONE;
         removal->removed++;
@@ -221,7 +228,7 @@ void remove_slice_done_locked(struct larder_store *store, struct slice *slice, i
     removal->slices--;
     if (removal->slices > 0 || removal->sliced < removal->entry_count)
         return;
-    if (removal->err < 0 && !removal->corrupt)
+    if (removal->err < 0 && removal->why != LARDER_EVENT_CORRUPT)
         undoom_locked(store, removal);
     if (removal->err == 0 && removal->done) {
         store->stats.removed += removal->removed;

@@ -277,7 +277,7 @@ int seglog_remove_dead(struct seglog *log, void (*gone)(void *context, uint32_t 
     for (uint32_t i = 0; i < log->count;) {
         struct segment *segment = log->segments[i];
         if (segment == log->open || segment->live_bytes > 0 || segment->users > 0 ||
-            (segment->tombstone_bytes > 0 && i > 0)) {
+            segment->mark_count > 0 || (segment->tombstone_bytes > 0 && i > 0)) {
             i++;
             continue;
         }

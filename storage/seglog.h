@@ -7,8 +7,8 @@
  *          is copied out with seglog_usage().
  * S1  An id is never used twice; only the segment made last is appended to, and only by the process
  *     that made it.
- * S2  A segment with tombstones stays until no older one is left: they outlive every copy of what
- *     they removed that may still stand in one.
+ * S2  A segment with tombstones or marks stays until no older one is left: they outlive every copy
+ *     of what they removed, or changed, that may still stand in one.
  * S3  A file is gone, and that is durable, before the index forgets it: one that the index does not
  *     know is taken for a new one at the next start.
  */
@@ -47,9 +47,10 @@ struct segment {
     uint64_t end_bytes;       /* where the next record goes, or went last */
     uint64_t committed_bytes; /* the index knows everything below */
     uint64_t live_bytes;      /* of records that the table names */
-    uint64_t tombstone_bytes;
-    bool in_index;     /* has a row there */
-    bool needs_header; /* new: its header, in seglog.page, goes out with its first records */
+    uint64_t tombstone_bytes; /* and of marks */
+    uint32_t mark_count;      /* that hold; as of the last sweep */
+    bool in_index;            /* has a row there */
+    bool needs_header;        /* new: its header, in seglog.page, goes out with its first records */
 };
 
 struct seglog {

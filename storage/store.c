@@ -111,6 +111,7 @@ static void count_entry(struct larder_store_stats *stats, const struct entry *en
     if (entry->flags & ENTRY_VISIBLE) {
         stats->entries += one;
         stats->raw_bytes += one * entry->variant.raw_bytes;
+        stats->record_bytes_held += entry->flags & ENTRY_HELD ? one * bytes : 0;
     }
     if (entry->slot != HOST_NONE) {
         stats->entries_host += one;
@@ -365,6 +366,7 @@ static void free_store(struct larder_store *store)
     while (store->puts) {
         struct larder_put *put = store->puts;
         store->puts = put->all_next;
+        larder_free(put->mark_write);
         larder_free(put);
     }
     while (store->watches) {
@@ -372,6 +374,7 @@ static void free_store(struct larder_store *store)
         store->watches = watch->next;
         larder_free(watch);
     }
+    marks_close(&store->marks);
     if (store->log.io)
         seglog_close(&store->log);
     if (store->index)
@@ -414,6 +417,8 @@ int larder_store_open(struct larder_store **out, const struct larder_store_optio
     set_defaults(&store->options);
     store->io = options->io_override;
     store->next_generation = 1;
+    clock_open(&store->clock, options->clock, options->clock_context);
+    store->mark_queue_end = &store->mark_queue;
     store->put_queue_end = &store->put_queue;
     store->removals_end = &store->removals;
     store->completions.end = &store->completions.first;

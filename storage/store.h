@@ -22,6 +22,7 @@
 #include "base/larder_base.h"
 #include "base/limits.h"
 #include "base/record.h"
+#include "storage/clock.h"
 
 struct larder_store;
 struct larder_io;
@@ -39,6 +40,9 @@ struct larder_store_options {
     /* Tests: see larder_index_set_gate(). */
     int (*index_gate)(void *context);
     void *index_gate_context;
+    /* Tests: clocks to read instead of the system's (storage/clock.h). */
+    larder_clock_read clock;
+    void *clock_context;
     /* Refuse to create a store where there is none. */
     bool must_exist;
 };
@@ -179,6 +183,7 @@ struct larder_put_desc {
      * better record replaces the key's best one, and a worse one is LARDER_EEXISTS. Variants of a
      * key differ in quality, computed_on or recipe. */
     bool beside;
+    struct larder_mark mark; /* made with the entry: no crash leaves the one without the other */
     /* Storing a longer block drops the shorter tail it extends: its siblings under the same parent
      * whose tokens are a prefix of its own. */
 };
@@ -221,12 +226,29 @@ void larder_store_when(struct larder_store *store, uint32_t tenant, const struct
 void larder_store_when_put(struct larder_store *store, const struct larder_put_desc *desc,
                            enum larder_wait wait, larder_put_done done, void *context);
 
+/* --- marks ----------------------------------------------------------------------------------- */
+
+/* Changes the entry's mark: at once for all calls that follow, durably when `done` runs (an entry
+ * that is not durable yet becomes so first). LARDER_ENOTFOUND; LARDER_ELIMIT, -EINVAL for what
+ * cannot be asked; LARDER_EREADONLY. After an error behind those the change may hold or not, until
+ * the next start. */
+void larder_store_mark(struct larder_store *store, uint32_t tenant, const struct larder_key *key,
+                       const struct larder_mark *mark, larder_put_done done, void *context);
+/* Removes what is over, a part at a call: to be called about once a second. */
+void larder_store_expire(struct larder_store *store);
+
 /* --- remove, list, verify -------------------------------------------------------------------- */
+
+enum larder_remove_pinned {
+    LARDER_KEEP_PINNED, /* LARDER_EPINNED when it or something below it is pinned */
+    LARDER_REMOVE_PINNED,
+};
 
 /* Removes an entry, all its variants, and everything below it, durably (tombstones). *removed
  * counts records; it is final when `done` runs. LARDER_ENOTFOUND through `done` when there is
  * none. */
 void larder_store_remove(struct larder_store *store, uint32_t tenant, const struct larder_key *key,
+                         enum larder_remove_pinned pinned,
                          void (*done)(void *context, int err, uint64_t removed), void *context);
 
 /* Removes one variant of an entry and keeps the others, and all that is below: of the best one the
@@ -251,7 +273,10 @@ struct larder_entry_info {
     uint64_t raw_bytes;
     uint64_t created_s;
     uint64_t position;
-    uint64_t uses;       /* leases since start */
+    uint64_t uses;      /* leases since start */
+    uint64_t expires_s; /* this and the next two: Unix time; 0: never */
+    uint64_t pin_expires_s;
+    uint64_t priority_expires_s;
     uint32_t segment_id; /* 0: not on SSD */
     uint32_t segment_page;
     uint8_t quality;
@@ -260,7 +285,10 @@ struct larder_entry_info {
     uint8_t durable;
     uint8_t variant;  /* its number; any order */
     uint8_t variants; /* of the key, this one included */
-    uint8_t reserved[2];
+    uint8_t pinned;
+    uint8_t held; /* pinned, or before what is */
+    int8_t priority;
+    uint8_t reserved[7];
     char recipe[64]; /* cut when longer */
 };
 
@@ -294,7 +322,8 @@ struct larder_store_stats {
     uint64_t entries_durable;
     uint64_t record_bytes_host;
     uint64_t record_bytes_ssd;
-    uint64_t raw_bytes; /* of all entries */
+    uint64_t record_bytes_held; /* of what is pinned or before what is, in whatever tier */
+    uint64_t raw_bytes;         /* of all entries */
     uint64_t host_bytes_max;
     uint64_t slab_bytes_mapped;
     uint64_t ssd_bytes_max;

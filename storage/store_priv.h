@@ -9,6 +9,7 @@
  *   load.c     reads from SSD into slots; verification
  *   writer.c   groups: segment writes, sync, index commit, acknowledgement
  *   remove.c   removal of subtrees: by request, after damage, of replaced tails
+ *   marking.c  pins, expiry and priority of entries
  *   evict.c    room in the host tier and on SSD
  *   recover.c  start: index, tails of segments;  rebuild.c  start without an index
  *
@@ -23,11 +24,13 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "storage/clock.h"
 #include "storage/history.h"
 #include "storage/host.h"
 #include "storage/identity.h"
 #include "storage/index.h"
 #include "storage/io.h"
+#include "storage/mark.h"
 #include "storage/seglog.h"
 #include "storage/store.h"
 #include "storage/table.h"
@@ -102,9 +105,32 @@ struct larder_put {
     uint64_t payload_offset;
     uint64_t payload_bytes_max;
     uint32_t section_count_max;
+    struct larder_mark mark;       /* to be made with it; no fields: none */
+    struct mark_write *mark_write; /* for it, or for the one that the entry has */
     larder_put_done done;
     void *context;
     int err;
+};
+
+/* A mark on its way to disk. */
+struct mark_write {
+    struct completion completion;
+    struct mark_write *next;
+    struct larder_store *store;
+    struct larder_key key;
+    struct larder_mark_value value;
+    bool is_moved; /* out of a segment that is to go: nobody waits for it */
+    larder_put_done done;
+    void *context;
+    int err;
+};
+
+/* One record of marks. */
+struct mark_batch {
+    struct append append;
+    struct mark_batch *next;
+    struct mark_write *writes;
+    uint32_t count;
 };
 
 /* A larder_store_when() that has to wait. */
@@ -132,8 +158,8 @@ struct removal {
     uint64_t removed;
     uint64_t generation;
     uint32_t tenant;
-    bool corrupt; /* not by request: stays doomed whatever happens */
-    bool single;  /* one variant of a key, not the key */
+    bool single;           /* one variant of a key, not the key */
+    enum larder_event why; /* LARDER_EVENT_CORRUPT: stays doomed whatever happens */
     int err;
     void (*done)(void *context, int err, uint64_t removed);
     void *context;
@@ -162,6 +188,7 @@ struct group {
     struct larder_put **puts_end;
     struct slice *slices;
     struct slice **slices_end;
+    struct mark_batch *marks;
     struct append *appends;
     struct append **appends_end;
     struct append *appending;
@@ -278,6 +305,7 @@ struct larder_store {
     /* set before the storage thread starts, read by all */
     struct larder_store_options options;
     char *directory;
+    struct clock clock;
     struct larder_io *io;
     pthread_t thread;
     bool thread_runs;
@@ -300,6 +328,10 @@ struct larder_store {
     uint64_t queued_bytes;
     struct removal *removals;
     struct removal **removals_end;
+    struct marks marks;
+    struct mark_write *mark_queue;
+    struct mark_write **mark_queue_end;
+    uint32_t mark_writes; /* in the queue and in groups */
     struct watch *watches;
     struct larder_lease *leases;
     struct load *loads; /* in order of arrival */
@@ -349,6 +381,44 @@ int evict_grow(struct larder_store *store, uint32_t tenant);
 void evict_detach_slot_locked(struct larder_store *store, uint32_t entry);
 /* Storage thread: frees at least `bytes` on SSD; -ENOSPC when too little may go. */
 int evict_ssd(struct larder_store *store, uint64_t bytes);
+
+/* marking.c */
+/* Is this something that can be asked for? */
+int mark_check(const struct larder_mark *mark);
+/* Sets what the entry's mark says, in memory; one that says nothing takes it away. */
+int mark_set_locked(struct larder_store *store, uint32_t entry,
+                    const struct larder_mark_value *value);
+/* The entry is about to leave the table. */
+void mark_forget_locked(struct larder_store *store, uint32_t entry);
+/* Its time is over, and no pin stands over that: nobody is to find it. */
+bool mark_expired_locked(const struct larder_store *store, uint32_t entry);
+/* How many times its worth is to be doubled now; negative: halved. */
+int mark_priority_locked(const struct larder_store *store, uint32_t entry);
+void mark_describe_locked(const struct larder_store *store, uint32_t entry,
+                          struct larder_entry_info *out);
+/* Memory for the mark that a put makes, or that its entry has and that is to be written again. */
+int mark_prepare_put(struct mark_write **out, const struct larder_put_desc *desc, bool marked);
+/* The entry has a new record: its mark, with this change, is queued before it. */
+void mark_published_locked(struct larder_store *store, uint32_t entry, struct mark_write **write,
+                           const struct larder_mark *change);
+/* The first of what is queued, as a record; NULL without memory. May be empty. */
+struct mark_batch *mark_take_batch_locked(struct larder_store *store);
+void mark_give_up_locked(struct larder_store *store, int err);
+int mark_put_values(struct larder_store *store, const struct mark_batch *batch,
+                    uint32_t segment_id);
+void mark_batch_done_locked(struct larder_store *store, struct mark_batch *batch,
+                            uint32_t segment_id, int err);
+/* Storage thread: how many marks that hold stand in each segment. */
+void mark_count_homes_locked(struct larder_store *store);
+/* Storage thread: writes those of a segment again, unless others are on their way. */
+void mark_move_out_locked(struct larder_store *store, uint32_t segment_id);
+/* Start: one that was read. 1 when it holds for the entry as far as is known. */
+int mark_recovered(struct larder_store *store, uint32_t entry,
+                   const struct larder_mark_value *stored, uint32_t segment_id);
+/* Start: all were read. */
+void mark_recovered_all(struct larder_store *store);
+/* As the index has it; false when the entry has none. */
+bool mark_stored_locked(const struct larder_store *store, uint32_t entry, struct index_mark *out);
 
 /* find.c */
 /* Is this entry for that tenant to see? */
@@ -403,6 +473,8 @@ int remove_subtree_locked(struct larder_store *store, uint32_t entry, struct rem
 void remove_corrupt_locked(struct larder_store *store, uint32_t entry);
 /* A longer block holds all that this one does. */
 void remove_tail_locked(struct larder_store *store, uint32_t entry);
+/* Its time is over. */
+void remove_expired_locked(struct larder_store *store, uint32_t entry);
 void remove_slice_done_locked(struct larder_store *store, struct slice *slice, int err);
 void remove_dead_locked(struct larder_store *store, uint32_t entry);
 

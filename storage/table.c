@@ -263,7 +263,7 @@ void table_remove(struct table *table, uint32_t id)
 {
     struct entry *entry = table_entry(table, id);
     assert(entry->flags & ENTRY_USED);
-    assert(!(entry->flags & (ENTRY_ROOT | ENTRY_DURABLE)));
+    assert(!(entry->flags & (ENTRY_ROOT | ENTRY_DURABLE | ENTRY_MARKED | ENTRY_HELD)));
     assert(entry->first_child == TABLE_NONE);
     if (!(entry->flags & ENTRY_VARIANT))
         hash_remove(table, id);

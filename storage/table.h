@@ -39,6 +39,8 @@ enum entry_flag {
     ENTRY_GROUPED = 1 << 7, /* its put is in a group that is being written */
     ENTRY_VARIANT = 1 << 8, /* a further variant of its parent's key */
     ENTRY_VARIED = 1 << 9,  /* has such */
+    ENTRY_MARKED = 1 << 10, /* it has a mark (mark.h) */
+    ENTRY_HELD = 1 << 11,   /* pinned, or an ancestor of what is: it must stay */
 };
 
 /* What differs from one record of a key to the next. */

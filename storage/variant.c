@@ -100,8 +100,12 @@ static uint32_t successor(const struct larder_store *store, uint32_t primary)
 
 static void exchange_locked(struct larder_store *store, uint32_t primary, uint32_t other)
 {
-    table_swap_records(&store->table, primary, other);
     uint32_t ids[] = {primary, other};
+    for (uint32_t i = 0; i < 2; i++)
+        stats_leave_locked(store, ids[i]);
+    table_swap_records(&store->table, primary, other);
+    for (uint32_t i = 0; i < 2; i++)
+        stats_enter_locked(store, ids[i]);
     for (uint32_t i = 0; i < 2; i++) {
         uint32_t slot = table_entry(&store->table, ids[i])->slot;
         if (slot != HOST_NONE)

@@ -110,6 +110,13 @@ static void give_back(struct larder_store *store)
     }
     larder_free(dead.extents);
     if (store->sweep && !read_only) {
+        pthread_mutex_lock(&store->lock);
+        mark_count_homes_locked(store);
+        const struct segment *oldest = store->log.count > 0 ? store->log.segments[0] : NULL;
+        if (oldest && oldest != store->log.open && oldest->live_bytes == 0 &&
+            oldest->mark_count > 0)
+            mark_move_out_locked(store, oldest->id);
+        pthread_mutex_unlock(&store->lock);
         int err = seglog_remove_dead(&store->log, segment_gone, store);
         if (err < 0)
             larder_log(LARDER_LOG_WARN, "storage: removing a dead segment: %s",
@@ -514,6 +521,33 @@ static int add_slice(struct larder_store *store, struct group *group)
     return 0;
 }
 
+/* As add_put(), for what is queued of marks, up to a record of them. */
+static int add_marks(struct larder_store *store, struct group *group)
+{
+    pthread_mutex_lock(&store->lock);
+    bool read_only = store->read_only;
+    pthread_mutex_unlock(&store->lock);
+    int room = read_only ? LARDER_EREADONLY : make_room(store, group, LARDER_PAGE_BYTES);
+    if (room == 1)
+        return 1;
+    pthread_mutex_lock(&store->lock);
+    struct mark_batch *batch = room == 0 ? mark_take_batch_locked(store) : NULL;
+    if (!batch) {
+        mark_give_up_locked(store, room < 0 ? room : -ENOMEM);
+    } else if (batch->count == 0) {
+        larder_free(batch->append.record);
+        larder_free(batch);
+    } else {
+        place(store, group, &batch->append, batch->append.record, batch->append.bytes);
+        group->segment->tombstone_bytes += batch->append.bytes;
+        batch->next = group->marks;
+        group->marks = batch;
+        group->members += batch->count;
+    }
+    pthread_mutex_unlock(&store->lock);
+    return 0;
+}
+
 static void gather(struct larder_store *store, struct group *group)
 {
     while (!group->closed) {
@@ -525,9 +559,15 @@ static void gather(struct larder_store *store, struct group *group)
         pthread_mutex_lock(&store->lock);
         bool puts = store->put_queue != NULL;
         bool removals = store->removals != NULL;
+        bool marks = store->mark_queue != NULL;
         pthread_mutex_unlock(&store->lock);
-        if (!puts && !removals)
+        if (!puts && !removals && !marks)
             return;
+        /* Before the entries that they were put with: see mark_published_locked(). */
+        if (marks) {
+            group->closed = add_marks(store, group) == 1;
+            continue;
+        }
         /* Removals are served under a steady load of puts, and the other way round. */
         bool slice = removals && (!puts || !group->slices);
         group->closed = (slice ? add_slice(store, group) : add_put(store, group)) == 1;
@@ -625,7 +665,10 @@ static int put_values(struct larder_store *store, struct group *group)
         const struct larder_key *keys = (const void *)larder_record_extra(record);
         for (uint32_t i = 0; i < slice->count; i++)
             LARDER_TRY(larder_index_delete_entry(store->index, &keys[i], slice->numbers[i]));
+        for (uint32_t i = 0; i < slice->count && !slice->removal->single; i++)
+            LARDER_TRY(larder_index_delete_mark(store->index, &keys[i]));
     }
+    LARDER_TRY(mark_put_values(store, group->marks, group->segment->id));
     for (uint32_t i = 0; i < store->gone_count; i++)
         LARDER_TRY(larder_index_delete_segment(store->index, store->gone[i]));
     const struct append *last = group->appends;
@@ -700,6 +743,12 @@ static void free_members(struct group *group)
         larder_free(append->record);
         larder_free(append);
     }
+    while (group->marks) {
+        struct mark_batch *batch = group->marks;
+        group->marks = batch->next;
+        larder_free(batch->append.record);
+        larder_free(batch);
+    }
     while (group->slices) {
         struct slice *slice = group->slices;
         group->slices = slice->next;
@@ -729,6 +778,10 @@ static void group_end(struct larder_store *store, struct group *group, int err)
     }
     for (struct slice *slice = group->slices; slice; slice = slice->next)
         remove_slice_done_locked(store, slice, err);
+    for (struct mark_batch *batch = group->marks; batch; batch = batch->next)
+        mark_batch_done_locked(store, batch, group->segment->id, err);
+    /* What they took the place of may have been the last of a segment. */
+    store->sweep = store->sweep || group->marks;
     pthread_mutex_unlock(&store->lock);
     free_members(group);
     if (group->segment)
@@ -769,6 +822,8 @@ static void abandon_group(struct larder_store *store, struct group *group)
     pthread_mutex_unlock(&store->lock);
     for (struct slice *slice = group->slices; slice; slice = slice->next)
         segment->tombstone_bytes -= slice->append.bytes;
+    for (struct mark_batch *batch = group->marks; batch; batch = batch->next)
+        segment->tombstone_bytes -= batch->append.bytes;
     segment->end_bytes = group->start_bytes;
     assert(store->log.open == segment);
     int err = seglog_seal(&store->log);
@@ -820,7 +875,7 @@ void writer_step(struct larder_store *store)
     give_back(store);
     if (!store->filling) {
         pthread_mutex_lock(&store->lock);
-        bool work = store->put_queue || store->removals;
+        bool work = store->put_queue || store->removals || store->mark_queue;
         pthread_mutex_unlock(&store->lock);
         if (!work)
             return;
@@ -848,7 +903,7 @@ void writer_step(struct larder_store *store)
 bool writer_idle(struct larder_store *store)
 {
     pthread_mutex_lock(&store->lock);
-    bool queued = store->put_queue || store->removals || store->dead.count > 0;
+    bool queued = store->put_queue || store->removals || store->mark_queue || store->dead.count > 0;
     pthread_mutex_unlock(&store->lock);
     return !queued && !store->filling && !store->syncing;
 }

@@ -439,8 +439,8 @@ void world_remove(struct world *world, uint32_t top)
     }
     pthread_mutex_unlock(&world->mutex);
     struct remove_wait wait = {.world = world};
-    larder_store_remove(world->store, world->tenant.index, &world->items[top].key, on_removed,
-                        &wait);
+    larder_store_remove(world->store, world->tenant.index, &world->items[top].key,
+                        LARDER_KEEP_PINNED, on_removed, &wait);
     pthread_mutex_lock(&world->mutex);
     wait_for(world, &wait.is_done, NULL, "a removal");
     if (wait.err == LARDER_ENOTFOUND && was_there && !world->evicts && !world->rotted) {

@@ -221,6 +221,14 @@ static int see_segment(void *context, uint32_t segment_id, const struct index_se
     return 0;
 }
 
+static int see_mark(void *context, const struct larder_key *key, const struct index_mark *mark)
+{
+    (void)key;
+    (void)mark;
+    ++*(uint64_t *)context;
+    return 0;
+}
+
 static int see_model(void *context, const struct larder_key *fingerprint,
                      const struct larder_model_desc *desc)
 {
@@ -233,7 +241,7 @@ static int see_model(void *context, const struct larder_key *fingerprint,
 static uint64_t load(struct larder_index *index)
 {
     uint64_t seen = 0, generation;
-    const struct index_visitor visitor = {&seen, see_entry, see_segment, see_model};
+    const struct index_visitor visitor = {&seen, see_entry, see_segment, see_mark, see_model};
     int err = larder_index_load(index, &visitor, &generation);
     assert(err == 0);
     return seen;

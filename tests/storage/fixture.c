@@ -198,6 +198,7 @@ int fixture_put(struct fixture *fixture, const struct block *block, enum larder_
         .raw_bytes = 2ull * block->section_bytes,
         .section_count_max = 4,
         .payload_bytes_max = 2ull * stride + 8192,
+        .mark = block->mark,
     };
     struct larder_put *put;
     int err = larder_store_put_reserve(fixture->store, &put, &desc);
@@ -294,15 +295,35 @@ uint32_t fixture_get_chain(struct fixture *fixture, uint64_t first, uint32_t cou
     return fixture_get_variants(fixture, NULL, first, count, LARDER_QUALITY_BLENDED, err);
 }
 
-int fixture_remove(struct fixture *fixture, uint64_t seed, uint64_t *removed)
+static int remove_one(struct fixture *fixture, uint64_t seed, enum larder_remove_pinned pinned,
+                      uint64_t *removed)
 {
     struct waiter waiter;
     waiter_begin(&waiter);
     struct larder_key key = block_key(seed);
-    larder_store_remove(fixture->store, fixture->tenant.index, &key, remove_done, &waiter);
+    larder_store_remove(fixture->store, fixture->tenant.index, &key, pinned, remove_done, &waiter);
     int err = waiter_wait(&waiter);
     *removed = waiter.count;
     return err;
+}
+
+int fixture_remove(struct fixture *fixture, uint64_t seed, uint64_t *removed)
+{
+    return remove_one(fixture, seed, LARDER_KEEP_PINNED, removed);
+}
+
+int fixture_remove_pinned(struct fixture *fixture, uint64_t seed, uint64_t *removed)
+{
+    return remove_one(fixture, seed, LARDER_REMOVE_PINNED, removed);
+}
+
+int fixture_mark(struct fixture *fixture, uint64_t seed, const struct larder_mark *mark)
+{
+    struct waiter waiter;
+    waiter_begin(&waiter);
+    struct larder_key key = block_key(seed);
+    larder_store_mark(fixture->store, fixture->tenant.index, &key, mark, put_done, &waiter);
+    return waiter_wait(&waiter);
 }
 
 int fixture_remove_variant(struct fixture *fixture, uint64_t seed, uint32_t variant)

@@ -45,6 +45,7 @@ struct block {
     uint32_t tenant;
     bool beside;        /* as a further variant */
     const char *recipe; /* NULL: "raw" */
+    struct larder_mark mark;
 };
 
 struct larder_key block_key(uint64_t seed);
@@ -68,6 +69,10 @@ bool record_is(const struct larder_record *record, uint64_t seed);
 
 int fixture_remove(struct fixture *fixture, uint64_t seed, uint64_t *removed);
 int fixture_remove_variant(struct fixture *fixture, uint64_t seed, uint32_t variant);
+/* The same although something is pinned. */
+int fixture_remove_pinned(struct fixture *fixture, uint64_t seed, uint64_t *removed);
+/* What `done` was told. */
+int fixture_mark(struct fixture *fixture, uint64_t seed, const struct larder_mark *mark);
 int fixture_verify(struct fixture *fixture, uint64_t seed);
 int fixture_verify_variant(struct fixture *fixture, uint64_t seed, uint32_t variant);
 int fixture_when(struct fixture *fixture, uint64_t seed, enum larder_wait wait);

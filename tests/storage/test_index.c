@@ -91,6 +91,7 @@ struct loaded {
     uint32_t entries;
     uint32_t segments;
     uint32_t models;
+    uint32_t marks;
     int wrong;
 };
 
@@ -117,6 +118,17 @@ static int on_segment(void *context, uint32_t segment_id, const struct index_seg
     return 0;
 }
 
+/* The mark of row n says n; deleted ones must not be met. */
+static int on_mark(void *context, const struct larder_key *key, const struct index_mark *mark)
+{
+    struct loaded *loaded = context;
+    uint32_t row;
+    memcpy(&row, key->bytes, sizeof(row));
+    loaded->marks++;
+    loaded->wrong += mark->value.expires_s != row || mark->segment_id != row + 1 || row % 2 == 0;
+    return 0;
+}
+
 static int on_model(void *context, const struct larder_key *fingerprint,
                     const struct larder_model_desc *desc)
 {
@@ -131,7 +143,7 @@ static int load(struct index_visitor *visitor, struct loaded *loaded, struct lar
                 const struct model *model, uint64_t *generation)
 {
     *loaded = (struct loaded){.model = model};
-    *visitor = (struct index_visitor){loaded, on_entry, on_segment, on_model};
+    *visitor = (struct index_visitor){loaded, on_entry, on_segment, on_mark, on_model};
     return larder_index_load(index, visitor, generation);
 }
 
@@ -262,6 +274,35 @@ START_TEST(segments_and_models)
     ck_assert_uint_eq(generation, 77);
     ck_assert_uint_eq(loaded.segments, 9);
     ck_assert_uint_eq(loaded.models, 10);
+    ck_assert_int_eq(loaded.wrong, 0);
+    larder_index_close(index);
+    scratch_remove(fixture.directory);
+}
+END_TEST
+
+START_TEST(marks_are_kept_and_deleted)
+{
+    struct fixture fixture;
+    set_up(&fixture);
+    struct larder_index *index = open_good(&fixture, true);
+    ck_assert_int_eq(larder_index_begin(index), 0);
+    for (uint32_t i = 0; i < 100; i++) {
+        struct larder_key key = key_of(i);
+        struct index_mark mark = {.value.expires_s = i, .segment_id = i + 1};
+        ck_assert_int_eq(larder_index_put_mark(index, &key, &mark), 0);
+    }
+    for (uint32_t i = 0; i < 200; i += 2) {
+        struct larder_key key = key_of(i);
+        ck_assert_int_eq(larder_index_delete_mark(index, &key), 0);
+    }
+    ck_assert_int_eq(larder_index_commit(index, 5), 0);
+    larder_index_close(index);
+    index = open_good(&fixture, false);
+    struct index_visitor visitor;
+    struct loaded loaded;
+    uint64_t generation;
+    ck_assert_int_eq(load(&visitor, &loaded, index, NULL, &generation), 0);
+    ck_assert_uint_eq(loaded.marks, 50);
     ck_assert_int_eq(loaded.wrong, 0);
     larder_index_close(index);
     scratch_remove(fixture.directory);
@@ -604,6 +645,7 @@ static Suite *suite(void)
     tcase_set_timeout(use, 120);
     tcase_add_test(use, commits);
     tcase_add_test(use, segments_and_models);
+    tcase_add_test(use, marks_are_kept_and_deleted);
     tcase_add_test(use, small_map);
     tcase_add_test(use, setting_aside);
     suite_add_tcase(s, use);
