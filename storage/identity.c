@@ -56,6 +56,8 @@ struct larder_identity {
     char *directory; /* for messages */
     int directory_fd;
     int lock_fd;
+    bool looks_only;     /* nothing is written */
+    unsigned bad_copies; /* of the tenants, that were left as they are */
     uint8_t store_id[16];
     pthread_mutex_t adding; /* held while a tenant is made, which waits for the disk */
     uint64_t sequence;
@@ -331,7 +333,9 @@ static int load_tenants(struct larder_identity *identity)
     }
     unsigned good = err[0] < 0 || (err[1] == 0 && files[1]->sequence > files[0]->sequence);
     adopt(identity, files[good]);
-    if (err[1 - good] < 0 || files[1 - good]->sequence != files[good]->sequence) {
+    bool both = err[1 - good] == 0 && files[1 - good]->sequence == files[good]->sequence;
+    identity->bad_copies = !both;
+    if (!both && !identity->looks_only) {
         result = write_copies(identity, 1u << (1 - good));
         if (result == 0)
             larder_log(LARDER_LOG_INFO, "storage: repaired %s/%s from %s", identity->directory,
@@ -373,8 +377,11 @@ static int make_store(struct larder_identity *identity)
 
 static int take_lock(struct larder_identity *identity)
 {
+    int create = identity->looks_only ? 0 : O_CREAT;
     identity->lock_fd =
-        openat(identity->directory_fd, "lock", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+        openat(identity->directory_fd, "lock", O_RDWR | create | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (identity->lock_fd < 0 && errno == ENOENT && identity->looks_only)
+        return 0; /* nobody has ever used it */
     if (identity->lock_fd < 0)
         return larder_fail(-errno, "cannot open %s/lock: %s", identity->directory,
                            larder_error_text(-errno));
@@ -391,6 +398,8 @@ static int take_lock(struct larder_identity *identity)
         return larder_fail(LARDER_ELOCKED, "%s is in use by process %s: stop it first",
                            identity->directory, holder[0] ? holder : "?");
     }
+    if (identity->looks_only)
+        return 0;
     char pid[16];
     int bytes = snprintf(pid, sizeof(pid), "%d\n", (int)getpid());
     if (ftruncate(identity->lock_fd, 0) != 0 ||
@@ -444,7 +453,8 @@ static int open_locked(struct larder_identity *identity, bool must_exist)
     return known ? load_tenants(identity) : make_store(identity);
 }
 
-int larder_identity_open(struct larder_identity **out, const char *directory, bool must_exist)
+static int open_identity(struct larder_identity **out, const char *directory, bool must_exist,
+                         bool looks_only)
 {
     *out = NULL;
     struct larder_identity *identity = larder_alloc_zero(1, sizeof(*identity));
@@ -453,6 +463,7 @@ int larder_identity_open(struct larder_identity **out, const char *directory, bo
     pthread_mutex_init(&identity->adding, NULL);
     identity->directory_fd = -1;
     identity->lock_fd = -1;
+    identity->looks_only = looks_only;
     int err = -ENOMEM;
     identity->directory = larder_strdup(directory);
     identity->tenants = larder_alloc_zero(LARDER_TENANTS_MAX, sizeof(*identity->tenants));
@@ -473,6 +484,19 @@ int larder_identity_open(struct larder_identity **out, const char *directory, bo
 fail:
     larder_identity_close(identity);
     return err;
+}
+
+int larder_identity_open(struct larder_identity **out, const char *directory, bool must_exist)
+{
+    return open_identity(out, directory, must_exist, false);
+}
+
+int larder_identity_inspect(struct larder_identity **out, const char *directory,
+                            unsigned *bad_copies)
+{
+    LARDER_TRY(open_identity(out, directory, true, true));
+    *bad_copies = (*out)->bad_copies;
+    return 0;
 }
 
 void larder_identity_close(struct larder_identity *identity)

@@ -30,6 +30,10 @@ struct larder_identity;
  * tenants are bad, or `format` is gone from a store with tenants: without the tenants' keys no
  * entry can be found again, so this is for the operator. */
 int larder_identity_open(struct larder_identity **out, const char *directory, bool must_exist);
+/* To look only: takes the lock, changes not a byte, creates nothing. *bad_copies: how many of the
+ * two files of tenants are damaged, old or missing (0, 1), which the function above would mend. */
+int larder_identity_inspect(struct larder_identity **out, const char *directory,
+                            unsigned *bad_copies);
 void larder_identity_close(struct larder_identity *identity);
 
 /* 16 random bytes, made with the store; in every segment's header. Valid while open. */

@@ -33,6 +33,7 @@
 struct larder_index {
     MDB_env *env;
     MDB_dbi dbis[INDEX_DATABASES];
+    bool without_marks; /* only looked at, and made before there were any */
     MDB_txn *txn;
     uint64_t map_bytes;
     uint64_t reserved_bytes; /* of the file, on disk */
@@ -140,7 +141,7 @@ int larder_index_destroy(const char *path)
 
 /* --- open ------------------------------------------------------------------------------------- */
 
-static int open_env(struct larder_index *index, const char *path)
+static int open_env(struct larder_index *index, const char *path, unsigned flags)
 {
     index->map_bytes = map_bytes_limit;
     for (;;) {
@@ -150,7 +151,7 @@ static int open_env(struct larder_index *index, const char *path)
         if (rc == 0)
             rc = mdb_env_set_mapsize(index->env, index->map_bytes);
         if (rc == 0)
-            rc = mdb_env_open(index->env, path, MDB_NOLOCK, 0600);
+            rc = mdb_env_open(index->env, path, MDB_NOLOCK | flags, 0600);
         if (rc == 0)
             return 0;
         mdb_env_close(index->env);
@@ -260,7 +261,7 @@ int larder_index_open(struct larder_index **out, const char *path, bool *created
     struct larder_index *index = larder_alloc_zero(1, sizeof(*index));
     if (!index)
         return larder_fail(-ENOMEM, "no memory for the index");
-    int err = open_env(index, path);
+    int err = open_env(index, path, 0);
     if (err < 0)
         goto fail;
     MDB_stat stat;
@@ -281,6 +282,47 @@ int larder_index_open(struct larder_index **out, const char *path, bool *created
 fail:
     larder_index_close(index);
     return err;
+}
+
+static int find_databases(struct larder_index *index)
+{
+    MDB_txn *txn;
+    int rc = mdb_txn_begin(index->env, NULL, MDB_RDONLY, &txn);
+    for (int i = 0; i < INDEX_DATABASES && rc == 0; i++) {
+        rc = mdb_dbi_open(txn, index_databases[i].name, 0, &index->dbis[i]);
+        if (rc == MDB_NOTFOUND && i == INDEX_MARKS) {
+            index->without_marks = true;
+            rc = 0;
+        }
+        if (rc)
+            mdb_txn_abort(txn);
+    }
+    if (rc == 0)
+        rc = mdb_txn_commit(txn); /* keeps the handles */
+    return rc == MDB_NOTFOUND ? -ENOENT : rc ? fail_lmdb(rc, "open of a database") : 0;
+}
+
+int larder_index_open_to_read(struct larder_index **out, const char *path)
+{
+    *out = NULL;
+    char *file = join(path, "/data.mdb");
+    if (!file)
+        return -ENOMEM;
+    int err = index_check_file(file);
+    larder_free(file);
+    LARDER_TRY(err);
+    struct larder_index *index = larder_alloc_zero(1, sizeof(*index));
+    if (!index)
+        return larder_fail(-ENOMEM, "no memory for the index");
+    err = open_env(index, path, MDB_RDONLY);
+    if (err == 0)
+        err = find_databases(index);
+    if (err < 0) {
+        larder_index_close(index);
+        return err;
+    }
+    *out = index;
+    return 0;
 }
 
 void larder_index_close(struct larder_index *index)
@@ -387,8 +429,11 @@ int larder_index_load(struct larder_index *index, const struct index_visitor *vi
     int err = get_meta(index, txn, "generation", next_generation);
     if (err == LARDER_ENOTFOUND)
         err = 0; /* *created */
-    for (unsigned i = 0; i < LARDER_COUNT_OF(order) && err == 0; i++)
+    for (unsigned i = 0; i < LARDER_COUNT_OF(order) && err == 0; i++) {
+        if (order[i] == INDEX_MARKS && index->without_marks)
+            continue;
         err = load_database(index, txn, order[i], visitor);
+    }
     mdb_txn_abort(txn);
     return err;
 }

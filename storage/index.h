@@ -76,6 +76,9 @@ struct index_visitor {
  * commit: then too the segments, if there are any, are to be read. Forks: call it before threads
  * exist where that can be arranged. */
 int larder_index_open(struct larder_index **out, const char *path, bool *created);
+/* To look and load only: not a byte changes. -ENOENT when there is no index, or none that ever had
+ * a commit; LARDER_ECORRUPT. Forks, too. */
+int larder_index_open_to_read(struct larder_index **out, const char *path);
 void larder_index_close(struct larder_index *index);
 /* Removes the files under `path`; keeps what it removes as `path`.bad (one older copy at most). */
 int larder_index_destroy(const char *path);

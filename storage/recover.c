@@ -613,7 +613,7 @@ static int load_mark(void *context, const struct larder_key *key, const struct i
     return recovery_mark(recovery, &mark);
 }
 
-static int load_index(struct recovery *recovery)
+int recovery_load_index(struct recovery *recovery)
 {
     struct larder_store *store = recovery->store;
     const struct index_visitor visitor = {.context = recovery,
@@ -880,7 +880,7 @@ static int start_from_index(struct recovery *recovery)
     struct larder_store *store = recovery->store;
     if (store->index_is_new && store->log.count > 0)
         return start_anew(recovery);
-    int err = load_index(recovery);
+    int err = recovery_load_index(recovery);
     if (err == LARDER_ECORRUPT) {
         LARDER_TRY(replace_index(store));
         return start_anew(recovery);
@@ -889,19 +889,30 @@ static int start_from_index(struct recovery *recovery)
     return take_tails(recovery);
 }
 
+int recovery_begin(struct recovery *recovery, struct larder_store *store)
+{
+    *recovery = (struct recovery){.store = store};
+    return scan_open(&recovery->scan, store->io);
+}
+
+void recovery_end(struct recovery *recovery)
+{
+    scan_close(&recovery->scan);
+    free_parents(recovery);
+    larder_free(recovery->changed);
+    larder_free(recovery->marks);
+}
+
 int recover_store(struct larder_store *store)
 {
     uint64_t began_us = now_us();
-    struct recovery recovery = {.store = store};
-    LARDER_TRY(scan_open(&recovery.scan, store->io));
+    struct recovery recovery;
+    LARDER_TRY(recovery_begin(&recovery, store));
     if (store->options.index_gate)
         larder_index_set_gate(store->index, store->options.index_gate,
                               store->options.index_gate_context);
     int err = start_from_index(&recovery);
-    scan_close(&recovery.scan);
-    free_parents(&recovery);
-    larder_free(recovery.changed);
-    larder_free(recovery.marks);
+    recovery_end(&recovery);
     if (err < 0)
         return err;
     store->sweep = true; /* segments that died in the last life */

@@ -77,6 +77,11 @@ int recovery_link(struct recovery *recovery);
 int recovery_drop_subtree(struct recovery *recovery, uint32_t top);
 void recovery_variant(struct entry_variant *out, struct larder_store *store,
                       const struct larder_record *record);
+/* Fills the table from the store's index, and links it. LARDER_ECORRUPT: it is to be made anew. */
+int recovery_load_index(struct recovery *recovery);
+/* What a recovery holds; the store stays. */
+int recovery_begin(struct recovery *recovery, struct larder_store *store);
+void recovery_end(struct recovery *recovery);
 /* The model that a model record describes; LARDER_ECORRUPT when it does not fit its fingerprint. */
 int recovery_model(struct recovery *recovery, uint32_t *out, const struct larder_record *record);
 /* Writes all that changed, rows of all segments last. */

@@ -360,7 +360,7 @@ static int open_parts(struct larder_store *store)
     return 0;
 }
 
-static void free_store(struct larder_store *store)
+void store_free(struct larder_store *store)
 {
     lease_free_all(store);
     while (store->puts) {
@@ -402,7 +402,7 @@ static void free_store(struct larder_store *store)
     larder_free(store);
 }
 
-int larder_store_open(struct larder_store **out, const struct larder_store_options *options)
+int store_make(struct larder_store **out, const struct larder_store_options *options)
 {
     *out = NULL;
     struct larder_store *store = larder_alloc_zero(1, sizeof(*store));
@@ -428,10 +428,22 @@ int larder_store_open(struct larder_store **out, const struct larder_store_optio
     int err = store->directory && store->tenants && store->models
                   ? check_options(&store->options)
                   : larder_fail(-ENOMEM, "store: no memory");
-    if (err == 0)
-        err = open_parts(store);
     if (err < 0) {
-        free_store(store);
+        store_free(store);
+        return err;
+    }
+    *out = store;
+    return 0;
+}
+
+int larder_store_open(struct larder_store **out, const struct larder_store_options *options)
+{
+    *out = NULL;
+    struct larder_store *store;
+    LARDER_TRY(store_make(&store, options));
+    int err = open_parts(store);
+    if (err < 0) {
+        store_free(store);
         return err;
     }
     *out = store;
@@ -447,5 +459,5 @@ void larder_store_close(struct larder_store *store)
     pthread_join(store->thread, NULL);
     if (!store->read_only)
         history_save(&store->history, store->directory);
-    free_store(store);
+    store_free(store);
 }

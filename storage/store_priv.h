@@ -359,6 +359,9 @@ struct larder_store {
 };
 
 /* store.c */
+/* A store of nothing but its options, and its end. */
+int store_make(struct larder_store **out, const struct larder_store_options *options);
+void store_free(struct larder_store *store);
 void store_wake(struct larder_store *store);
 void store_complete_locked(struct larder_store *store, struct completion *completion);
 /* Around every change of what stats count of an entry. */

@@ -22,6 +22,7 @@ struct command {
     int (*run)(const struct command_options *options, int argc, char **argv);
 };
 
+static const struct argp fsck_parser;
 static const struct argp list_parser;
 static const struct argp metrics_parser;
 static const struct argp top_parser;
@@ -38,6 +39,7 @@ static const struct command commands[] = {
     {"why", "[KEY]", "Why a lookup missed: of a key, or of --tokens", 0, 1, &why_parser,
      command_why},
     {"rm", "KEY...", "Remove entries and what is behind them", 1, 1 << 16, NULL, command_rm},
+    {"fsck", "DIR", "Check a store that no larderd uses", 1, 1, &fsck_parser, command_fsck},
     {"models", "", "List models", 0, 0, NULL, command_models},
     {"tenants", "", "List tenants and what each holds", 0, 0, NULL, command_tenants},
     {"recipe", "ls | show RECIPE", "List recipes; show the stages of one", 1, 2, NULL,
@@ -52,6 +54,8 @@ enum {
     OPTION_TOKENS,
     OPTION_EXTRA,
     OPTION_TEXTFILE,
+    OPTION_DATA,
+    OPTION_REPAIR,
 };
 
 struct input {
@@ -71,6 +75,12 @@ static const struct argp_option list_options[] = {
     {"model", OPTION_MODEL, "NAME", 0, "Only entries of this model", 0},
     {"limit", 'n', "N", 0, "At most N entries", 0},
     {"long", OPTION_LONG, NULL, 0, "Whole keys", 0},
+    {0},
+};
+
+static const struct argp_option fsck_options[] = {
+    {"data", OPTION_DATA, NULL, 0, "Read every entry, and check all its tags", 0},
+    {"repair", OPTION_REPAIR, NULL, 0, "Mend what is wrong; drop what is damaged", 0},
     {0},
 };
 
@@ -142,6 +152,22 @@ static error_t parse_list(int key, char *argument, struct argp_state *state)
     }
 }
 
+static error_t parse_fsck(int key, char *argument, struct argp_state *state)
+{
+    struct input *input = state->input;
+    (void)argument;
+    switch (key) {
+    case OPTION_DATA:
+        input->options.data = true;
+        return 0;
+    case OPTION_REPAIR:
+        input->options.repair = true;
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
 static error_t parse_why(int key, char *argument, struct argp_state *state)
 {
     struct input *input = state->input;
@@ -198,6 +224,7 @@ static error_t parse_top_options(int key, char *argument, struct argp_state *sta
 
 static const struct argp common_parser = {.options = common_options, .parser = parse_common};
 static const struct argp list_parser = {.options = list_options, .parser = parse_list};
+static const struct argp fsck_parser = {.options = fsck_options, .parser = parse_fsck};
 static const struct argp why_parser = {.options = why_options, .parser = parse_why};
 static const struct argp metrics_parser = {.options = metrics_options, .parser = parse_metrics};
 static const struct argp top_parser = {.options = top_options, .parser = parse_top_options};

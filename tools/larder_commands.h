@@ -26,6 +26,9 @@ struct command_options {
     /* why */
     const char *tokens; /* NULL: a key */
     const char *extra;
+    /* fsck */
+    bool data;
+    bool repair;
     /* metrics */
     const char *output; /* NULL: stdout */
     /* top */
@@ -42,6 +45,7 @@ int command_top(const struct command_options *options, int argc, char **argv);
 int command_ls(const struct command_options *options, int argc, char **argv);
 int command_show(const struct command_options *options, int argc, char **argv);
 int command_verify(const struct command_options *options, int argc, char **argv);
+int command_fsck(const struct command_options *options, int argc, char **argv);
 int command_why(const struct command_options *options, int argc, char **argv);
 int command_rm(const struct command_options *options, int argc, char **argv);
 int command_recipe(const struct command_options *options, int argc, char **argv);
