@@ -17,6 +17,11 @@ static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "larder's formats are l
 
 #define LARDER_COUNT_OF(array) (sizeof(array) / sizeof((array)[0]))
 
+static inline uint64_t larder_max_u64(uint64_t a, uint64_t b)
+{
+    return a > b ? a : b;
+}
+
 static inline uint64_t larder_min_u64(uint64_t a, uint64_t b)
 {
     return a < b ? a : b;

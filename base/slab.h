@@ -11,7 +11,9 @@
  *
  * A reader uses a slot so (generation as told by the daemon's answer):
  *   1. load generation (acquire); other than told -> stale
- *   2. load published_sections (acquire); sections below it are verified and may be read
+ *   2. load published_sections (acquire), then first_section (acquire): with the first not 0, the
+ *      sections from the second to before the first are verified and may be read, and so may the
+ *      head. The first only rises; the second falls once the sections it passes are there.
  *   3. read and decode
  *   4. fence (acquire), load generation again; other than told -> what was read is void
  * The daemon raises `generation` (release) before it uses the memory of a slot for anything else.
@@ -40,11 +42,13 @@ static_assert(sizeof(struct larder_slab) == 64, "shared layout");
 
 struct larder_slot {
     _Atomic uint64_t generation;         /* 00-07  never the same for two contents */
-    _Atomic uint32_t published_sections; /* 08-11  leading sections that are whole and verified */
+    _Atomic uint32_t published_sections; /* 08-11  sections before it, from first_section on, are
+                                                   whole and verified; 0: none yet */
     _Atomic int32_t failed;              /* 12-15  0, or why no more sections will be published */
     uint64_t offset;                     /* 16-23  of the record, from the slab's start */
     uint64_t record_bytes;               /* 24-31 */
-    uint8_t reserved[32];                /* 32-63  0: a slot fills a cache line */
+    _Atomic uint32_t first_section;      /* 32-35  those before it are not there (yet) */
+    uint8_t reserved[28];                /* 36-63  0: a slot fills a cache line */
 };
 static_assert(sizeof(struct larder_slot) == 64, "shared layout");
 static_assert(ATOMIC_LLONG_LOCK_FREE == 2, "slots are read by other processes");

@@ -23,15 +23,16 @@ enum wire_type {
     WIRE_ERROR = 1,
 
     /* engine socket: client to daemon */
-    WIRE_HELLO = 10,   /* wire_hello        -> wire_hello_ok */
-    WIRE_MODEL = 11,   /* wire_model        -> wire_model_ok */
-    WIRE_LOOKUP = 12,  /* wire_keys + keys  -> wire_lookup_ok + tails */
-    WIRE_GET = 13,     /* wire_keys + keys  -> wire_get_ok + refs + tails, later wire_loaded */
-    WIRE_RELEASE = 14, /* wire_release + ids, one way */
-    WIRE_STAGING = 15, /* wire_staging      -> wire_staging_ok with one descriptor */
-    WIRE_PUT = 16,     /* wire_put          -> wire_put_ok */
-    WIRE_REMOVE = 17,  /* wire_remove       -> wire_remove_ok */
-    WIRE_STAT = 18,    /* (nothing)         -> wire_stat_ok */
+    WIRE_HELLO = 10,    /* wire_hello        -> wire_hello_ok */
+    WIRE_MODEL = 11,    /* wire_model        -> wire_model_ok */
+    WIRE_LOOKUP = 12,   /* wire_keys + keys  -> wire_lookup_ok + tails */
+    WIRE_GET = 13,      /* wire_keys + keys  -> wire_get_ok + refs + tails, later wire_loaded */
+    WIRE_RELEASE = 14,  /* wire_release + ids, one way */
+    WIRE_STAGING = 15,  /* wire_staging      -> wire_staging_ok with one descriptor */
+    WIRE_PUT = 16,      /* wire_put          -> wire_put_ok */
+    WIRE_REMOVE = 17,   /* wire_remove       -> wire_remove_ok */
+    WIRE_STAT = 18,     /* (nothing)         -> wire_stat_ok */
+    WIRE_PREFETCH = 19, /* wire_keys + keys -> wire_prefetch_ok */
 
     /* engine socket: daemon to client */
     WIRE_HELLO_OK = 40,
@@ -42,6 +43,7 @@ enum wire_type {
     WIRE_PUT_OK = 46,
     WIRE_REMOVE_OK = 47,
     WIRE_STAT_OK = 48,
+    WIRE_PREFETCH_OK = 49,
     WIRE_LOADED = 60, /* wire_loaded: every ref of a WIRE_GET is published or has failed */
     WIRE_SLAB = 61,   /* wire_slab with one descriptor: before the first ref into it */
 
@@ -118,14 +120,16 @@ struct wire_model_ok {
 };
 static_assert(sizeof(struct wire_model_ok) == 40, "wire size");
 
-/* LOOKUP and GET: followed by key_count keys of 32 bytes, a chain from the root or a stored block.
- * The parent is told so that shorter blocks behind it can be named when no key matches. */
+/* LOOKUP, GET and PREFETCH: followed by key_count keys of 32 bytes, a chain from the root or a
+ * stored block. The parent is told so that shorter blocks behind it can be named when no key
+ * matches. */
 struct wire_keys {
     uint32_t model;
-    uint32_t key_count; /* 1..LARDER_REQUEST_KEYS_MAX */
-    uint32_t worst;     /* enum larder_quality */
-    uint32_t reserved;
-    uint8_t parent[32]; /* of the first key; zeros: the root */
+    uint32_t key_count;   /* 1..LARDER_REQUEST_KEYS_MAX */
+    uint32_t worst;       /* enum larder_quality */
+    uint16_t layer_first; /* of the layers to be loaded; 0 in a LOOKUP */
+    uint16_t layer_count; /* 0: all from layer_first on */
+    uint8_t parent[32];   /* of the first key; zeros: the root */
 };
 static_assert(sizeof(struct wire_keys) == 48, "wire size");
 
@@ -168,6 +172,12 @@ struct wire_ref {
     uint64_t generation;
 };
 static_assert(sizeof(struct wire_ref) == 16, "wire size");
+
+struct wire_prefetch_ok {
+    uint32_t matched; /* leading keys that are stored */
+    uint32_t coming;  /* of those, leading ones in the host tier or on their way to it */
+};
+static_assert(sizeof(struct wire_prefetch_ok) == 8, "wire size");
 
 struct wire_loaded {
     uint32_t loaded; /* leading refs that are good */

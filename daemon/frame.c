@@ -38,8 +38,10 @@ static int check_keys(const void *body)
     const struct wire_keys *keys = body;
     if (keys->worst > LARDER_QUALITY_BLENDED)
         return bad("worst", keys->worst, "must be an enum larder_quality");
-    if (keys->reserved)
-        return bad("reserved", keys->reserved, "must be 0");
+    if (keys->layer_first >= LARDER_LAYERS_MAX)
+        return bad("layer_first", keys->layer_first, "must be below 1024");
+    if (keys->layer_count > LARDER_LAYERS_MAX)
+        return bad("layer_count", keys->layer_count, "must be at most 1024");
     /* Zeros stand for the root of all chains, which is no block. */
     const uint8_t *key = (const uint8_t *)(keys + 1);
     for (uint32_t i = 0; i < keys->key_count; i++, key += 32) {
@@ -47,6 +49,14 @@ static int check_keys(const void *body)
             return bad("zero key at", i, "zeros may be the parent, never a key");
     }
     return 0;
+}
+
+static int check_lookup(const void *body)
+{
+    const struct wire_keys *keys = body;
+    if (keys->layer_first || keys->layer_count)
+        return bad("layer_first", keys->layer_first, "a lookup is of all layers: must be 0");
+    return check_keys(body);
 }
 
 static int check_release(const void *body)
@@ -137,9 +147,11 @@ static const struct shape engine_hello = {
 static const struct shape shapes[] = {
     {WIRE_MODEL, FRAME_ENGINE, false, sizeof(struct wire_model), 0, 0, 0, check_model},
     {WIRE_LOOKUP, FRAME_ENGINE, false, sizeof(struct wire_keys),
-     offsetof(struct wire_keys, key_count), 32, LARDER_REQUEST_KEYS_MAX, check_keys},
+     offsetof(struct wire_keys, key_count), 32, LARDER_REQUEST_KEYS_MAX, check_lookup},
     {WIRE_GET, FRAME_ENGINE, false, sizeof(struct wire_keys), offsetof(struct wire_keys, key_count),
      32, LARDER_REQUEST_KEYS_MAX, check_keys},
+    {WIRE_PREFETCH, FRAME_ENGINE, false, sizeof(struct wire_keys),
+     offsetof(struct wire_keys, key_count), 32, LARDER_REQUEST_KEYS_MAX, check_keys},
     {WIRE_RELEASE, FRAME_ENGINE, true, sizeof(struct wire_release),
      offsetof(struct wire_release, count), 8, LARDER_REQUEST_KEYS_MAX, check_release},
     {WIRE_STAGING, FRAME_ENGINE, false, sizeof(struct wire_staging), 0, 0, 0, check_staging},

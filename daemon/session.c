@@ -186,6 +186,8 @@ static int engine_request(struct session *session, const struct frame *frame)
         return session_lookup(session, frame);
     case WIRE_GET:
         return session_get(session, frame);
+    case WIRE_PREFETCH:
+        return session_prefetch(session, frame);
     case WIRE_RELEASE:
         return session_release(session, frame);
     case WIRE_STAGING:

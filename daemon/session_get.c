@@ -4,8 +4,8 @@
  * What is all in the host tier is leased on the event thread, in microseconds. What must be read
  * from SSD is leased by a worker: making room may add a slab, which takes a tenth of a second.
  *
- * A lease that is let go while the storage thread still loads it stays until `done` has come back:
- * its memory is in use until then.
+ * A lease that is let go while the storage thread still loads it is revoked, which ends the reads
+ * that nobody else wants, and stays until `done` has come back.
  */
 #include <assert.h>
 #include <errno.h>
@@ -26,14 +26,13 @@ struct ssd_get {
     struct completion completion;
     struct lease *lease;
     struct larder_match match;
-    enum larder_quality worst;
+    struct larder_want want;
     /* worker, until the completion is posted */
     int err;
     bool ready;
     uint32_t ref_count;
     char message[LARDER_MESSAGE_BYTES_MAX];
-    uint32_t key_count;
-    struct larder_ref *refs; /* key_count of them, behind the keys */
+    struct larder_ref *refs; /* as many as keys, behind them */
     struct larder_key keys[];
 };
 
@@ -158,8 +157,12 @@ static void lease_drop(struct lease *lease)
 {
     struct larderd *daemon = lease->session->daemon;
     assert(lease->released);
-    if (lease->get || lease->loading)
+    if (lease->get)
         return;
+    if (lease->loading) {
+        larder_store_revoke(daemon->store, lease->handle);
+        return;
+    }
     if (lease->handle)
         larder_store_release(daemon->store, lease->handle);
     lease_recycle(daemon, lease);
@@ -269,6 +272,27 @@ static int check_get(struct session *session, const struct frame *frame)
     return 0;
 }
 
+int session_want(struct session *session, struct larder_want *out, const struct wire_keys *wire,
+                 const struct larder_key *keys)
+{
+    const struct session_model *model = session_model_of(session, wire->model);
+    if (!model)
+        return LARDER_EPROTO;
+    const uint32_t layers = model->info.desc.layers;
+    if (wire->layer_first >= layers || wire->layer_count > layers - wire->layer_first)
+        return larder_fail(-EINVAL, "layers %u to %u of a model of %u", wire->layer_first,
+                           wire->layer_first + wire->layer_count - 1u, layers);
+    *out = (struct larder_want){
+        .tenant = session->tenant.index,
+        .keys = keys,
+        .key_count = wire->key_count,
+        .worst = (enum larder_quality)wire->worst,
+        .layer_first = wire->layer_first,
+        .layer_count = wire->layer_first + wire->layer_count == layers ? 0u : wire->layer_count,
+    };
+    return 0;
+}
+
 static void answer_get(struct session *session, uint64_t request, const struct larder_match *match,
                        const struct larder_ref *refs, uint32_t ref_count, bool ready)
 {
@@ -323,8 +347,7 @@ static void ssd_get_run(struct job *job, struct scratch *scratch)
     struct session *session = get->lease->session;
     (void)scratch;
     get->err = larder_store_lease(session->daemon->store, &get->lease->handle, get->refs,
-                                  &get->ref_count, &get->ready, session->tenant.index, get->keys,
-                                  get->key_count, get->worst, lease_done, get->lease);
+                                  &get->ref_count, &get->ready, &get->want, lease_done, get->lease);
     if (get->err < 0)
         snprintf(get->message, sizeof(get->message), "%s", larder_error_message());
     completions_post(session->daemon->completions, &get->completion);
@@ -368,9 +391,9 @@ static void ssd_get_done(struct completion *completion)
 }
 
 static int start_ssd_get(struct session *session, const struct frame *frame,
-                         const struct larder_match *match)
+                         const struct larder_match *match, const struct larder_want *want)
 {
-    uint32_t count = frame->item_count;
+    uint32_t count = want->key_count;
     struct ssd_get *get = larder_alloc_zero(
         1, sizeof(*get) + count * (sizeof(struct larder_key) + sizeof(struct larder_ref)));
     struct lease *lease = get ? lease_prepare(session, frame->request) : NULL;
@@ -380,9 +403,9 @@ static int start_ssd_get(struct session *session, const struct frame *frame,
     }
     get->lease = lease;
     get->match = *match;
-    get->worst = (enum larder_quality)((const struct wire_keys *)frame->body)->worst;
-    get->key_count = count;
-    memcpy(get->keys, frame->items, count * sizeof(get->keys[0]));
+    get->want = *want;
+    get->want.keys = get->keys;
+    memcpy(get->keys, want->keys, count * sizeof(get->keys[0]));
     get->refs = (struct larder_ref *)(void *)(get->keys + count);
     get->job.run = ssd_get_run;
     get->completion.run = ssd_get_done;
@@ -398,11 +421,10 @@ static int start_ssd_get(struct session *session, const struct frame *frame,
 /* -EAGAIN: something of it left the host tier since it was looked up, and a slab is to be made for
  * it: for a worker. */
 static int start_host_get(struct session *session, const struct frame *frame,
-                          const struct larder_match *match)
+                          const struct larder_match *match, struct larder_want want)
 {
     /* The event thread's; too large for its stack to be taken lightly. */
     static struct larder_ref refs[LARDER_REQUEST_KEYS_MAX];
-    const struct wire_keys *wire = frame->body;
     struct larderd *daemon = session->daemon;
     uint32_t ref_count = 0;
     bool ready = false;
@@ -411,9 +433,9 @@ static int start_host_get(struct session *session, const struct frame *frame,
         session_end(session);
         return larder_fail(-ENOMEM, "no memory for a lease");
     }
-    int err = larder_store_lease_now(daemon->store, &lease->handle, refs, &ref_count, &ready,
-                                     session->tenant.index, frame->items, frame->item_count,
-                                     (enum larder_quality)wire->worst, lease_done, lease);
+    want.now = true;
+    int err = larder_store_lease(daemon->store, &lease->handle, refs, &ref_count, &ready, &want,
+                                 lease_done, lease);
     if (err < 0 || ref_count == 0) {
         if (err == 0)
             answer_get(session, frame->request, match, refs, 0, true);
@@ -433,13 +455,16 @@ static int start_host_get(struct session *session, const struct frame *frame,
 int session_get(struct session *session, const struct frame *frame)
 {
     struct larder_match match;
+    struct larder_want want;
     LARDER_TRY(check_get(session, frame));
+    LARDER_TRY(session_want(session, &want, frame->body, frame->items));
     LARDER_TRY(lookup(session, &match, frame));
     LARDER_TRY(session_begin(session));
-    int err = match.bytes_host == match.bytes ? start_host_get(session, frame, &match) : -EAGAIN;
+    int err =
+        match.bytes_host == match.bytes ? start_host_get(session, frame, &match, want) : -EAGAIN;
     if (err != -EAGAIN)
         return err;
-    err = start_ssd_get(session, frame, &match);
+    err = start_ssd_get(session, frame, &match, &want);
     if (err < 0)
         session_end(session);
     return err;

@@ -16,6 +16,7 @@
 #include "daemon/output.h"
 #include "daemon/session.h"
 #include "daemon/staging.h"
+#include "storage/store.h"
 
 struct account;
 struct event;
@@ -135,6 +136,10 @@ void session_models_free(struct session *session);
 
 int session_lookup(struct session *session, const struct frame *frame);
 int session_get(struct session *session, const struct frame *frame);
+int session_prefetch(struct session *session, const struct frame *frame);
+/* What a GET's or PREFETCH's body asks the store for; -EINVAL for layers that the model has not. */
+int session_want(struct session *session, struct larder_want *out, const struct wire_keys *wire,
+                 const struct larder_key *keys);
 int session_release(struct session *session, const struct frame *frame);
 void session_release_all(struct session *session);
 /* Revokes what is older than lease_ms. */

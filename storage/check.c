@@ -22,6 +22,8 @@ static int check_entry(const struct larder_store *store, uint32_t id)
         return larder_fail(LARDER_ECORRUPT, "entry %u and slot %u do not agree", id, entry->slot);
     if (host_slot_tenant(&store->host, entry->slot) != entry->tenant)
         return larder_fail(LARDER_ECORRUPT, "entry %u is in another tenant's slab", id);
+    if (!durable && slot->state == HOST_SLOT_READY && !host_slot_is_whole(slot))
+        return larder_fail(LARDER_ECORRUPT, "entry %u has no whole copy", id);
     if (slot->state == HOST_SLOT_READY &&
         host_record(&store->host, entry->slot)->generation != entry->variant.generation)
         return larder_fail(LARDER_ECORRUPT, "slot %u holds another record", entry->slot);

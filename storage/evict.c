@@ -203,8 +203,11 @@ static bool may_leave_ssd(const struct larder_store *store, const struct entry *
     if (entry->first_child != TABLE_NONE || !(entry->flags & ENTRY_DURABLE) ||
         (entry->flags & (ENTRY_PUTTING | ENTRY_DOOMED | ENTRY_HELD)))
         return false;
-    return entry->slot == HOST_NONE ||
-           host_slot(&store->host, entry->slot)->state == HOST_SLOT_READY;
+    if (entry->slot == HOST_NONE)
+        return true;
+    const struct host_slot *slot = host_slot(&store->host, entry->slot);
+    return host_slot_is_whole(slot) ||
+           (slot->state == HOST_SLOT_READY && slot->leases == 0 && slot->pins == 0);
 }
 
 /* The table forgets it before the index does: should the index then fail, the store is read-only
@@ -213,6 +216,9 @@ static void leave_ssd_locked(struct larder_store *store, uint32_t id)
 {
     struct entry *entry = table_entry(&store->table, id);
     history_note(&store->history, &entry->key, LARDER_EVENT_EVICTED_SSD);
+    /* Some layers without the rest are no copy. */
+    if (entry->slot != HOST_NONE && !host_slot_is_whole(host_slot(&store->host, entry->slot)))
+        evict_detach_slot_locked(store, id);
     stats_leave_locked(store, id);
     table_ssd_remove(&store->table, id);
     entry->flags &= (uint16_t)~ENTRY_DURABLE;

@@ -62,6 +62,11 @@ struct host_slot *host_slot(const struct host *host, uint32_t id)
     return &slab_of(host, id)->slots[(id - 1) % LARDER_SLAB_SLOTS_MAX];
 }
 
+bool host_slot_is_whole(const struct host_slot *slot)
+{
+    return slot->state == HOST_SLOT_READY && host_layers_are_all(slot->layers);
+}
+
 struct larder_record *host_record(const struct host *host, uint32_t id)
 {
     struct host_slab *slab = slab_of(host, id);
@@ -362,9 +367,11 @@ static uint32_t take_in_slab(struct host *host, uint32_t index, uint32_t pages)
     struct larder_slot *shared = slot->shared;
     *slot = (struct host_slot){
         .shared = shared, .page = page, .pages = pages, .pins = 1, .state = HOST_SLOT_FILLING};
+    slot->layers = HOST_LAYERS_ALL;
     /* The generation rose when the slot was freed; readers of then see that before anything else
      * here, and readers of now are told the new one only after this. */
     atomic_store_explicit(&shared->published_sections, 0, memory_order_relaxed);
+    atomic_store_explicit(&shared->first_section, 0, memory_order_relaxed);
     atomic_store_explicit(&shared->failed, 0, memory_order_relaxed);
     shared->offset = (uint64_t)page * LARDER_PAGE_BYTES;
     shared->record_bytes = (uint64_t)pages * LARDER_PAGE_BYTES;

@@ -30,8 +30,21 @@ struct load;
 enum host_slot_state {
     HOST_SLOT_FREE,
     HOST_SLOT_FILLING, /* reserved by a put, or being read from SSD */
-    HOST_SLOT_READY,   /* published whole; in its tenant's LRU list */
+    HOST_SLOT_READY,   /* what was wanted is published; in its tenant's LRU list */
 };
+
+/* Layers first to end - 1 of a model. */
+struct host_layers {
+    uint16_t first;
+    uint16_t end;
+};
+/* However many there are. */
+#define HOST_LAYERS_ALL ((struct host_layers){.first = 0, .end = UINT16_MAX})
+
+static inline bool host_layers_are_all(struct host_layers layers)
+{
+    return layers.first == 0 && layers.end == UINT16_MAX;
+}
 
 /* What the daemon knows of a slot; the shared half is struct larder_slot. */
 struct host_slot {
@@ -44,7 +57,8 @@ struct host_slot {
     uint32_t pins; /* a put's reservation or write, a load */
     uint32_t newer;
     uint32_t older;
-    uint32_t next_free; /* in its slab */
+    uint32_t next_free;        /* in its slab */
+    struct host_layers layers; /* READY: what of the record is there */
     uint8_t state;
     uint8_t dropped;
 };
@@ -91,6 +105,9 @@ void host_unpin(struct host *host, uint32_t id);
 void host_unlease(struct host *host, uint32_t id);
 
 struct host_slot *host_slot(const struct host *host, uint32_t id);
+/* All of its record is there, and nothing more is being read: it is a copy to rely on. A slot that
+ * is not was filled from SSD in part, so its entry has another copy there. */
+bool host_slot_is_whole(const struct host_slot *slot);
 struct larder_record *host_record(const struct host *host, uint32_t id);
 uint32_t host_slot_tenant(const struct host *host, uint32_t id);
 /* Slab id of its tenant, and number of the slot there, as clients name it. */

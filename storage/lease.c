@@ -125,8 +125,58 @@ void lease_free_all(struct larder_store *store)
 
 /* --- taking ---------------------------------------------------------------------------------- */
 
+static void begin_load_locked(struct larder_store *store, struct load *load, uint32_t slot_id)
+{
+    struct host_slot *slot = host_slot(&store->host, slot_id);
+    slot->load = load;
+    load->shared = slot->shared;
+    load->buffer = host_record(&store->host, slot_id);
+    load_queue_locked(store, load);
+}
+
+static bool covers(struct host_layers have, struct host_layers want)
+{
+    return have.first <= want.first && want.end <= have.end;
+}
+
+static struct host_layers layers_of(const struct larder_want *want)
+{
+    assert(want->layer_first <= LARDER_LAYERS_MAX);
+    assert(want->layer_count <= LARDER_LAYERS_MAX);
+    return (struct host_layers){
+        .first = (uint16_t)want->layer_first,
+        .end = want->layer_count ? (uint16_t)(want->layer_first + want->layer_count) : UINT16_MAX};
+}
+
+static struct host_layers hull(struct host_layers a, struct host_layers b)
+{
+    return (struct host_layers){.first = a.first < b.first ? a.first : b.first,
+                                .end = a.end > b.end ? a.end : b.end};
+}
+
+/* Its slot holds these layers, or a load is on its way to them. */
+static int want_layers_locked(struct larder_store *store, uint32_t id, struct host_layers wanted)
+{
+    const struct entry *entry = table_entry(&store->table, id);
+    struct host_slot *slot = host_slot(&store->host, entry->slot);
+    if (slot->load) {
+        slot->load->wanted = hull(slot->load->wanted, wanted);
+        return 0;
+    }
+    if (covers(slot->layers, wanted))
+        return 0;
+    assert(entry->flags & ENTRY_DURABLE);
+    struct load *load = load_new(entry, entry->slot, hull(slot->layers, wanted));
+    if (!load)
+        return larder_fail(-ENOMEM, "load: no memory");
+    slot->pins++;
+    begin_load_locked(store, load, entry->slot);
+    load_resume(load);
+    return 0;
+}
+
 /* Starts reading the entry into a slot of its own. */
-static int start_load_locked(struct larder_store *store, uint32_t id)
+static int start_load_locked(struct larder_store *store, uint32_t id, struct host_layers wanted)
 {
     struct entry *entry = table_entry(&store->table, id);
     assert(entry->flags & ENTRY_DURABLE);
@@ -137,21 +187,17 @@ static int start_load_locked(struct larder_store *store, uint32_t id)
             LARDER_EFULL, "a record of %llu bytes does not fit a slab of %llu; raise slab_bytes",
             (unsigned long long)bytes, (unsigned long long)store->options.slab_bytes);
     LARDER_TRY(evict_take_locked(store, &slot_id, entry->tenant, bytes));
-    struct load *load = load_new(entry, slot_id);
+    struct load *load = load_new(entry, slot_id, wanted);
     if (!load) {
         host_drop(&store->host, slot_id);
         host_unpin(&store->host, slot_id);
         return larder_fail(-ENOMEM, "load: no memory");
     }
-    struct host_slot *slot = host_slot(&store->host, slot_id);
-    slot->entry = id;
-    slot->load = load;
-    load->shared = slot->shared;
-    load->buffer = host_record(&store->host, slot_id);
+    host_slot(&store->host, slot_id)->entry = id;
+    begin_load_locked(store, load, slot_id);
     stats_leave_locked(store, id);
     entry->slot = slot_id;
     stats_enter_locked(store, id);
-    load_queue_locked(store, load);
     return 0;
 }
 
@@ -181,7 +227,7 @@ static bool let_last_go_locked(struct larder_store *store, struct larder_lease *
 /* Holds what is in the host tier first, so that making room for the rest cannot evict it; but of a
  * chain that does not fit, the end gives way to the start. */
 static int hold_run_locked(struct larder_store *store, struct larder_lease *lease, uint32_t *ids,
-                           uint32_t count)
+                           uint32_t count, struct host_layers layers)
 {
     int err = 0;
     for (uint32_t i = 0; i < count; i++) {
@@ -193,10 +239,14 @@ static int hold_run_locked(struct larder_store *store, struct larder_lease *leas
     uint32_t held = 0;
     uint32_t end = count;
     for (; held < end; held++) {
-        if (lease->refs[held].slot != HOST_NONE)
+        if (lease->refs[held].slot != HOST_NONE) {
+            err = want_layers_locked(store, ids[held], layers);
+            if (err < 0)
+                break;
             continue;
+        }
         do {
-            err = start_load_locked(store, ids[held]);
+            err = start_load_locked(store, ids[held], layers);
         } while (err == -EBUSY && let_last_go_locked(store, lease, held, &end));
         if (err < 0)
             break;
@@ -207,6 +257,12 @@ static int hold_run_locked(struct larder_store *store, struct larder_lease *leas
             host_unlease(&store->host, lease->refs[i].slot);
     }
     lease->count = lease->loaded = held;
+    if (err == -EAGAIN) {
+        /* A slab is to be added without the lock. */
+        for (uint32_t i = 0; i < held; i++)
+            host_unlease(&store->host, lease->refs[i].slot);
+        lease->count = 0;
+    }
     return err;
 }
 
@@ -248,30 +304,33 @@ static void use_run_locked(struct larder_store *store, struct larder_lease *leas
     }
 }
 
-static int lease_locked(struct larder_store *store, struct larder_lease *lease, uint32_t *ids,
-                        struct larder_ref *refs, uint32_t tenant, const struct larder_key *keys,
-                        uint32_t key_count, uint32_t worst)
+static int find_ids_locked(struct larder_store *store, uint32_t *ids, uint32_t *count,
+                           const struct larder_want *want)
 {
-    uint32_t count;
     uint32_t last;
-    lease->count = 0;
-    LARDER_TRY(find_run_locked(store, &count, &last, tenant, keys, key_count, worst));
-    for (uint32_t i = count; i-- > 0;) {
-        ids[i] = variant_pick(store, last, worst);
+    LARDER_TRY(find_run_locked(store, count, &last, want->tenant, want->keys, want->key_count,
+                               want->worst));
+    for (uint32_t i = *count; i-- > 0;) {
+        ids[i] = variant_pick(store, last, want->worst);
         last = table_entry(&store->table, last)->parent;
     }
-    int err = hold_run_locked(store, lease, ids, count);
-    if (err == -EAGAIN) {
-        /* A slab is to be added without the lock. What is being read already goes on. */
-        for (uint32_t i = 0; i < lease->count; i++)
-            host_unlease(&store->host, lease->refs[i].slot);
+    return 0;
+}
+
+static int lease_locked(struct larder_store *store, struct larder_lease *lease, uint32_t *ids,
+                        struct larder_ref *refs, const struct larder_want *want)
+{
+    uint32_t count;
+    LARDER_TRY(find_ids_locked(store, ids, &count, want));
+    int err = hold_run_locked(store, lease, ids, count, layers_of(want));
+    if (err == -EAGAIN)
         return err;
-    }
-    use_run_locked(store, lease, ids, refs, tenant);
+    use_run_locked(store, lease, ids, refs, want->tenant);
+    struct larder_store_stats *own = &store->tenants[want->tenant].stats;
     store->stats.gets++;
-    store->stats.blocks_missed += key_count - count;
-    store->tenants[tenant].stats.gets++;
-    store->tenants[tenant].stats.blocks_missed += key_count - count;
+    store->stats.blocks_missed += want->key_count - count;
+    own->gets++;
+    own->blocks_missed += want->key_count - count;
     if (lease->count > 0) {
         lease->prev = NULL;
         lease->next = store->leases;
@@ -283,27 +342,46 @@ static int lease_locked(struct larder_store *store, struct larder_lease *lease, 
     return count > 0 ? err : 0;
 }
 
-enum growth {
-    MAY_GROW,
-    NEVER_GROW,
-};
+/* Holds the run, and lets it go with its loads under way. */
+static int prefetch_locked(struct larder_store *store, struct larder_lease *lease, uint32_t *ids,
+                           const struct larder_want *want)
+{
+    uint32_t count;
+    LARDER_TRY(find_ids_locked(store, ids, &count, want));
+    int err = hold_run_locked(store, lease, ids, count, layers_of(want));
+    if (err == -EAGAIN)
+        return err;
+    for (uint32_t i = lease->count; i-- > 0;) {
+        const struct host_slot *slot = host_slot(&store->host, lease->refs[i].slot);
+        if (slot->load)
+            slot->load->keep = true;
+        host_touch(&store->host, lease->refs[i].slot);
+        host_unlease(&store->host, lease->refs[i].slot);
+    }
+    return err == -ENOMEM ? err : 0;
+}
 
-static int take_lease(struct larder_store *store, struct larder_lease **out,
-                      struct larder_ref *refs, uint32_t *ref_count, bool *ready, uint32_t tenant,
-                      const struct larder_key *keys, uint32_t key_count, uint32_t worst,
-                      enum growth growth, larder_lease_done done, void *context)
+static struct larder_lease *new_lease(const struct larder_want *want)
+{
+    assert(want->key_count <= LARDER_REQUEST_KEYS_MAX);
+    struct larder_lease *lease =
+        larder_alloc_zero(1, sizeof(*lease) + want->key_count * sizeof(struct lease_ref));
+    if (!lease)
+        (void)larder_fail(-ENOMEM, "lease: no memory");
+    return lease;
+}
+
+int larder_store_lease(struct larder_store *store, struct larder_lease **out,
+                       struct larder_ref *refs, uint32_t *ref_count, bool *ready,
+                       const struct larder_want *want, larder_lease_done done, void *context)
 {
     *out = NULL;
     *ref_count = 0;
     *ready = false;
-    if (key_count > LARDER_REQUEST_KEYS_MAX)
-        return larder_fail(LARDER_ELIMIT, "key_count=%u is above %u", key_count,
-                           LARDER_REQUEST_KEYS_MAX);
     uint32_t ids[LARDER_REQUEST_KEYS_MAX];
-    struct larder_lease *lease =
-        larder_alloc_zero(1, sizeof(*lease) + key_count * sizeof(struct lease_ref));
+    struct larder_lease *lease = new_lease(want);
     if (!lease)
-        return larder_fail(-ENOMEM, "lease: no memory");
+        return -ENOMEM;
     lease->completion.run = run_lease;
     lease->done = done;
     lease->context = context;
@@ -311,13 +389,13 @@ static int take_lease(struct larder_store *store, struct larder_lease **out,
     int err;
     for (;;) {
         pthread_mutex_lock(&store->lock);
-        err = lease_locked(store, lease, ids, refs, tenant, keys, key_count, worst);
+        err = lease_locked(store, lease, ids, refs, want);
         *ref_count = lease->count;
         *ready = lease->waiting == 0;
         pthread_mutex_unlock(&store->lock);
-        if (err != -EAGAIN || growth == NEVER_GROW)
+        if (err != -EAGAIN || want->now)
             break;
-        err = evict_grow(store, tenant);
+        err = evict_grow(store, want->tenant);
         if (err < 0)
             break;
     }
@@ -334,22 +412,29 @@ static int take_lease(struct larder_store *store, struct larder_lease **out,
     return 0;
 }
 
-int larder_store_lease(struct larder_store *store, struct larder_lease **out,
-                       struct larder_ref *refs, uint32_t *ref_count, bool *ready, uint32_t tenant,
-                       const struct larder_key *keys, uint32_t key_count, uint32_t worst,
-                       larder_lease_done done, void *context)
+int larder_store_prefetch(struct larder_store *store, uint32_t *entry_count,
+                          const struct larder_want *want)
 {
-    return take_lease(store, out, refs, ref_count, ready, tenant, keys, key_count, worst, MAY_GROW,
-                      done, context);
-}
-
-int larder_store_lease_now(struct larder_store *store, struct larder_lease **out,
-                           struct larder_ref *refs, uint32_t *ref_count, bool *ready,
-                           uint32_t tenant, const struct larder_key *keys, uint32_t key_count,
-                           uint32_t worst, larder_lease_done done, void *context)
-{
-    return take_lease(store, out, refs, ref_count, ready, tenant, keys, key_count, worst,
-                      NEVER_GROW, done, context);
+    *entry_count = 0;
+    uint32_t ids[LARDER_REQUEST_KEYS_MAX];
+    struct larder_lease *lease = new_lease(want);
+    if (!lease)
+        return -ENOMEM;
+    int err;
+    for (;;) {
+        pthread_mutex_lock(&store->lock);
+        err = prefetch_locked(store, lease, ids, want);
+        *entry_count = lease->count;
+        pthread_mutex_unlock(&store->lock);
+        if (err != -EAGAIN || want->now)
+            break;
+        err = evict_grow(store, want->tenant);
+        if (err < 0)
+            break;
+    }
+    larder_free(lease);
+    store_wake(store);
+    return err;
 }
 
 /* --- slabs ----------------------------------------------------------------------------------- */

@@ -3,11 +3,13 @@
  *
  * Reads of LARDER_IO_BYTES_MAX run in parallel over all loads, oldest load first. As a record's
  * leading bytes arrive, its head is checked against what the index says, then section after section
- * against its tag, and published. One load serves every lease that wants the entry.
+ * against its tag, and published. One load serves every lease that wants the entry; one that wants
+ * other layers makes it longer. A load that nobody wants any more ends with what is in flight, and
+ * its slot is dropped.
  *
  * Threads: loads are queued by any thread and run by the storage thread. Between being queued and
- * being finished a load is only touched by the storage thread, but for its list links and waiters,
- * which are under the lock.
+ * being finished a load is only touched by the storage thread, but for its list links, its waiters,
+ * `wanted` and `keep`, which are under the lock.
  */
 #include <assert.h>
 #include <errno.h>
@@ -21,7 +23,7 @@
 #include "storage/store_priv.h"
 #include "storage/tag.h"
 
-struct load *load_new(const struct entry *entry, uint32_t slot)
+struct load *load_new(const struct entry *entry, uint32_t slot, struct host_layers wanted)
 {
     uint64_t bytes = (uint64_t)entry->variant.record_pages * LARDER_PAGE_BYTES;
     uint32_t chunks = (uint32_t)((bytes + LARDER_IO_BYTES_MAX - 1) / LARDER_IO_BYTES_MAX);
@@ -34,8 +36,22 @@ struct load *load_new(const struct entry *entry, uint32_t slot)
     load->number = entry->number;
     load->bytes = bytes;
     load->chunk_count = chunks;
+    load->wanted = wanted;
+    load->stage_end = host_layers_are_all(wanted)
+                          ? bytes
+                          : larder_round_up(entry->variant.head_bytes, LARDER_PAGE_BYTES);
     load->extends = HOST_NONE;
     return load;
+}
+
+void load_resume(struct load *load)
+{
+    const struct larder_slot *shared = load->shared;
+    load->head_good = true;
+    load->section_first = atomic_load_explicit(&shared->first_section, memory_order_relaxed);
+    load->section_end = atomic_load_explicit(&shared->published_sections, memory_order_relaxed);
+    load->section_next = load->section_stop = load->section_end;
+    load->stage_end = 0;
 }
 
 void load_queue_locked(struct larder_store *store, struct load *load)
@@ -79,6 +95,90 @@ bool load_idle(const struct larder_store *store)
     return store->loads == NULL;
 }
 
+/* --- what to read next ------------------------------------------------------------------------ */
+
+/* A load goes in stages: runs of pages that are read together. All layers: one stage, the record.
+ * Some layers: the head, which says where their sections lie; then those. Pages that were read are
+ * never read again, for readers may be in them. */
+static void set_stage(struct load *load, uint64_t from, uint64_t end)
+{
+    load->stage_from = load->submitted = load->reached = from;
+    load->stage_end = larder_max_u64(from, end);
+    memset(load->arrived, 0, load->chunk_count);
+}
+
+static uint64_t head_end(const struct load *load)
+{
+    return larder_round_up(load->variant.head_bytes, LARDER_PAGE_BYTES);
+}
+
+/* The pages of sections first to end - 1, but those of the head. */
+static uint64_t first_page_of(const struct load *load, const struct larder_section *sections,
+                              uint32_t first)
+{
+    uint64_t from = sections[first].offset / LARDER_PAGE_BYTES * LARDER_PAGE_BYTES;
+    return larder_max_u64(from, head_end(load));
+}
+
+static uint64_t last_page_of(const struct load *load, const struct larder_section *sections,
+                             uint32_t end)
+{
+    uint64_t to = sections[end - 1].offset + sections[end - 1].bytes;
+    return larder_max_u64(larder_round_up(to, LARDER_PAGE_BYTES), head_end(load));
+}
+
+/* The sections that hold something of these layers, and all between them. */
+static void sections_of(const struct load *load, struct host_layers layers, uint32_t *first,
+                        uint32_t *end)
+{
+    const struct larder_record *record = load->buffer;
+    const struct larder_section *sections = larder_record_directory(record);
+    *first = *end = 0;
+    for (uint32_t i = 0; i < record->section_count; i++) {
+        if (sections[i].layer_first >= layers.end ||
+            sections[i].layer_first + sections[i].layer_count <= layers.first)
+            continue;
+        if (*end == 0)
+            *first = i;
+        *end = i + 1;
+    }
+}
+
+/* Sets the next stage towards these layers; false: they are all there. */
+static bool plan_stage(struct load *load, struct host_layers layers)
+{
+    const struct larder_section *sections = larder_record_directory(load->buffer);
+    uint32_t first;
+    uint32_t end;
+    sections_of(load, layers, &first, &end);
+    if (first == end)
+        return false;
+    if (load->section_first == load->section_end) {
+        load->section_first = load->section_end = first;
+        if (load->shared)
+            atomic_store_explicit(&load->shared->first_section, first, memory_order_relaxed);
+        load->section_next = first;
+        load->section_stop = end;
+        set_stage(load, first_page_of(load, sections, first), last_page_of(load, sections, end));
+        return true;
+    }
+    if (end > load->section_end) {
+        load->section_next = load->section_end;
+        load->section_stop = end;
+        set_stage(load, last_page_of(load, sections, load->section_end),
+                  last_page_of(load, sections, end));
+        return true;
+    }
+    if (first < load->section_first) {
+        load->section_next = load->section_from = first;
+        load->section_stop = load->section_first;
+        set_stage(load, first_page_of(load, sections, first),
+                  first_page_of(load, sections, load->section_first));
+        return true;
+    }
+    return false;
+}
+
 /* --- verification of what arrived ------------------------------------------------------------- */
 
 static int check_head(const struct load *load)
@@ -103,33 +203,50 @@ static int check_head(const struct load *load)
     return 0;
 }
 
+/* Sections in front of those that are there already are published together, by where they begin;
+ * all others one by one, by where they end. */
+static void publish(struct load *load)
+{
+    if (load->section_next > load->section_end) {
+        load->section_end = load->section_next;
+        if (load->shared)
+            atomic_store_explicit(&load->shared->published_sections, load->section_end,
+                                  memory_order_release);
+    } else if (load->section_next == load->section_first) {
+        load->section_first = load->section_from;
+        if (load->shared)
+            atomic_store_explicit(&load->shared->first_section, load->section_first,
+                                  memory_order_release);
+    }
+}
+
 static void advance(struct load *load)
 {
     if (load->err < 0)
         return;
+    const struct larder_record *record = load->buffer;
     if (!load->head_good) {
-        if (load->arrived_bytes < load->variant.head_bytes)
+        if (load->reached < load->variant.head_bytes)
             return;
         load->err = check_head(load);
         if (load->err < 0)
             return;
         load->head_good = true;
+        if (load->stage_end == record->record_bytes)
+            load->section_stop = record->section_count;
     }
-    const struct larder_record *record = load->buffer;
     const struct larder_section *sections = larder_record_directory(record);
-    while (load->sections_good < record->section_count) {
-        const struct larder_section *section = &sections[load->sections_good];
-        if (section->offset + section->bytes > load->arrived_bytes)
+    while (load->section_next < load->section_stop) {
+        const struct larder_section *section = &sections[load->section_next];
+        if (section->offset + section->bytes > load->reached && load->reached < load->stage_end)
             return;
-        if (!tag_section_matches(record, load->sections_good)) {
+        if (!tag_section_matches(record, load->section_next)) {
             load->err = larder_fail(LARDER_ECORRUPT, "record: the tag of section %u does not match",
-                                    load->sections_good);
+                                    load->section_next);
             return;
         }
-        load->sections_good++;
-        if (load->shared)
-            atomic_store_explicit(&load->shared->published_sections, load->sections_good,
-                                  memory_order_release);
+        load->section_next++;
+        publish(load);
     }
 }
 
@@ -165,14 +282,16 @@ static void end_slot_locked(struct larder_store *store, struct load *load)
 {
     struct host_slot *slot = host_slot(&store->host, load->slot);
     slot->load = NULL;
-    if (slot->state == HOST_SLOT_FILLING) {
-        if (load->err == 0) {
+    if (load->err == 0) {
+        const struct larder_record *record = load->buffer;
+        bool whole = load->section_first == 0 && load->section_end == record->section_count;
+        slot->layers = whole ? HOST_LAYERS_ALL : load->wanted;
+        if (slot->state == HOST_SLOT_FILLING)
             host_ready(&store->host, load->slot);
-        } else {
-            atomic_store_explicit(&slot->shared->failed, load->err, memory_order_release);
-            if (!slot->dropped)
-                evict_detach_slot_locked(store, slot->entry);
-        }
+    } else {
+        atomic_store_explicit(&slot->shared->failed, load->err, memory_order_release);
+        if (!slot->dropped)
+            evict_detach_slot_locked(store, slot->entry);
     }
     tell_waiters_locked(store, load);
     host_unpin(&store->host, load->slot);
@@ -198,13 +317,34 @@ static void end_tail_check_locked(struct larder_store *store, struct load *load)
     host_unpin(&store->host, load->extends);
 }
 
-static void finish(struct larder_store *store, struct load *load)
+/* More layers may have been asked for meanwhile: then the next stage is set, and it is not over. */
+static bool is_over_locked(struct load *load)
 {
+    if (load->err < 0 || load->slot == HOST_NONE)
+        return true;
+    while (plan_stage(load, load->wanted)) {
+        advance(load);
+        if (load->err < 0)
+            return true;
+        if (load->submitted < load->stage_end)
+            return false;
+    }
+    return true;
+}
+
+static void finish_if_over(struct larder_store *store, struct load *load)
+{
+    if (load->in_flight > 0 || (load->err == 0 && load->reached < load->stage_end))
+        return;
     pthread_mutex_lock(&store->lock);
+    if (!is_over_locked(load)) {
+        pthread_mutex_unlock(&store->lock);
+        return;
+    }
     unlink_load_locked(store, load);
     if (load->segment)
         load->segment->users--;
-    store->stats.bytes_read += load->arrived_bytes;
+    store->stats.bytes_read += load->read_bytes;
     if (load->err == LARDER_ECORRUPT)
         drop_corrupt_locked(store, load);
     if (load->slot != HOST_NONE)
@@ -220,13 +360,6 @@ static void finish(struct larder_store *store, struct load *load)
     else
         larder_free(load);
     pthread_mutex_unlock(&store->lock);
-}
-
-static void finish_if_over(struct load *load)
-{
-    bool whole = load->arrived_bytes == load->bytes;
-    if (load->in_flight == 0 && (whole || load->err < 0))
-        finish(load->store, load);
 }
 
 /* --- reading ---------------------------------------------------------------------------------- */
@@ -252,17 +385,17 @@ static void read_done(struct larder_io_request *io)
         store->stats.io_errors++;
         pthread_mutex_unlock(&store->lock);
     } else {
-        uint64_t from = (uint64_t)load->variant.segment_page * LARDER_PAGE_BYTES;
+        uint64_t from = (uint64_t)load->variant.segment_page * LARDER_PAGE_BYTES + load->stage_from;
+        load->read_bytes += io->bytes;
         load->arrived[(io->offset - from) / LARDER_IO_BYTES_MAX] = 1;
-        while (load->arrived_bytes < load->bytes &&
-               load->arrived[load->arrived_bytes / LARDER_IO_BYTES_MAX])
-            load->arrived_bytes =
-                larder_min_u64(load->arrived_bytes + LARDER_IO_BYTES_MAX, load->bytes);
+        while (load->reached < load->stage_end &&
+               load->arrived[(load->reached - load->stage_from) / LARDER_IO_BYTES_MAX])
+            load->reached = larder_min_u64(load->reached + LARDER_IO_BYTES_MAX, load->stage_end);
         advance(load);
     }
     request->next = store->free_load_requests;
     store->free_load_requests = request;
-    finish_if_over(load);
+    finish_if_over(store, load);
 }
 
 /* A planted bug: readers are let in before the bytes are there. */
@@ -279,7 +412,6 @@ static void publish_early(struct larder_store *store, struct load *load)
 
 static void start(struct larder_store *store, struct load *load)
 {
-    load->started = true;
     uint64_t end = (uint64_t)load->variant.segment_page * LARDER_PAGE_BYTES + load->bytes;
     load->segment = seglog_find(&store->log, load->variant.segment_id);
     if (!load->segment || end > load->segment->end_bytes) {
@@ -302,29 +434,47 @@ static void submit_next(struct larder_store *store, struct load *load)
     struct load_request *request = store->free_load_requests;
     store->free_load_requests = request->next;
     uint32_t bytes =
-        (uint32_t)larder_min_u64(load->bytes - load->submitted_bytes, LARDER_IO_BYTES_MAX);
+        (uint32_t)larder_min_u64(load->stage_end - load->submitted, LARDER_IO_BYTES_MAX);
     request->load = load;
     request->retried = false;
     request->io = (struct larder_io_request){
         .op = LARDER_IO_READ,
         .file = load->segment->file,
-        .buffer = (uint8_t *)load->buffer + load->submitted_bytes,
-        .offset = (uint64_t)load->variant.segment_page * LARDER_PAGE_BYTES + load->submitted_bytes,
+        .buffer = (uint8_t *)load->buffer + load->submitted,
+        .offset = (uint64_t)load->variant.segment_page * LARDER_PAGE_BYTES + load->submitted,
         .bytes = bytes,
         .done = read_done,
     };
-    load->submitted_bytes += bytes;
+    load->submitted += bytes;
     load->in_flight++;
     store->io->ops->submit(store->io, &request->io);
 }
 
-/* The oldest load that has something left to submit. */
+/* Nobody waits for it, holds its slot or wanted it ahead of time. */
+static bool is_unwanted_locked(const struct larder_store *store, const struct load *load)
+{
+    return load->slot != HOST_NONE && !load->keep && !load->waiters &&
+           host_slot(&store->host, load->slot)->leases == 0;
+}
+
+/* Whoever wants the entry from here on reads it anew, into another slot. */
+static void give_up_locked(struct larder_store *store, struct load *load)
+{
+    const struct host_slot *slot = host_slot(&store->host, load->slot);
+    load->err = -ECANCELED;
+    if (!slot->dropped)
+        evict_detach_slot_locked(store, slot->entry);
+}
+
+/* The oldest load that has something left to submit, or that is given up here. */
 static struct load *next_load(struct larder_store *store)
 {
     pthread_mutex_lock(&store->lock);
     struct load *load = store->loads;
-    while (load && load->started && (load->err < 0 || load->submitted_bytes == load->bytes))
+    while (load && load->started && (load->err < 0 || load->submitted == load->stage_end))
         load = load->next;
+    if (load && is_unwanted_locked(store, load))
+        give_up_locked(store, load);
     pthread_mutex_unlock(&store->lock);
     return load;
 }
@@ -335,12 +485,13 @@ void load_pump(struct larder_store *store)
         struct load *load = next_load(store);
         if (!load)
             return;
-        if (!load->started)
+        if (!load->started && load->err == 0)
             start(store, load);
-        while (load->err == 0 && load->submitted_bytes < load->bytes && store->free_load_requests)
+        load->started = true;
+        while (load->err == 0 && load->submitted < load->stage_end && store->free_load_requests)
             submit_next(store, load);
-        if (load->err < 0)
-            finish_if_over(load);
+        if (load->err < 0 || load->submitted == load->stage_end)
+            finish_if_over(store, load);
     }
 }
 
@@ -362,7 +513,7 @@ void larder_store_verify(struct larder_store *store, const struct larder_key *ke
     uint32_t id = table_find_variant(&store->table, key, variant);
     const struct entry *entry = id != TABLE_NONE ? table_entry(&store->table, id) : NULL;
     if (entry && find_sees(store, id, entry->tenant) && entry->variant.segment_id != 0) {
-        struct load *load = load_new(entry, HOST_NONE);
+        struct load *load = load_new(entry, HOST_NONE, HOST_LAYERS_ALL);
         err = load ? 0 : -ENOMEM;
         if (load) {
             load->completion.run = run_verify;
@@ -388,11 +539,10 @@ void load_check_tail_locked(struct larder_store *store, uint32_t tail, uint32_t 
         return;
     }
     /* Never without having compared. Without memory it stays, which costs only its space. */
-    struct load *load = load_new(entry, HOST_NONE);
+    struct load *load = load_new(entry, HOST_NONE, HOST_LAYERS_ALL);
     if (!load)
         return;
-    load->bytes =
-        larder_min_u64(load->bytes, larder_round_up(entry->variant.head_bytes, LARDER_PAGE_BYTES));
+    load->stage_end = larder_round_up(entry->variant.head_bytes, LARDER_PAGE_BYTES);
     load->extends = slot;
     host_slot(&store->host, slot)->pins++;
     load_queue_locked(store, load);

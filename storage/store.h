@@ -124,6 +124,16 @@ struct larder_ref {
 /* The leading run of `keys` held in the host tier by a lease, or on its way there. */
 struct larder_lease;
 
+struct larder_want {
+    uint32_t tenant;
+    const struct larder_key *keys; /* a chain */
+    uint32_t key_count;            /* at most LARDER_REQUEST_KEYS_MAX */
+    uint32_t worst;       /* enum larder_quality, perhaps with LARDER_SMALLEST */
+    uint32_t layer_first; /* only sections of these layers are read from SSD */
+    uint32_t layer_count; /* 0: all from layer_first on */
+    bool now;             /* -EAGAIN instead of waiting for a slab to be made */
+};
+
 /* Called once when every ref of the lease is published or has failed: `loaded` leading refs are
  * good; `err` says why the next one is not (0 when all are). A corrupt record is counted, dropped
  * with its subtree, and ends the run. */
@@ -134,17 +144,19 @@ typedef void (*larder_lease_done)(void *context, uint32_t loaded, int err);
  * lookup names when the host tier is full of leases: come again for the rest. With *ref_count 0,
  * *out is NULL and `done` is not called: 0 when nothing matched, -EBUSY when nothing fits now,
  * LARDER_EFULL when the first to be read is larger than a slab.
- * When everything is in the host tier already, *ready is true and `done` is not called. */
+ * When everything is in the host tier already, *ready is true and `done` is not called.
+ *
+ * Of a slot that was filled with other layers before, those between are read too: what it holds is
+ * one run. "Good" in `loaded` is said of the layers asked for. */
 int larder_store_lease(struct larder_store *store, struct larder_lease **out,
-                       struct larder_ref *refs, uint32_t *ref_count, bool *ready, uint32_t tenant,
-                       const struct larder_key *keys, uint32_t key_count, uint32_t worst,
-                       larder_lease_done done, void *context);
-/* The same without waiting for a slab to be made, which takes long: -EAGAIN when one is wanted. */
-int larder_store_lease_now(struct larder_store *store, struct larder_lease **out,
-                           struct larder_ref *refs, uint32_t *ref_count, bool *ready,
-                           uint32_t tenant, const struct larder_key *keys, uint32_t key_count,
-                           uint32_t worst, larder_lease_done done, void *context);
-/* Ends it, loaded or not. `done` is not called after this returns, except from a storage thread
+                       struct larder_ref *refs, uint32_t *ref_count, bool *ready,
+                       const struct larder_want *want, larder_lease_done done, void *context);
+/* Starts reading what a lease would have to wait for, as much as fits, and holds nothing: a lease
+ * that comes soon finds it there, or on its way. *entry_count: leading keys that are then so.
+ * as for a lease; no room is none. */
+int larder_store_prefetch(struct larder_store *store, uint32_t *entry_count,
+                          const struct larder_want *want);
+/* Ends it, loaded or not; what only it wanted is not read any further. `done` is not called after this returns, except from a storage thread
  * that is in it already. */
 void larder_store_release(struct larder_store *store, struct larder_lease *lease);
 /* As if released, by force: the holder did not let go in time. The refs' generations rise as soon

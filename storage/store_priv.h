@@ -208,7 +208,8 @@ struct group {
     struct larder_io_request sync;
 };
 
-/* A record being read: into a slot, or into a buffer of its own to be verified. */
+/* A record being read, or some layers of it: into a slot, or into a buffer of its own to be
+ * verified. */
 struct load {
     struct completion completion; /* of a verification */
     struct larder_store *store;
@@ -222,11 +223,22 @@ struct load {
     struct larder_key key;
     struct entry_variant variant;
     uint8_t number; /* of the variant */
-    uint64_t bytes;
-    uint64_t submitted_bytes;
-    uint64_t arrived_bytes; /* the leading run of what arrived */
+    uint64_t bytes;            /* of the record */
+    struct host_layers wanted; /* under the lock: grows while it runs */
+    bool keep;                 /* under the lock: wanted ahead of time, whoever waits for it */
+    /* The stage: what is read now, in bytes from the record's start. */
+    uint64_t stage_from;
+    uint64_t stage_end;
+    uint64_t submitted;
+    uint64_t reached; /* all before it, from stage_from on, arrived */
+    uint32_t section_from;
+    uint32_t section_next; /* to be verified; those before it, from section_from on, are good */
+    uint32_t section_stop;
+    /* Verified in all stages: those from section_first to section_end - 1. */
+    uint32_t section_first;
+    uint32_t section_end;
     uint32_t in_flight;
-    uint32_t sections_good;
+    uint64_t read_bytes;
     bool started;
     bool head_good;
     bool dead; /* its record was dropped meanwhile: punch when done */
@@ -456,7 +468,9 @@ void put_watches_locked(struct larder_store *store, uint32_t entry, int err);
 void put_orphan_locked(struct larder_store *store, uint32_t entry);
 
 /* load.c */
-struct load *load_new(const struct entry *entry, uint32_t slot);
+struct load *load_new(const struct entry *entry, uint32_t slot, struct host_layers wanted);
+/* Its slot holds some layers already: it goes on from there. */
+void load_resume(struct load *load);
 void load_queue_locked(struct larder_store *store, struct load *load);
 void load_pump(struct larder_store *store);
 bool load_idle(const struct larder_store *store);

@@ -339,9 +339,12 @@ static enum presence read_run(struct world *world, const uint32_t *chain,
     uint32_t ref_count;
     bool ready;
     *loaded = 0;
-    int err =
-        larder_store_lease(world->store, &lease, refs, &ref_count, &ready, world->tenant.index,
-                           keys, count, LARDER_QUALITY_BLENDED, on_loaded, &wait);
+    int err = larder_store_lease(world->store, &lease, refs, &ref_count, &ready,
+                                 &(struct larder_want){.tenant = world->tenant.index,
+                                                       .keys = keys,
+                                                       .key_count = count,
+                                                       .worst = LARDER_QUALITY_BLENDED},
+                                 on_loaded, &wait);
     if (err < 0 || !lease)
         return err == -EBUSY ? UNKNOWN : ABSENT;
     if (ready) {

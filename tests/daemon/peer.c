@@ -324,7 +324,8 @@ void peer_put_chain(struct peer *peer, const struct block *blocks, uint32_t coun
 static uint64_t send_keys(struct peer *peer, uint16_t type, const struct block *blocks,
                           uint32_t count)
 {
-    struct wire_keys wire = {peer->model, count, LARDER_QUALITY_BLENDED, 0, {0}};
+    struct wire_keys wire = {
+        .model = peer->model, .key_count = count, .worst = LARDER_QUALITY_BLENDED};
     struct larder_key keys[LARDER_REQUEST_KEYS_MAX];
     memcpy(wire.parent, blocks[0].parent.bytes, 32);
     for (uint32_t i = 0; i < count; i++)

@@ -180,7 +180,13 @@ START_TEST(each_rule)
     BREAKS(WIRE_HELLO, hello->reserved = 1);
     BREAKS(WIRE_MODEL, memset(model->desc.name, 'x', sizeof(model->desc.name)));
     BREAKS(WIRE_LOOKUP, keys->worst = 3);
-    BREAKS(WIRE_GET, keys->reserved = 1);
+    BREAKS(WIRE_GET, keys->layer_first = 1024);
+    BREAKS(WIRE_GET, keys->layer_count = 1025);
+    BREAKS(WIRE_GET, keys->layer_count = UINT16_MAX);
+    BREAKS(WIRE_LOOKUP, keys->layer_first = 1);
+    BREAKS(WIRE_LOOKUP, keys->layer_count = 1);
+    BREAKS(WIRE_PREFETCH, keys->layer_first = 1024);
+    BREAKS(WIRE_PREFETCH, keys->worst = 3);
     BREAKS(WIRE_GET, keys->key_count = 0);
     BREAKS(WIRE_GET, keys->key_count = 4);
     BREAKS(WIRE_GET, keys->key_count = 1025);

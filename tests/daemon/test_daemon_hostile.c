@@ -284,7 +284,7 @@ START_TEST(puts_out_of_order)
     struct wire_ref ref;
     struct wire_loaded loaded;
     peer_get(&peer, &block, 1, &ok, &ref, &loaded);
-    struct wire_keys keys = {peer.model, 1, LARDER_QUALITY_EXACT, 0, {0}};
+    struct wire_keys keys = {.model = peer.model, .key_count = 1, .worst = LARDER_QUALITY_EXACT};
     peer.request--;
     request = peer_send(&peer, WIRE_GET, &keys, sizeof(keys), block.key.bytes, 32);
     peer_expect_error(&peer, request, LARDER_EPROTO);
@@ -305,7 +305,8 @@ START_TEST(gets_of_the_root)
         peer_open(&peer, fixture.socket);
         peer_chain(&peer, &block, 1, 5);
         peer_put_chain(&peer, &block, 1, 5, LARDER_CACHED);
-        struct wire_keys keys = {peer.model, zeros + 1, LARDER_QUALITY_EXACT, 0, {0}};
+        struct wire_keys keys = {
+            .model = peer.model, .key_count = zeros + 1, .worst = LARDER_QUALITY_EXACT};
         struct larder_key items[4] = {0};
         items[zeros] = block.key;
         const uint16_t type = zeros == 3 ? WIRE_LOOKUP : WIRE_GET;

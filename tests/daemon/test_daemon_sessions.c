@@ -466,7 +466,8 @@ START_TEST(ssd_gets)
         fixture_restart(&fixture);
         peer_open(&peer, fixture.socket);
         uint64_t requests[20];
-        struct wire_keys keys = {peer.model, 2, LARDER_QUALITY_EXACT, 0, {0}};
+        struct wire_keys keys = {
+            .model = peer.model, .key_count = 2, .worst = LARDER_QUALITY_EXACT};
         for (uint32_t i = 0; i < 20; i++) {
             memcpy(keys.parent, blocks[2 * i].parent.bytes, 32);
             struct larder_key two[2] = {blocks[2 * i].key, blocks[2 * i + 1].key};
@@ -541,7 +542,7 @@ START_TEST(limits_of_a_user)
     uint64_t leases[3];
     for (int i = 0; i < 3; i++)
         leases[i] = peer_get(&peer, blocks, 1, &ok, refs, &loaded);
-    struct wire_keys keys = {peer.model, 1, LARDER_QUALITY_BLENDED, 0, {0}};
+    struct wire_keys keys = {.model = peer.model, .key_count = 1, .worst = LARDER_QUALITY_BLENDED};
     request = peer_send(&peer, WIRE_GET, &keys, sizeof(keys), blocks[0].key.bytes, 32);
     peer_expect_error(&peer, request, -EBUSY);
     const struct wire_release release = {3, 0};

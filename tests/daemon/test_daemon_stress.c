@@ -71,7 +71,8 @@ static void put_some(struct client *client)
 
 static void get_some(struct client *client)
 {
-    struct wire_keys keys = {client->peer.model, CHAIN_BLOCKS, LARDER_QUALITY_EXACT, 0, {0}};
+    struct wire_keys keys = {
+        .model = client->peer.model, .key_count = CHAIN_BLOCKS, .worst = LARDER_QUALITY_EXACT};
     struct larder_key chain[CHAIN_BLOCKS];
     struct answer answer;
     for (uint32_t i = 0; i < CHAIN_BLOCKS; i++)
@@ -132,7 +133,8 @@ static void leave(struct client *client)
     peer_stage(&client->peer, &put, &client->blocks[0], client->wanted, 65536, LARDER_DURABLE,
                NULL);
     peer_send(&client->peer, WIRE_PUT, &put, sizeof(put), NULL, 0);
-    struct wire_keys keys = {client->peer.model, 1, LARDER_QUALITY_EXACT, 0, {0}};
+    struct wire_keys keys = {
+        .model = client->peer.model, .key_count = 1, .worst = LARDER_QUALITY_EXACT};
     peer_send(&client->peer, WIRE_GET, &keys, sizeof(keys), client->blocks[0].key.bytes, 32);
     /* The daemon may still read the staging, which must stay what it is: it is not reused. */
     peer_close(&client->peer);

@@ -606,6 +606,9 @@ static void execute(struct sim_disk *disk, const struct queued *queued)
     bool counts = disk->faults.error_op == SIM_ANY_OP || disk->faults.error_op == (int)request->op;
     if (disk->faults.error_at && counts && ++disk->fault_count == disk->faults.error_at)
         request->result = do_error(disk, request);
+    else if (request->op == LARDER_IO_READ && request->offset < disk->faults.bad_end &&
+             request->offset + request->bytes > disk->faults.bad_from)
+        request->result = do_error(disk, request);
     else if (request->op == LARDER_IO_READ)
         request->result = do_read(disk, request);
     else if (request->op == LARDER_IO_WRITE)

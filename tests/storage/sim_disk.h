@@ -43,6 +43,8 @@ struct sim_faults {
     bool sync_lies;              /* SYNC gives 0 and does nothing: a planted bug */
     uint64_t error_at;           /* the request of this number, from now on, gives -EIO; 0: none */
     int error_op;                /* counts only requests of this enum larder_io_op, or SIM_ANY_OP */
+    uint64_t bad_from;           /* reads of bytes from here to bad_end - 1, of any file, give */
+    uint64_t bad_end;            /* -EIO, however often; 0: none */
     uint32_t misdirect_permille; /* reads that bring other pages than asked for */
     uint32_t stale_permille;     /* reads that bring what was there before */
     uint32_t short_permille;     /* transfers that need a second attempt */

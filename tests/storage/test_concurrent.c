@@ -84,8 +84,12 @@ static void lease_and_run(uint64_t chain, uint64_t *state)
     bool ready;
     struct larder_lease *lease;
     static _Atomic int told; /* outlives every lease */
-    int err = larder_store_lease(f.store, &lease, refs, &count, &ready, f.tenant.index, keys, DEPTH,
-                                 LARDER_QUALITY_EXACT, any_lease_done, &told);
+    int err = larder_store_lease(f.store, &lease, refs, &count, &ready,
+                                 &(struct larder_want){.tenant = f.tenant.index,
+                                                       .keys = keys,
+                                                       .key_count = DEPTH,
+                                                       .worst = LARDER_QUALITY_EXACT},
+                                 any_lease_done, &told);
     must(err == 0 || err == -EBUSY);
     if (!lease)
         return;

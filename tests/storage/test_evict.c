@@ -123,8 +123,12 @@ START_TEST(leased_slots_stay_and_generations_rise)
     uint32_t count;
     bool ready;
     struct larder_lease *lease;
-    ck_assert_int_eq(larder_store_lease(f.store, &lease, refs, &count, &ready, f.tenant.index, keys,
-                                        4, LARDER_QUALITY_EXACT, never, NULL),
+    ck_assert_int_eq(larder_store_lease(f.store, &lease, refs, &count, &ready,
+                                        &(struct larder_want){.tenant = f.tenant.index,
+                                                              .keys = keys,
+                                                              .key_count = 4,
+                                                              .worst = LARDER_QUALITY_EXACT},
+                                        never, NULL),
                      0);
     ck_assert(ready);
     ck_assert_uint_eq(count, 4);
@@ -187,8 +191,11 @@ START_TEST(full_of_leases_is_busy)
         uint32_t count;
         bool ready;
         ck_assert_int_eq(larder_store_lease(f.store, &leases[held], &ref, &count, &ready,
-                                            f.tenant.index, &key, 1, LARDER_QUALITY_EXACT, never,
-                                            NULL),
+                                            &(struct larder_want){.tenant = f.tenant.index,
+                                                                  .keys = &key,
+                                                                  .key_count = 1,
+                                                                  .worst = LARDER_QUALITY_EXACT},
+                                            never, NULL),
                          0);
         held++;
     }

@@ -65,8 +65,12 @@ static int lease_of(const struct larder_key *keys, uint32_t count)
     struct larder_lease *lease;
     uint32_t ref_count;
     bool ready;
-    int err = larder_store_lease(f.store, &lease, refs, &ref_count, &ready, f.tenant.index, keys,
-                                 count, LARDER_QUALITY_BLENDED, NULL, NULL);
+    int err = larder_store_lease(f.store, &lease, refs, &ref_count, &ready,
+                                 &(struct larder_want){.tenant = f.tenant.index,
+                                                       .keys = keys,
+                                                       .key_count = count,
+                                                       .worst = LARDER_QUALITY_BLENDED},
+                                 NULL, NULL);
     if (lease)
         larder_store_release(f.store, lease);
     return err < 0 ? err : (int)ref_count;
@@ -467,8 +471,12 @@ START_TEST(a_record_for_longer_segments_is_refused)
     struct larder_lease *lease;
     uint32_t ref_count;
     bool ready;
-    ck_assert_int_eq(larder_store_lease(f.store, &lease, &ref, &ref_count, &ready, f.tenant.index,
-                                        &key, 1, LARDER_QUALITY_BLENDED, tell_loaded, &loaded),
+    ck_assert_int_eq(larder_store_lease(f.store, &lease, &ref, &ref_count, &ready,
+                                        &(struct larder_want){.tenant = f.tenant.index,
+                                                              .keys = &key,
+                                                              .key_count = 1,
+                                                              .worst = LARDER_QUALITY_BLENDED},
+                                        tell_loaded, &loaded),
                      0);
     ck_assert_int_eq(answer_of(&loaded), 0);
     struct larder_entry_info info = {.durable = 1};

@@ -259,16 +259,26 @@ START_TEST(a_lease_that_may_not_grow)
     struct larder_lease *lease;
     uint32_t count;
     bool ready;
-    ck_assert_int_eq(larder_store_lease_now(f.store, &lease, &ref, &count, &ready, f.tenant.index,
-                                            &key, 1, LARDER_QUALITY_EXACT, NULL, NULL),
+    ck_assert_int_eq(larder_store_lease(f.store, &lease, &ref, &count, &ready,
+                                        &(struct larder_want){.tenant = f.tenant.index,
+                                                              .keys = &key,
+                                                              .key_count = 1,
+                                                              .worst = LARDER_QUALITY_EXACT,
+                                                              .now = true},
+                                        NULL, NULL),
                      -EAGAIN);
     ck_assert_ptr_null(lease);
     ck_assert_uint_eq(count, 0);
     ck_assert_uint_eq(fixture_stats(&f).slab_bytes_mapped, 0);
     int err;
     ck_assert_uint_eq(fixture_get_chain(&f, 1, 1, &err), 1);
-    ck_assert_int_eq(larder_store_lease_now(f.store, &lease, &ref, &count, &ready, f.tenant.index,
-                                            &key, 1, LARDER_QUALITY_EXACT, NULL, NULL),
+    ck_assert_int_eq(larder_store_lease(f.store, &lease, &ref, &count, &ready,
+                                        &(struct larder_want){.tenant = f.tenant.index,
+                                                              .keys = &key,
+                                                              .key_count = 1,
+                                                              .worst = LARDER_QUALITY_EXACT,
+                                                              .now = true},
+                                        NULL, NULL),
                      0);
     ck_assert(ready);
     larder_store_release(f.store, lease);
