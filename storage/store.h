@@ -153,11 +153,11 @@ int larder_store_lease(struct larder_store *store, struct larder_lease **out,
                        const struct larder_want *want, larder_lease_done done, void *context);
 /* Starts reading what a lease would have to wait for, as much as fits, and holds nothing: a lease
  * that comes soon finds it there, or on its way. *entry_count: leading keys that are then so.
- * as for a lease; no room is none. */
+ * Errors as for a lease; no room is none. */
 int larder_store_prefetch(struct larder_store *store, uint32_t *entry_count,
                           const struct larder_want *want);
-/* Ends it, loaded or not; what only it wanted is not read any further. `done` is not called after this returns, except from a storage thread
- * that is in it already. */
+/* Ends it, loaded or not; what only it wanted is not read any further. `done` is not called after
+ * this returns, except from a storage thread that is in it already. */
 void larder_store_release(struct larder_store *store, struct larder_lease *lease);
 /* As if released, by force: the holder did not let go in time. The refs' generations rise as soon
  * as the memory is wanted; the handle stays valid until larder_store_release(). */

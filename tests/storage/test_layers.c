@@ -2,8 +2,8 @@
 /* Goal: some layers of a record are read and verified alone; more of them can be had later, in any
  * order, without a byte that was published being touched; what fails in one section leaves those
  * before it; what nobody wants any more is not read; what is prefetched is there.
- * Method: records of many small sections over the simulated disk; slots as clients see them, through
- * the slab's descriptor. */
+ * Method: records of many small sections over the simulated disk; slots as clients see them,
+ * through the slab's descriptor. */
 #include <check.h>
 #include <errno.h>
 #include <pthread.h>
