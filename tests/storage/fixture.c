@@ -269,12 +269,11 @@ uint32_t fixture_get_variants(struct fixture *fixture, struct larder_record *hea
     struct larder_lease *lease;
     uint32_t ref_count;
     bool ready;
-    *err = larder_store_lease(fixture->store, &lease, refs, &ref_count, &ready,
-                              &(struct larder_want){.tenant = fixture->tenant.index,
-                                                    .keys = keys,
-                                                    .key_count = count,
-                                                    .worst = worst},
-                              lease_done, &waiter);
+    *err = larder_store_lease(
+        fixture->store, &lease, refs, &ref_count, &ready,
+        &(struct larder_want){
+            .tenant = fixture->tenant.index, .keys = keys, .key_count = count, .worst = worst},
+        lease_done, &waiter);
     uint32_t good = ref_count;
     if (lease && !ready) {
         *err = waiter_wait(&waiter);
