@@ -222,7 +222,7 @@ struct load {
     struct lease_ref *waiters;
     struct larder_key key;
     struct entry_variant variant;
-    uint8_t number; /* of the variant */
+    uint8_t number;            /* of the variant */
     uint64_t bytes;            /* of the record */
     struct host_layers wanted; /* under the lock: grows while it runs */
     bool keep;                 /* under the lock: wanted ahead of time, whoever waits for it */
