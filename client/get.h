@@ -40,6 +40,7 @@ struct get_block {
     uint64_t record_bytes; /* checked against the slab */
     uint64_t directory;    /* from the record's start */
     const struct larder_recipe *recipe;
+    void *tables; /* larder_recipe_fill_tables(); NULL when the recipe needs none */
     uint32_t section_count;
     uint32_t section_next; /* sections before it were handed to decode */
     uint8_t quality;

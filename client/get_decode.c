@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "base/error.h"
 #include "base/mem.h"
 #include "client/get.h"
 #include "client/workers.h"
@@ -86,6 +87,19 @@ static int check_identity(const struct larder_get_op *op, const struct get_block
     return 0;
 }
 
+static int fill_tables(const struct larder_get_op *op, struct get_block *block)
+{
+    const struct larder_model_desc *desc = &op->model->desc;
+    uint64_t bytes = larder_recipe_tables_bytes(block->recipe, desc, block->token_count);
+    if (bytes == 0)
+        return 0;
+    block->tables = larder_alloc(bytes);
+    if (!block->tables)
+        return larder_fail(-ENOMEM, "no memory for tables of %u positions", block->token_count);
+    return larder_recipe_fill_tables(block->recipe, block->tables, desc, block->token_first,
+                                     block->token_count);
+}
+
 static int read_head(struct larder_get_op *op, struct get_block *block)
 {
     const struct larder_record *head;
@@ -98,6 +112,8 @@ static int read_head(struct larder_get_op *op, struct get_block *block)
         head->section_count != larder_recipe_section_count(block->recipe, &op->model->desc))
         err = larder_fail(LARDER_ECORRUPT, "a record of recipe %s has %u sections",
                           larder_recipe_text(block->recipe), head->section_count);
+    if (err == 0)
+        err = fill_tables(op, block);
     if (err < 0) {
         block->record = NULL;
         return err;
@@ -189,9 +205,13 @@ static void decode_item(void *context, uint32_t index, void *scratch)
     lay_out_scratch(&at, op, item);
     char *planes = (char *)scratch + at.planes;
     memcpy(scratch, encoded, item->at.bytes);
-    item->err = larder_recipe_decode(block->recipe, planes, at.planes_bytes, desc, item->section,
-                                     scratch, item->at.bytes, block->token_count,
-                                     (char *)scratch + at.workspace, at.workspace_bytes);
+    const struct larder_block stored = {.model = desc,
+                                        .position = block->token_first,
+                                        .tables = block->tables,
+                                        .token_count = block->token_count};
+    item->err = larder_recipe_decode(block->recipe, planes, at.planes_bytes, &stored, item->section,
+                                     scratch, item->at.bytes, (char *)scratch + at.workspace,
+                                     at.workspace_bytes);
     if (item->err == 0)
         layout_scatter(&op->view, planes, &move);
 }

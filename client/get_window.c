@@ -198,6 +198,8 @@ void get_release(struct larder_get_op *op)
     for (uint32_t i = 0; i < op->lease_count; i++)
         larder_free(op->leases[i]);
     op->lease_count = 0;
+    for (uint32_t i = 0; i < op->block_count; i++)
+        larder_free(op->blocks[i].tables);
     op->block_count = 0;
     op->good = 0;
     op->layers_done = 0;

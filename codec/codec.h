@@ -22,14 +22,16 @@
 
 struct larder_recipe;
 
-/* Parses a recipe's text, presets by name included: "raw", "exact". -EINVAL with a message that
- * names the position, what was found and what is allowed. */
+/* Parses a recipe's text, presets by name included: "raw", "exact", "kivi4". -EINVAL with a message
+ * that names the position, what was found and what is allowed. The grammar: codec/recipe_tree.h. */
 int larder_recipe_open(struct larder_recipe **out, const char *text);
 void larder_recipe_close(struct larder_recipe *recipe);
 /* The text to store: presets stay names, spaces are normalised. Lives as long as the recipe. */
 const char *larder_recipe_text(const struct larder_recipe *recipe);
 /* Of what comes out of decode, when what went in was exact. */
 enum larder_quality larder_recipe_quality(const struct larder_recipe *recipe);
+/* Whether it can encode blocks of this model: LARDER_EUNSUPPORTED with a message that says why. */
+int larder_recipe_fits(const struct larder_recipe *recipe, const struct larder_model_desc *model);
 /* For people: a line a stage. -ENOSPC when `out_bytes` is too small. */
 int larder_recipe_describe(const struct larder_recipe *recipe, char *out, size_t out_bytes);
 
@@ -63,27 +65,45 @@ uint64_t larder_recipe_bound(const struct larder_recipe *recipe,
 uint64_t larder_recipe_workspace_bytes(const struct larder_recipe *recipe,
                                        const struct larder_model_desc *model, uint32_t token_count);
 
-/* What encode measured on its section. Bit-exact stages leave both 0. */
+/* The block whose sections are encoded or decoded. */
+struct larder_block {
+    const struct larder_model_desc *model; /* larder_model_check() accepted it */
+    uint64_t position;                     /* of its first token when K was computed */
+    const void *tables; /* larder_recipe_fill_tables(); NULL where a recipe needs none */
+    uint32_t token_count;
+};
+
+/* Some recipes take the rotary embedding off K and put it back, and read cosines and sines of the
+ * block's positions: memory of so many bytes (aligned to 4; 0: none), filled once and read by all
+ * sections. Decoding with tables of another position gives K rotated for that one.
+ * LARDER_ELIMIT for positions that no prompt has. */
+uint64_t larder_recipe_tables_bytes(const struct larder_recipe *recipe,
+                                    const struct larder_model_desc *model, uint32_t token_count);
+int larder_recipe_fill_tables(const struct larder_recipe *recipe, void *tables,
+                              const struct larder_model_desc *model, uint64_t position,
+                              uint32_t token_count);
+
+/* What encode measured on its section. Bit-exact stages leave all of it 0. */
 struct larder_section_error {
     double error_energy;  /* sum over elements of (decoded - original)^2 */
     double signal_energy; /* sum of original^2 */
+    bool fell_back;       /* stored exact: the recipe could not hold it, or would not shrink it */
 };
 
 /* Encodes one section from its canonical planes. *out_bytes <= out_capacity, which is at least the
- * bound; -EINVAL when it is not, or when the workspace is too small or not aligned. */
+ * bound; -EINVAL when it is not, or when the workspace is too small or not aligned;
+ * LARDER_EUNSUPPORTED as larder_recipe_fits(). */
 int larder_recipe_encode(const struct larder_recipe *recipe, void *out, uint64_t out_capacity,
                          uint64_t *out_bytes, struct larder_section_error *error,
-                         const struct larder_model_desc *model, uint32_t section,
-                         const void *planes, uint32_t token_count, void *workspace,
-                         uint64_t workspace_bytes);
+                         const struct larder_block *block, uint32_t section, const void *planes,
+                         void *workspace, uint64_t workspace_bytes);
 
 /* Decodes one section into its canonical planes (exactly larder_slice_raw_bytes). LARDER_ECORRUPT
  * or LARDER_EVERSION with a message for bytes that no encode made; never reads or writes out of
  * bounds, and what the planes hold after a failure is undefined. -EINVAL like encode. */
 int larder_recipe_decode(const struct larder_recipe *recipe, void *planes, uint64_t planes_bytes,
-                         const struct larder_model_desc *model, uint32_t section,
-                         const void *encoded, uint64_t encoded_bytes, uint32_t token_count,
-                         void *workspace, uint64_t workspace_bytes);
+                         const struct larder_block *block, uint32_t section, const void *encoded,
+                         uint64_t encoded_bytes, void *workspace, uint64_t workspace_bytes);
 
 /* The encoded bytes are the canonical planes themselves (recipe "raw"): a reader may scatter from
  * them without decode. */

@@ -1,17 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* recipe.c - the text of a recipe, and the way from a section to its stage.
+/* recipe.c - questions to a recipe, and the way from a section to its tree.
  *
- *   recipe := pipe | 'k' '{' pipe '}' 'v' '{' pipe '}'
- *   pipe   := preset | stage
- *
- * Spaces are allowed between words. A preset is a name for a pipe; the stored text keeps it.
  * Sections: one layer, all KV heads, K or V each.
  */
 #include "codec/codec.h"
 
 #include <assert.h>
-#include <ctype.h>
 #include <errno.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -20,169 +16,24 @@
 #include "base/limits.h"
 #include "base/mem.h"
 #include "base/record.h"
+#include "codec/recipe_tree.h"
+#include "codec/section.h"
 #include "codec/stage.h"
+#include "kernels/rope.h"
 
 #define WORKSPACE_ALIGN 64u
 
-static const struct codec_stage_ops *const stages[] = {
-    &codec_stage_plain,
-    &codec_stage_byteplanes,
-};
-
-static const struct preset {
-    const char *name;
-    const char *summary;
-    const struct codec_stage_ops *stage;
-} presets[] = {
-    {"raw", "as the engine computed it, not compressed", &codec_stage_plain},
-    {"exact", "bit-exact and smaller: byte planes, Huffman-coded exponents",
-     &codec_stage_byteplanes},
-};
-
 struct larder_recipe {
-    const struct codec_stage_ops *stage[2]; /* by enum larder_section_kind */
-    char text[LARDER_RECIPE_BYTES_MAX + 1];
+    struct recipe_tree tree;
 };
-
-/* --- parsing --------------------------------------------------------------------------------- */
-
-struct word {
-    const char *at;
-    size_t bytes;
-};
-
-struct parser {
-    const char *text;
-    const char *at;
-    char *out; /* the text to store, as far as it is parsed */
-    size_t out_bytes;
-};
-
-static bool is_word_char(char c)
-{
-    return isalnum((unsigned char)c) || c == '-' || c == '_' || c == '.';
-}
-
-static struct word peek(struct parser *parser)
-{
-    while (*parser->at == ' ')
-        parser->at++;
-    struct word word = {.at = parser->at};
-    while (is_word_char(word.at[word.bytes]))
-        word.bytes++;
-    if (word.bytes == 0 && *word.at)
-        word.bytes = 1;
-    return word;
-}
-
-static bool word_is(struct word word, const char *text)
-{
-    return word.bytes == strlen(text) && memcmp(word.at, text, word.bytes) == 0;
-}
-
-static int unexpected(const struct parser *parser, struct word found, const char *allowed)
-{
-    int shown = (int)larder_min_u64(found.bytes, 40);
-    const char *quote = found.bytes ? "'" : "";
-    return larder_fail(-EINVAL, "recipe '%.80s', character %zu: found %s%.*s%s, allowed: %s",
-                       parser->text, (size_t)(found.at - parser->text) + 1, quote,
-                       found.bytes ? shown : 7, found.bytes ? found.at : "the end", quote, allowed);
-}
-
-/* Moves behind a word and appends it to the text to store. The stored text is never longer than
- * what was given and a space. */
-static void accept(struct parser *parser, struct word word, const char *separator)
-{
-    parser->at = word.at + word.bytes;
-    size_t room = LARDER_RECIPE_BYTES_MAX + 1 - parser->out_bytes;
-    int written = snprintf(parser->out + parser->out_bytes, room, "%.*s%s", (int)word.bytes,
-                           word.at, separator);
-    assert(written >= 0);
-    assert((size_t)written < room);
-    parser->out_bytes += (size_t)written;
-}
-
-static int accept_exactly(struct parser *parser, const char *text, const char *separator)
-{
-    struct word word = peek(parser);
-    if (!word_is(word, text)) {
-        char allowed[16];
-        snprintf(allowed, sizeof(allowed), "'%s'", text);
-        return unexpected(parser, word, allowed);
-    }
-    accept(parser, word, separator);
-    return 0;
-}
-
-static void list_names(char *out, size_t out_bytes)
-{
-    size_t used = 0;
-    for (size_t i = 0; i < LARDER_COUNT_OF(presets) + LARDER_COUNT_OF(stages); i++) {
-        const char *name = i < LARDER_COUNT_OF(presets)
-                               ? presets[i].name
-                               : stages[i - LARDER_COUNT_OF(presets)]->name;
-        used += (size_t)snprintf(out + used, out_bytes - used, "%s%s", used ? ", " : "", name);
-        assert(used < out_bytes);
-    }
-}
-
-static int parse_pipe(struct parser *parser, const struct codec_stage_ops **out)
-{
-    struct word word = peek(parser);
-    *out = NULL;
-    for (size_t i = 0; i < LARDER_COUNT_OF(presets); i++) {
-        if (word_is(word, presets[i].name))
-            *out = presets[i].stage;
-    }
-    for (size_t i = 0; i < LARDER_COUNT_OF(stages); i++) {
-        if (word_is(word, stages[i]->name))
-            *out = stages[i];
-    }
-    if (!*out) {
-        char names[200];
-        list_names(names, sizeof(names));
-        return unexpected(parser, word, names);
-    }
-    accept(parser, word, "");
-    return 0;
-}
-
-static int parse_side(struct parser *parser, const char *name, const char *separator,
-                      const struct codec_stage_ops **out)
-{
-    LARDER_TRY(accept_exactly(parser, name, ""));
-    LARDER_TRY(accept_exactly(parser, "{", ""));
-    LARDER_TRY(parse_pipe(parser, out));
-    return accept_exactly(parser, "}", separator);
-}
-
-static int parse(struct larder_recipe *recipe, const char *text)
-{
-    struct parser parser = {.text = text, .at = text, .out = recipe->text};
-    if (word_is(peek(&parser), "k")) {
-        LARDER_TRY(parse_side(&parser, "k", " ", &recipe->stage[LARDER_SECTION_K]));
-        LARDER_TRY(parse_side(&parser, "v", "", &recipe->stage[LARDER_SECTION_V]));
-    } else {
-        LARDER_TRY(parse_pipe(&parser, &recipe->stage[LARDER_SECTION_K]));
-        recipe->stage[LARDER_SECTION_V] = recipe->stage[LARDER_SECTION_K];
-    }
-    struct word rest = peek(&parser);
-    if (rest.bytes > 0)
-        return unexpected(&parser, rest, "the end");
-    return 0;
-}
 
 int larder_recipe_open(struct larder_recipe **out, const char *text)
 {
     *out = NULL;
-    /* One byte is kept for the space that the stored text has between k{} and v{}. */
-    if (strlen(text) >= LARDER_RECIPE_BYTES_MAX)
-        return larder_fail(-EINVAL, "recipe of %zu bytes; the limit is %u", strlen(text),
-                           LARDER_RECIPE_BYTES_MAX - 1);
     struct larder_recipe *recipe = larder_alloc_zero(1, sizeof(*recipe));
     if (!recipe)
         return larder_fail(-ENOMEM, "no memory for a recipe");
-    int err = parse(recipe, text);
+    int err = recipe_parse(&recipe->tree, text);
     if (err < 0) {
         larder_free(recipe);
         return err;
@@ -200,42 +51,103 @@ void larder_recipe_close(struct larder_recipe *recipe)
 
 const char *larder_recipe_text(const struct larder_recipe *recipe)
 {
-    return recipe->text;
+    return recipe->tree.text;
+}
+
+/* The stage that keeps whole planes; NULL: the side is a tree over numbers. */
+static const struct codec_stage_ops *planes_stage(const struct larder_recipe *recipe, uint8_t kind)
+{
+    return recipe->tree.side[kind]->ops->planes;
 }
 
 enum larder_quality larder_recipe_quality(const struct larder_recipe *recipe)
 {
-    enum larder_quality k = recipe->stage[LARDER_SECTION_K]->quality;
-    enum larder_quality v = recipe->stage[LARDER_SECTION_V]->quality;
-    return k > v ? k : v;
+    bool exact = planes_stage(recipe, LARDER_SECTION_K) && planes_stage(recipe, LARDER_SECTION_V);
+    return exact ? LARDER_QUALITY_EXACT : LARDER_QUALITY_LOSSY;
 }
 
 bool larder_recipe_is_raw(const struct larder_recipe *recipe)
 {
-    return recipe->stage[LARDER_SECTION_K]->is_identity &&
-           recipe->stage[LARDER_SECTION_V]->is_identity;
+    return planes_stage(recipe, LARDER_SECTION_K) == &codec_stage_plain &&
+           planes_stage(recipe, LARDER_SECTION_V) == &codec_stage_plain;
+}
+
+/* --- for people ------------------------------------------------------------------------------ */
+
+struct text {
+    char *out;
+    size_t room;
+    size_t bytes; /* wanted; more than `room` when it did not fit */
+};
+
+__attribute__((format(printf, 2, 3))) static void say(struct text *text, const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    size_t left = text->bytes < text->room ? text->room - text->bytes : 0;
+    int written = vsnprintf(left ? text->out + text->bytes : NULL, left, format, arguments);
+    va_end(arguments);
+    assert(written >= 0);
+    text->bytes += (size_t)written;
+}
+
+static void say_value(struct text *text, const struct codec_param *param, double value)
+{
+    if (!param->words) {
+        say(text, " %s=%g", param->name, value);
+        return;
+    }
+    const char *word = param->words;
+    for (; value > 0; value--)
+        word = strchr(word, ' ') + 1;
+    say(text, " %s=%.*s", param->name, (int)strcspn(word, " "), word);
+}
+
+static void say_node(struct text *text, const struct codec_node *node, int indent)
+{
+    for (; node; node = node->next) {
+        say(text, "%*s%s", indent, "", node->ops->name);
+        for (uint32_t i = 0; i < node->ops->param_count; i++)
+            say_value(text, &node->ops->params[i], node->value[i]);
+        say(text, " - %s\n", node->ops->summary);
+        if (node->ops->role == CODEC_TRANSFORM) {
+            say_node(text, node->inner, indent);
+            continue;
+        }
+        for (const struct codec_node *inner = node->inner; inner; inner = inner->next) {
+            if (node->ops->role == CODEC_CASES && inner->layer_last == UINT32_MAX)
+                say(text, "%*sall other layers:\n", indent + 2, "");
+            else if (node->ops->role == CODEC_CASES)
+                say(text, "%*slayers %u-%u:\n", indent + 2, "", inner->layer_first,
+                    inner->layer_last);
+            struct codec_node alone = *inner;
+            alone.next = NULL;
+            say_node(text, &alone, indent + 4);
+        }
+    }
 }
 
 int larder_recipe_describe(const struct larder_recipe *recipe, char *out, size_t out_bytes)
 {
-    const struct codec_stage_ops *k = recipe->stage[LARDER_SECTION_K];
-    const struct codec_stage_ops *v = recipe->stage[LARDER_SECTION_V];
-    int wanted = k == v ? snprintf(out, out_bytes, "K, V: %s - %s\n", k->name, k->summary)
-                        : snprintf(out, out_bytes, "K: %s - %s\nV: %s - %s\n", k->name, k->summary,
-                                   v->name, v->summary);
-    if (wanted < 0 || (size_t)wanted >= out_bytes)
-        return larder_fail(-ENOSPC, "the description needs %d bytes, there are %zu", wanted + 1,
-                           out_bytes);
+    struct text text = {.out = out, .room = out_bytes};
+    static const char *const names[] = {[LARDER_SECTION_K] = "K:\n", [LARDER_SECTION_V] = "V:\n"};
+    for (uint8_t kind = LARDER_SECTION_K; kind <= LARDER_SECTION_V; kind++) {
+        say(&text, "%s", names[kind]);
+        say_node(&text, recipe->tree.side[kind], 2);
+    }
+    if (text.bytes >= out_bytes)
+        return larder_fail(-ENOSPC, "the description needs %zu bytes, there are %zu",
+                           text.bytes + 1, out_bytes);
     return 0;
 }
 
 const char *larder_recipe_preset(uint32_t index, const char **summary)
 {
-    if (index >= LARDER_COUNT_OF(presets))
+    if (index >= recipe_preset_count)
         return NULL;
     if (summary)
-        *summary = presets[index].summary;
-    return presets[index].name;
+        *summary = recipe_presets[index].summary;
+    return recipe_presets[index].name;
 }
 
 /* --- sections -------------------------------------------------------------------------------- */
@@ -260,80 +172,158 @@ void larder_recipe_slice(const struct larder_recipe *recipe, struct larder_slice
     };
 }
 
-static void shape_of_slice(struct codec_shape *out, const struct larder_model_desc *model,
-                           const struct larder_slice *slice, uint32_t token_count)
+static uint32_t dims_of(const struct larder_model_desc *model, uint8_t kind)
 {
-    *out = (struct codec_shape){
-        .group_count = (uint32_t)slice->layer_count * slice->head_count,
-        .token_count = token_count,
-        .dims = slice->kind == LARDER_SECTION_K ? model->k_dims : model->v_dims,
-        .elem_bytes = (uint32_t)larder_dtype_bytes(model->dtype),
-    };
+    return kind == LARDER_SECTION_K ? model->k_dims : model->v_dims;
 }
 
 uint64_t larder_slice_raw_bytes(const struct larder_model_desc *model,
                                 const struct larder_slice *slice, uint32_t token_count)
 {
-    struct codec_shape shape;
-    shape_of_slice(&shape, model, slice, token_count);
-    return codec_shape_bytes(&shape);
+    return (uint64_t)slice->layer_count * slice->head_count * token_count *
+           dims_of(model, slice->kind) * larder_dtype_bytes(model->dtype);
 }
 
-static const struct codec_stage_ops *stage_of_section(const struct larder_recipe *recipe,
-                                                      struct codec_shape *shape,
-                                                      const struct larder_model_desc *model,
-                                                      uint32_t section, uint32_t token_count)
+static struct codec_size size_of_side(const struct larder_model_desc *model, uint8_t kind,
+                                      uint32_t token_count)
 {
-    assert(token_count > 0);
-    assert(token_count <= LARDER_BLOCK_TOKENS_MAX);
-    struct larder_slice slice;
-    larder_recipe_slice(recipe, &slice, model, section);
-    shape_of_slice(shape, model, &slice, token_count);
-    return recipe->stage[slice.kind];
+    return (struct codec_size){
+        .heads = model->kv_heads, .tokens = token_count, .dims = dims_of(model, kind)};
+}
+
+int larder_recipe_fits(const struct larder_recipe *recipe, const struct larder_model_desc *model)
+{
+    for (uint8_t kind = LARDER_SECTION_K; kind <= LARDER_SECTION_V; kind++) {
+        struct codec_size size = size_of_side(model, kind, CODEC_TILE_TOKENS);
+        LARDER_TRY(codec_fits(recipe->tree.side[kind], &size));
+    }
+    return 0;
+}
+
+/* A section of one recipe, whichever way it is stored. */
+struct job {
+    const struct codec_stage_ops *planes; /* NULL: `tree` */
+    struct codec_shape shape;
+    struct section tree;
+};
+
+static void open_job(struct job *out, const struct larder_recipe *recipe,
+                     const struct larder_block *block, uint32_t section)
+{
+    assert(block->token_count > 0);
+    assert(block->token_count <= LARDER_BLOCK_TOKENS_MAX);
+    assert(section < larder_recipe_section_count(recipe, block->model));
+    uint8_t kind = section % 2 == 0 ? LARDER_SECTION_K : LARDER_SECTION_V;
+    struct codec_size size = size_of_side(block->model, kind, block->token_count);
+    *out = (struct job){
+        .planes = planes_stage(recipe, kind),
+        .shape = {.group_count = size.heads,
+                  .token_count = size.tokens,
+                  .dims = size.dims,
+                  .elem_bytes = (uint32_t)larder_dtype_bytes(block->model->dtype)},
+        .tree = {.tree = recipe->tree.side[kind],
+                 .block = block,
+                 .layer = section / 2,
+                 .kind = kind,
+                 .size = size},
+    };
+}
+
+static uint64_t job_bound(const struct job *job)
+{
+    return job->planes ? job->planes->bound(&job->shape) : section_bound(&job->tree);
+}
+
+static uint64_t job_workspace_bytes(const struct job *job)
+{
+    return job->planes ? job->planes->workspace_bytes(&job->shape)
+                       : section_workspace_bytes(&job->tree);
 }
 
 uint64_t larder_recipe_bound(const struct larder_recipe *recipe,
                              const struct larder_model_desc *model, uint32_t section,
                              uint32_t token_count)
 {
-    struct codec_shape shape;
-    const struct codec_stage_ops *stage =
-        stage_of_section(recipe, &shape, model, section, token_count);
-    return stage->bound(&shape);
+    struct larder_block block = {.model = model, .token_count = token_count};
+    struct job job;
+    open_job(&job, recipe, &block, section);
+    return job_bound(&job);
 }
 
 uint64_t larder_recipe_workspace_bytes(const struct larder_recipe *recipe,
                                        const struct larder_model_desc *model, uint32_t token_count)
 {
-    /* All layers are alike: K and V of the first stand for them. */
+    /* All layers are alike, or the largest of a recipe's cases: K and V of the first stand for
+     * them. */
+    struct larder_block block = {.model = model, .token_count = token_count};
     uint64_t most = 0;
     for (uint32_t section = 0; section < 2; section++) {
-        struct codec_shape shape;
-        const struct codec_stage_ops *stage =
-            stage_of_section(recipe, &shape, model, section, token_count);
-        uint64_t bytes = stage->workspace_bytes(&shape);
+        struct job job;
+        open_job(&job, recipe, &block, section);
+        uint64_t bytes = job_workspace_bytes(&job);
         most = bytes > most ? bytes : most;
     }
     return most;
 }
 
-/* Stages count in 32 bits; a section that no record can hold is refused. */
-static int check_size(const struct codec_shape *shape)
+/* --- tables ----------------------------------------------------------------------------------- */
+
+static bool needs_tables(const struct larder_recipe *recipe)
 {
-    if (codec_shape_bytes(shape) > LARDER_RECORD_BYTES_MAX)
-        return larder_fail(LARDER_ELIMIT, "a section of %llu bytes; the limit is %llu",
-                           (unsigned long long)codec_shape_bytes(shape),
-                           (unsigned long long)LARDER_RECORD_BYTES_MAX);
+    for (uint32_t i = 0; i < recipe->tree.node_count; i++) {
+        if (recipe->tree.nodes[i].ops->needs_tables)
+            return true;
+    }
+    return false;
+}
+
+uint64_t larder_recipe_tables_bytes(const struct larder_recipe *recipe,
+                                    const struct larder_model_desc *model, uint32_t token_count)
+{
+    if (!needs_tables(recipe) || model->rope.kind == LARDER_ROPE_NONE)
+        return 0;
+    return (uint64_t)token_count * model->rope.rotary_dims * sizeof(float);
+}
+
+int larder_recipe_fill_tables(const struct larder_recipe *recipe, void *tables,
+                              const struct larder_model_desc *model, uint64_t position,
+                              uint32_t token_count)
+{
+    if (larder_recipe_tables_bytes(recipe, model, token_count) == 0)
+        return 0;
+    LARDER_TRY(larder_rope_check(&model->rope, model->k_dims));
+    if (position > LARDER_PROMPT_TOKENS_MAX - token_count)
+        return larder_fail(LARDER_ELIMIT, "position=%llu; prompts have at most %u tokens",
+                           (unsigned long long)position, LARDER_PROMPT_TOKENS_MAX);
+    float *cosines = tables;
+    float *sines = cosines + (uint64_t)token_count * (model->rope.rotary_dims / 2);
+    larder_rope_rows(cosines, sines, &model->rope, (uint32_t)position, token_count);
     return 0;
 }
 
-static int check_workspace(const struct codec_stage_ops *stage, const struct codec_shape *shape,
-                           const void *workspace, uint64_t workspace_bytes)
+/* --- encode and decode ------------------------------------------------------------------------ */
+
+/* Stages count in 32 bits; a section that no record can hold is refused. */
+static int check_job(const struct job *job, const struct larder_recipe *recipe,
+                     const void *workspace, uint64_t workspace_bytes)
 {
-    uint64_t need = stage->workspace_bytes(shape);
+    uint64_t bytes = codec_shape_bytes(&job->shape);
+    if (bytes > LARDER_RECORD_BYTES_MAX)
+        return larder_fail(LARDER_ELIMIT, "a section of %llu bytes; the limit is %llu",
+                           (unsigned long long)bytes, (unsigned long long)LARDER_RECORD_BYTES_MAX);
+    const struct larder_block *block = job->tree.block;
+    if (!job->planes)
+        LARDER_TRY(codec_fits(job->tree.tree, &job->tree.size));
+    if (!job->planes && !block->tables &&
+        larder_recipe_tables_bytes(recipe, block->model, block->token_count) > 0)
+        return larder_fail(-EINVAL,
+                           "'%s' needs the tables of the block's positions; "
+                           "larder_recipe_fill_tables() makes them",
+                           larder_recipe_text(recipe));
+    uint64_t need = job_workspace_bytes(job);
     if (workspace_bytes < need)
         return larder_fail(-EINVAL, "workspace of %llu bytes; '%s' needs %llu",
-                           (unsigned long long)workspace_bytes, stage->name,
+                           (unsigned long long)workspace_bytes, larder_recipe_text(recipe),
                            (unsigned long long)need);
     if (need > 0 && (uintptr_t)workspace % WORKSPACE_ALIGN != 0)
         return larder_fail(-EINVAL, "workspace is not aligned to %u bytes", WORKSPACE_ALIGN);
@@ -342,37 +332,36 @@ static int check_workspace(const struct codec_stage_ops *stage, const struct cod
 
 int larder_recipe_encode(const struct larder_recipe *recipe, void *out, uint64_t out_capacity,
                          uint64_t *out_bytes, struct larder_section_error *error,
-                         const struct larder_model_desc *model, uint32_t section,
-                         const void *planes, uint32_t token_count, void *workspace,
-                         uint64_t workspace_bytes)
+                         const struct larder_block *block, uint32_t section, const void *planes,
+                         void *workspace, uint64_t workspace_bytes)
 {
     *out_bytes = 0;
     *error = (struct larder_section_error){0};
-    struct codec_shape shape;
-    const struct codec_stage_ops *stage =
-        stage_of_section(recipe, &shape, model, section, token_count);
-    LARDER_TRY(check_size(&shape));
-    uint64_t bound = stage->bound(&shape);
+    struct job job;
+    open_job(&job, recipe, block, section);
+    LARDER_TRY(check_job(&job, recipe, workspace, workspace_bytes));
+    uint64_t bound = job_bound(&job);
     if (out_capacity < bound)
         return larder_fail(-EINVAL, "room for %llu bytes; the section's bound is %llu",
                            (unsigned long long)out_capacity, (unsigned long long)bound);
-    LARDER_TRY(check_workspace(stage, &shape, workspace, workspace_bytes));
-    return stage->encode(out, out_capacity, out_bytes, error, &shape, planes, workspace);
+    if (job.planes)
+        return job.planes->encode(out, out_capacity, out_bytes, error, &job.shape, planes,
+                                  workspace);
+    return section_encode(&job.tree, out, out_bytes, error, planes, workspace, workspace_bytes);
 }
 
 int larder_recipe_decode(const struct larder_recipe *recipe, void *planes, uint64_t planes_bytes,
-                         const struct larder_model_desc *model, uint32_t section,
-                         const void *encoded, uint64_t encoded_bytes, uint32_t token_count,
-                         void *workspace, uint64_t workspace_bytes)
+                         const struct larder_block *block, uint32_t section, const void *encoded,
+                         uint64_t encoded_bytes, void *workspace, uint64_t workspace_bytes)
 {
-    struct codec_shape shape;
-    const struct codec_stage_ops *stage =
-        stage_of_section(recipe, &shape, model, section, token_count);
-    LARDER_TRY(check_size(&shape));
-    if (planes_bytes != codec_shape_bytes(&shape))
+    struct job job;
+    open_job(&job, recipe, block, section);
+    LARDER_TRY(check_job(&job, recipe, workspace, workspace_bytes));
+    if (planes_bytes != codec_shape_bytes(&job.shape))
         return larder_fail(-EINVAL, "room for %llu bytes; the section's planes are %llu",
                            (unsigned long long)planes_bytes,
-                           (unsigned long long)codec_shape_bytes(&shape));
-    LARDER_TRY(check_workspace(stage, &shape, workspace, workspace_bytes));
-    return stage->decode(planes, &shape, encoded, encoded_bytes, workspace);
+                           (unsigned long long)codec_shape_bytes(&job.shape));
+    if (job.planes)
+        return job.planes->decode(planes, &job.shape, encoded, encoded_bytes, workspace);
+    return section_decode(&job.tree, planes, encoded, encoded_bytes, workspace, workspace_bytes);
 }

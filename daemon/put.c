@@ -49,6 +49,7 @@ struct operation {
     bool in_place;    /* one worker alone: sections follow each other from the start */
     uint64_t *places; /* of sections in the payload: room for the bound of each */
     struct larder_section_error *errors;
+    void *tables; /* larder_recipe_fill_tables(); NULL when the recipe needs none */
     struct helper helpers[HELPERS_MAX];
 
     /* Sections are taken with an atomic add, which orders nothing. Acquire-release on the second
@@ -72,6 +73,7 @@ static void unref(struct operation *operation)
     larder_free(operation->copy);
     larder_free(operation->places);
     larder_free(operation->errors);
+    larder_free(operation->tables);
     larder_free(operation);
 }
 
@@ -208,9 +210,13 @@ static int encode(struct operation *operation, uint32_t index, uint64_t place,
                                (unsigned long long)raw_bytes);
         gather(operation, memory, &slice);
         uint64_t bound = larder_recipe_bound(operation->recipe, model, index, token_count);
+        struct larder_block block = {.model = model,
+                                     .position = put->wire.position,
+                                     .tables = operation->tables,
+                                     .token_count = token_count};
         LARDER_TRY(larder_recipe_encode(operation->recipe, out, bound, &bytes,
-                                        &operation->errors[index], model, index, memory,
-                                        token_count, memory + copy_bytes, workspace_bytes));
+                                        &operation->errors[index], &block, index, memory,
+                                        memory + copy_bytes, workspace_bytes));
         assert(bytes <= bound);
     }
     section->layer_first = slice.layer_first;
@@ -368,11 +374,27 @@ static int open_recipe(struct operation *operation)
     return 0;
 }
 
+static int fill_tables(struct operation *operation)
+{
+    const struct larder_model_desc *model = &operation->put.model->info.desc;
+    const struct wire_put *wire = &operation->put.wire;
+    uint64_t bytes = larder_recipe_tables_bytes(operation->recipe, model, wire->token_count);
+    if (bytes == 0)
+        return 0;
+    operation->tables = larder_alloc(bytes);
+    if (!operation->tables)
+        return larder_fail(-ENOMEM, "no memory for tables of %u positions", wire->token_count);
+    return larder_recipe_fill_tables(operation->recipe, operation->tables, model, wire->position,
+                                     wire->token_count);
+}
+
 /* Where each section may go at most, and how long all may become. */
 static int plan_sections(struct operation *operation, uint64_t *payload_bytes_max)
 {
     const struct larder_model_desc *model = &operation->put.model->info.desc;
     uint32_t token_count = operation->put.wire.token_count;
+    LARDER_TRY(larder_recipe_fits(operation->recipe, model));
+    LARDER_TRY(fill_tables(operation));
     uint32_t count = larder_recipe_section_count(operation->recipe, model);
     if (count == 0 || count > LARDER_SECTIONS_MAX)
         return larder_fail(LARDER_ELIMIT, "recipe '%s' makes %u sections, at most %u fit a record",

@@ -131,6 +131,22 @@ void larder_rope_frequencies(float *out, const struct larder_rope *rope)
         scale_yarn(out, powers, rope);
 }
 
+void larder_rope_rows(float *cosines, float *sines, const struct larder_rope *rope, uint32_t first,
+                      uint32_t count)
+{
+    float frequencies[LARDER_HEAD_DIMS_MAX / 2];
+    larder_rope_frequencies(frequencies, rope);
+    float factor = rope->kind == LARDER_ROPE_YARN ? (float)rope->attention_factor : 1.0f;
+    uint32_t pairs = rope->rotary_dims / 2;
+    for (uint32_t row = 0; row < count; row++)
+        for (uint32_t i = 0; i < pairs; i++) {
+            double angle = (double)((float)(first + row) * frequencies[i]);
+            size_t at = (size_t)row * pairs + i;
+            cosines[at] = (float)cos(angle) * factor;
+            sines[at] = (float)sin(angle) * factor;
+        }
+}
+
 int larder_rope_table_open(struct larder_rope_table **out, const struct larder_rope *rope,
                            uint32_t head_dims)
 {
@@ -177,17 +193,9 @@ int larder_rope_table_grow(struct larder_rope_table *table, uint32_t positions)
         return larder_fail(-ENOMEM, "no memory for a rope table of %u positions, %zu bytes",
                            positions, 2 * bytes);
 
-    float frequencies[LARDER_HEAD_DIMS_MAX / 2];
-    larder_rope_frequencies(frequencies, &table->rope);
-    float factor =
-        table->rope.kind == LARDER_ROPE_YARN ? (float)table->rope.attention_factor : 1.0f;
-    for (uint32_t position = table->positions; position < positions; position++)
-        for (uint32_t i = 0; i < table->pairs; i++) {
-            double angle = (double)((float)position * frequencies[i]);
-            size_t at = (size_t)position * table->pairs + i;
-            table->cos[at] = (float)cos(angle) * factor;
-            table->sin[at] = (float)sin(angle) * factor;
-        }
+    size_t at = (size_t)table->positions * table->pairs;
+    larder_rope_rows(table->cos + at, table->sin + at, &table->rope, table->positions,
+                     positions - table->positions);
     table->positions = positions;
     return 0;
 }

@@ -28,6 +28,11 @@ int larder_rope_check(const struct larder_rope *rope, uint32_t head_dims);
 /* Angle per position of each pair: rotary_dims / 2 numbers. `rope` was checked and is not none. */
 void larder_rope_frequencies(float *out, const struct larder_rope *rope);
 
+/* cos and sin [count][rotary_dims / 2] of the positions from `first` on, times the attention
+ * factor: rows of a table. `rope` was checked and is not none. */
+void larder_rope_rows(float *cosines, float *sines, const struct larder_rope *rope, uint32_t first,
+                      uint32_t count);
+
 /* Checks `rope`; the table is empty until it grows. */
 int larder_rope_table_open(struct larder_rope_table **out, const struct larder_rope *rope,
                            uint32_t head_dims);

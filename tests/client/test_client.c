@@ -5,6 +5,7 @@
  *         on all tokens before it. */
 #include <check.h>
 #include <errno.h>
+#include <math.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -378,6 +379,78 @@ START_TEST(test_quality)
     const struct larder_put_options bad = {.recipe = "no such recipe"};
     struct larder_put_result none;
     ck_assert_int_eq(larder_put(model, &none, &prompt, &engine.layout, &bad), -EINVAL);
+    close_scene();
+}
+END_TEST
+
+/* --- lossy recipes ---------------------------------------------------------------------------- */
+
+static float kv_number(uint32_t layer, uint32_t kind, uint64_t token, uint32_t head, uint32_t dim)
+{
+    return sinf((float)(token * 3 + dim * 7 + head * 5 + layer + kind)) * (dim == 3 ? 8 : 1);
+}
+
+/* Runs `visit` over every element; the sum of what it gives. */
+static double over_elements(double (*visit)(char *element, float number))
+{
+    double sum = 0;
+    for (uint32_t layer = 0; layer < ENGINE_LAYERS; layer++)
+        for (uint32_t kind = 0; kind < 2; kind++)
+            for (uint64_t token = 0; token < ENGINE_TOKENS; token++)
+                for (uint32_t head = 0; head < ENGINE_HEADS; head++)
+                    for (uint32_t dim = 0; dim < ENGINE_DIMS; dim++)
+                        sum += visit(engine_element(&engine.layout, layer, kind, token, head, dim),
+                                     kv_number(layer, kind, token, head, dim));
+    return sum;
+}
+
+static double write_number(char *element, float number)
+{
+    memcpy(element, &number, sizeof(number));
+    return (double)number * (double)number;
+}
+
+static double distance(char *element, float number)
+{
+    float is;
+    memcpy(&is, element, sizeof(is));
+    return ((double)is - (double)number) * ((double)is - (double)number);
+}
+
+START_TEST(test_lossy)
+{
+    open_scene(ENGINE_PAGED, LARDER_F32, 2, NULL);
+    larder_model_close(model);
+    engine.desc.rope = (struct larder_rope){
+        .kind = LARDER_ROPE_PLAIN, .rotary_dims = ENGINE_DIMS, .theta = 10000, .factor = 1};
+    ck_assert_int_eq(larder_model_open(larder, &model, &engine.desc), 0);
+    const struct larder_prompt prompt = prompt_of(ENGINE_TOKENS);
+    const struct larder_put_options options = {
+        .wait = LARDER_DURABLE,
+        .recipe = "k{rope-off | quant bits=8 axis=channel group=16} v{hadamard block=8 | kivi4}"};
+    struct larder_put_result stored;
+    double energy = over_elements(write_number);
+    ck_assert_msg(larder_put(model, &stored, &prompt, &engine.layout, &options) == 0, "%s",
+                  larder_last_error());
+    ck_assert_uint_eq(stored.tokens_new, ENGINE_TOKENS);
+
+    struct larder_get_result result;
+    engine_scramble(&engine);
+    ck_assert_int_eq(larder_get(model, &result, &prompt, &engine.layout, LARDER_QUALITY_EXACT, 0),
+                     0);
+    ck_assert_uint_eq(result.tokens, 0);
+    ck_assert_int_eq(larder_get(model, &result, &prompt, &engine.layout, LARDER_QUALITY_LOSSY, 0),
+                     0);
+    ck_assert_uint_eq(result.tokens, ENGINE_TOKENS);
+    ck_assert_uint_eq(result.quality, LARDER_QUALITY_LOSSY);
+    double error = sqrt(over_elements(distance) / energy);
+    ck_assert_msg(error > 1e-6 && error < 0.06, "relative error %g", error);
+
+    const struct larder_put_options unfit = {.recipe = "hadamard | quant bits=4"};
+    tokens[0]++;
+    ck_assert_int_eq(larder_put(model, &stored, &prompt, &engine.layout, &unfit),
+                     LARDER_EUNSUPPORTED);
+    ck_assert_ptr_nonnull(strstr(larder_last_error(), "power of two"));
     close_scene();
 }
 END_TEST
@@ -965,6 +1038,7 @@ static void add_cases(Suite *suite)
         {"limits_of_a_get", test_limits_of_a_get, 1},
         {"identity", test_identity, 1},
         {"quality", test_quality, 1},
+        {"lossy", test_lossy, 1},
         {"remove", test_remove, 1},
         {"layers", test_layers, 1},
         {"stale", test_stale, 1},

@@ -85,9 +85,9 @@ static void section_encode(struct section *s)
     ck_assert_uint_le(bound, s->planes_bytes + 24);
     uint8_t *out = larder_alloc(bound);
     struct larder_section_error error;
-    ck_assert_int_eq(larder_recipe_encode(s->recipe, out, bound, &s->encoded_bytes, &error,
-                                          &s->model, 0, s->planes, s->token_count, s->workspace,
-                                          s->workspace_bytes),
+    struct larder_block block = {.model = &s->model, .token_count = s->token_count};
+    ck_assert_int_eq(larder_recipe_encode(s->recipe, out, bound, &s->encoded_bytes, &error, &block,
+                                          0, s->planes, s->workspace, s->workspace_bytes),
                      0);
     ck_assert_uint_le(s->encoded_bytes, bound);
     ck_assert(error.error_energy == 0);
@@ -100,8 +100,9 @@ static void section_encode(struct section *s)
 /* Decodes `bytes` of `from` into planes of exactly the right size. */
 static int section_decode(struct section *s, uint8_t *planes, const uint8_t *from, uint64_t bytes)
 {
-    return larder_recipe_decode(s->recipe, planes, s->planes_bytes, &s->model, 0, from, bytes,
-                                s->token_count, s->workspace, s->workspace_bytes);
+    struct larder_block block = {.model = &s->model, .token_count = s->token_count};
+    return larder_recipe_decode(s->recipe, planes, s->planes_bytes, &block, 0, from, bytes,
+                                s->workspace, s->workspace_bytes);
 }
 
 /* The ratio, after a round trip. */

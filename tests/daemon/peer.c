@@ -376,6 +376,7 @@ static int decode(struct peer *peer, const struct larder_record *record, const s
     uint64_t workspace_bytes =
         larder_recipe_workspace_bytes(recipe, &peer->desc, block->token_count);
     void *workspace = aligned_alloc(64, larder_round_up(workspace_bytes + 64, 64));
+    const struct larder_block stored = {.model = &peer->desc, .token_count = block->token_count};
     uint64_t used = 0;
     int err = 0;
     for (uint32_t i = 0; err == 0 && i < record->section_count; i++) {
@@ -384,9 +385,9 @@ static int decode(struct peer *peer, const struct larder_record *record, const s
         larder_recipe_slice(recipe, &slice, &peer->desc, i);
         uint64_t raw = larder_slice_raw_bytes(&peer->desc, &slice, block->token_count);
         ck_assert_uint_le(used + raw, kv_bytes);
-        err = larder_recipe_decode(recipe, kv_out + used, raw, &peer->desc, i,
+        err = larder_recipe_decode(recipe, kv_out + used, raw, &stored, i,
                                    (const uint8_t *)record + section->offset, section->bytes,
-                                   block->token_count, workspace, workspace_bytes);
+                                   workspace, workspace_bytes);
         used += raw;
     }
     if (err == 0)

@@ -34,7 +34,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
     assert(strcmp(larder_recipe_text(recipe), larder_recipe_text(again)) == 0);
     assert(larder_recipe_is_raw(recipe) == larder_recipe_is_raw(again));
     assert(larder_recipe_quality(recipe) == larder_recipe_quality(again));
-    char shown[1024], shown_again[1024];
+    char shown[16384], shown_again[16384];
     assert(larder_recipe_describe(recipe, shown, sizeof(shown)) == 0);
     assert(larder_recipe_describe(again, shown_again, sizeof(shown_again)) == 0);
     assert(strcmp(shown, shown_again) == 0);

@@ -145,11 +145,12 @@ static void save_section(const char *name, uint8_t recipe_and_kind, uint8_t toke
     void *encoded = malloc(bound);
     void *workspace = aligned_alloc(64, workspace_bytes + 64);
     struct larder_section_error error;
+    struct larder_block block = {.model = &model, .token_count = tokens};
     assert(encoded && workspace);
-    assert(larder_recipe_encode(recipe, encoded, bound, &bytes, &error, &model, 0,
-                                recipe_and_kind & 16 ? (void *)wide : (void *)narrow, tokens,
-                                workspace, workspace_bytes) == 0);
-    save("exact", name, choice, sizeof(choice), encoded, bytes);
+    assert(larder_recipe_encode(recipe, encoded, bound, &bytes, &error, &block, 0,
+                                recipe_and_kind & 16 ? (void *)wide : (void *)narrow, workspace,
+                                workspace_bytes) == 0);
+    save("section", name, choice, sizeof(choice), encoded, bytes);
     free(workspace);
     free(encoded);
     larder_recipe_close(recipe);

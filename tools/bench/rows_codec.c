@@ -15,6 +15,7 @@
 
 struct codec_bench {
     struct larder_model_desc model;
+    struct larder_block block;
     struct larder_recipe *recipe;
     uint32_t section_count; /* all as large as the first: one after the other in `raw` */
     uint64_t raw_bytes;     /* of one section */
@@ -42,6 +43,7 @@ static int codec_open(const struct bench *bench, struct codec_bench *out)
 {
     *out = (struct codec_bench){0};
     bench_model_large(&out->model);
+    out->block = (struct larder_block){.model = &out->model, .token_count = BLOCK_TOKENS};
     LARDER_TRY(larder_recipe_open(&out->recipe, "exact"));
     out->raw_bytes = (uint64_t)out->model.kv_heads * BLOCK_TOKENS * out->model.k_dims * 2;
     out->section_count = (uint32_t)(bench->corpus_bytes / 4 / out->raw_bytes);
@@ -76,8 +78,8 @@ static int encode_all(void *context, double *measure)
         struct larder_section_error error;
         LARDER_TRY(larder_recipe_encode(codec->recipe, codec->encoded + i * codec->bound,
                                         codec->bound, &codec->encoded_bytes[i], &error,
-                                        &codec->model, 0, codec->raw + i * codec->raw_bytes,
-                                        BLOCK_TOKENS, codec->workspace, codec->workspace_bytes));
+                                        &codec->block, 0, codec->raw + i * codec->raw_bytes,
+                                        codec->workspace, codec->workspace_bytes));
     }
     *measure = (double)(codec->section_count * codec->raw_bytes) / 1e9 / (bench_now_s() - started);
     return 0;
@@ -89,9 +91,9 @@ static int decode_all(void *context, double *measure)
     double started = bench_now_s();
     for (uint32_t i = 0; i < codec->section_count; i++)
         LARDER_TRY(larder_recipe_decode(codec->recipe, codec->decoded + i * codec->raw_bytes,
-                                        codec->raw_bytes, &codec->model, 0,
+                                        codec->raw_bytes, &codec->block, 0,
                                         codec->encoded + i * codec->bound, codec->encoded_bytes[i],
-                                        BLOCK_TOKENS, codec->workspace, codec->workspace_bytes));
+                                        codec->workspace, codec->workspace_bytes));
     *measure = (double)(codec->section_count * codec->raw_bytes) / 1e9 / (bench_now_s() - started);
     return 0;
 }

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Goal:   decoding stays within its memory and gives the same answer whatever lay there before,
- *         for any bytes; encoding any planes and decoding that gives them back, within the bound,
- *         and is refused when there is less room than that.
+ *         for any bytes; encoding any planes and decoding that gives them back, if the recipe is
+ *         exact, within the bound, and is refused when there is less room than that.
  * Input:  5 bytes that choose recipe, kind, dtype and shape; the section. The same bytes are used
  *         again as planes. */
 #include "codec/codec.h"
 
 #include <errno.h>
+#include <stdbool.h>
 
 #include "base/bytes.h"
 #include "base/error.h"
@@ -59,17 +60,37 @@ static void close_room(struct room *room)
 struct scene {
     struct larder_recipe *recipe;
     struct larder_model_desc model;
+    struct larder_block block; /* of the model above */
     uint32_t section;
-    uint32_t token_count;
     uint64_t raw_bytes;
     uint64_t workspace_bytes;
 };
 
-static void open_scene(struct scene *scene, const uint8_t choice[5])
+/* False when the recipe is not for such a model. */
+static bool open_scene(struct scene *scene, const uint8_t choice[5])
 {
-    static const char *const recipes[] = {"exact", "raw", "k{exact} v{raw}", "k{raw}v{exact}"};
+    static const char *const recipes[16] = {
+        "exact",
+        "raw",
+        "k{exact} v{raw}",
+        "k{raw}v{exact}",
+        "kivi2",
+        "kivi4",
+        "quarot-int4",
+        "quarot-int2",
+        "rope-off | hadamard heads=2 block=8 signs=3 | quant bits=3 group=5 mode=int clip=0.7",
+        "sinks tokens=7{quant levels=3 axis=channel group=0 mode=sym}",
+        "quant bits=1 group=0",
+        "layers(0){rope-off | quant bits=8 axis=channel group=16} else{quant}",
+        "quant bits=5 group=4096 clip=0.1",
+        "quant bits=6 mode=int",
+        "quant bits=7 mode=sym axis=channel group=32",
+        "hadamard block=2 | sinks{hadamard block=1 | quant bits=8}",
+    };
     static const uint32_t dtypes[] = {LARDER_BF16, LARDER_F16, LARDER_F32, LARDER_BF16};
-    *scene = (struct scene){.section = choice[0] >> 2 & 1, .token_count = choice[2] % 64 + 1u};
+    *scene = (struct scene){.section = choice[0] >> 2 & 1};
+    scene->block =
+        (struct larder_block){.model = &scene->model, .token_count = choice[2] % 64 + 1u};
     scene->model = (struct larder_model_desc){
         .layers = 1,
         .kv_heads = choice[1] % 4 + 1u,
@@ -78,12 +99,30 @@ static void open_scene(struct scene *scene, const uint8_t choice[5])
         .dtype = dtypes[choice[0] >> 3 & 3],
         .vocab = 256,
     };
-    assert(larder_recipe_open(&scene->recipe, recipes[choice[0] & 3]) == 0);
+    /* Any shape, but where a recipe takes the rotary embedding off. */
+    scene->model.rope =
+        (struct larder_rope){.kind = scene->model.k_dims > 1 ? LARDER_ROPE_PLAIN : LARDER_ROPE_NONE,
+                             .interleaved = choice[3] >> 7,
+                             .rotary_dims = scene->model.k_dims & ~1u,
+                             .theta = 100,
+                             .factor = 1};
+    assert(larder_recipe_open(&scene->recipe, recipes[(choice[0] & 3) | (choice[0] >> 6) << 2]) ==
+           0);
+    if (larder_recipe_fits(scene->recipe, &scene->model) < 0)
+        return false;
+    static float tables[64 * 65];
+    assert(larder_recipe_tables_bytes(scene->recipe, &scene->model, scene->block.token_count) <=
+           sizeof(tables));
+    assert(larder_recipe_fill_tables(scene->recipe, tables, &scene->model, choice[4] >> 7,
+                                     scene->block.token_count) == 0);
+    scene->block.tables = tables;
+    scene->block.position = choice[4] >> 7;
     struct larder_slice slice;
     larder_recipe_slice(scene->recipe, &slice, &scene->model, scene->section);
-    scene->raw_bytes = larder_slice_raw_bytes(&scene->model, &slice, scene->token_count);
+    scene->raw_bytes = larder_slice_raw_bytes(&scene->model, &slice, scene->block.token_count);
     scene->workspace_bytes =
-        larder_recipe_workspace_bytes(scene->recipe, &scene->model, scene->token_count);
+        larder_recipe_workspace_bytes(scene->recipe, &scene->model, scene->block.token_count);
+    return true;
 }
 
 static int decode(const struct scene *scene, struct room *planes, const void *encoded,
@@ -91,9 +130,9 @@ static int decode(const struct scene *scene, struct room *planes, const void *en
 {
     *planes = make_room(scene->raw_bytes, fill);
     struct room workspace = make_workspace(scene->workspace_bytes, (uint8_t)~fill);
-    int err = larder_recipe_decode(scene->recipe, planes->bytes, planes->count, &scene->model,
-                                   scene->section, encoded, encoded_bytes, scene->token_count,
-                                   workspace.bytes, workspace.count);
+    int err = larder_recipe_decode(scene->recipe, planes->bytes, planes->count, &scene->block,
+                                   scene->section, encoded, encoded_bytes, workspace.bytes,
+                                   workspace.count);
     check_guard(&workspace);
     return err;
 }
@@ -119,7 +158,7 @@ static void round_trip(const struct scene *scene, const uint8_t *data, size_t by
     for (uint64_t i = 0; bytes > 0 && i < scene->raw_bytes; i++)
         planes.bytes[i] = data[i % bytes];
     uint64_t bound =
-        larder_recipe_bound(scene->recipe, &scene->model, scene->section, scene->token_count);
+        larder_recipe_bound(scene->recipe, &scene->model, scene->section, scene->block.token_count);
     struct room encoded[2];
     uint64_t encoded_bytes[2];
     struct larder_section_error error;
@@ -127,13 +166,12 @@ static void round_trip(const struct scene *scene, const uint8_t *data, size_t by
         encoded[i] = make_room(bound, i ? 0xff : 0);
         struct room workspace = make_workspace(scene->workspace_bytes, i ? 0 : 0xff);
         assert(larder_recipe_encode(scene->recipe, encoded[i].bytes, bound, &encoded_bytes[i],
-                                    &error, &scene->model, scene->section, planes.bytes,
-                                    scene->token_count, workspace.bytes, workspace.count) == 0);
+                                    &error, &scene->block, scene->section, planes.bytes,
+                                    workspace.bytes, workspace.count) == 0);
         assert(encoded_bytes[i] <= bound);
         assert(larder_recipe_encode(scene->recipe, encoded[i].bytes, bound - 1, &(uint64_t){0},
-                                    &error, &scene->model, scene->section, planes.bytes,
-                                    scene->token_count, workspace.bytes,
-                                    workspace.count) == -EINVAL);
+                                    &error, &scene->block, scene->section, planes.bytes,
+                                    workspace.bytes, workspace.count) == -EINVAL);
         check_guard(&workspace);
     }
     assert(encoded_bytes[0] == encoded_bytes[1]);
@@ -141,7 +179,8 @@ static void round_trip(const struct scene *scene, const uint8_t *data, size_t by
 
     struct room decoded;
     assert(decode(scene, &decoded, encoded[0].bytes, encoded_bytes[0], 0xaa) == 0);
-    assert(memcmp(decoded.bytes, planes.bytes, scene->raw_bytes) == 0);
+    if (larder_recipe_quality(scene->recipe) == LARDER_QUALITY_EXACT || error.fell_back)
+        assert(memcmp(decoded.bytes, planes.bytes, scene->raw_bytes) == 0);
     close_room(&decoded);
     /* Cut short it is refused, or at least nothing is read behind it. */
     decode_hostile(scene, encoded[0].bytes, encoded_bytes[0] - 1);
@@ -155,9 +194,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
     if (bytes < 5)
         return 0;
     struct scene scene;
-    open_scene(&scene, data);
-    decode_hostile(&scene, data + 5, bytes - 5);
-    round_trip(&scene, data + 5, bytes - 5);
+    if (open_scene(&scene, data)) {
+        decode_hostile(&scene, data + 5, bytes - 5);
+        round_trip(&scene, data + 5, bytes - 5);
+    }
     larder_recipe_close(scene.recipe);
     return 0;
 }

@@ -1,0 +1,203 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* node.h - the tree that a recipe's text becomes, and what each kind of node does.
+ *
+ * The numbers of a section go through the tree as f32, [head][token][dim].
+ *
+ *   Encoding  sees all tokens at once, appends bytes, and leaves in the numbers what decoding will
+ *             give: so whoever works on the error of another node, and the error that is recorded,
+ *             see the very values that a reader gets.
+ *   Decoding  goes tile by tile, CODEC_TILE_TOKENS tokens of all heads, which stay in the caches:
+ *             `decode_begin` takes the node's bytes in the order in which encoding appended them,
+ *             then `decode_rows` gives tile after tile, from the first token to the last.
+ *
+ * Roles: a transform changes the numbers and hands them to the rest of its pipe (its first inner);
+ * a wrapper has inner pipes in braces; a leaf turns numbers into bytes.
+ *
+ * Contract of every node: deterministic on every machine, total and memory-safe on hostile bytes,
+ * allocates nothing but from the run's scratch, whose need `scratch` states.
+ */
+#ifndef LARDER_CODEC_NODE_H
+#define LARDER_CODEC_NODE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/larder_base.h"
+#include "codec/codec.h"
+#include "codec/stage.h"
+
+#define CODEC_TILE_TOKENS 16u
+#define CODEC_NODES_MAX   64u
+#define CODEC_DEPTH_MAX   4u /* of braces */
+#define CODEC_PARAMS_MAX  8u
+
+/* The build contracts no multiplication and addition into one rounding, so that each of these
+ * gives the same bits; the dynamic linker picks one. Sanitizers run before it can. */
+#if defined(__x86_64__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__) &&                \
+    !defined(__SANITIZE_THREAD__)
+#define CODEC_VECTOR __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define CODEC_VECTOR
+#endif
+
+/* What an encoder answers, instead of an error, when these numbers cannot be had this way: the
+ * section is stored exact then. */
+#define CODEC_CANNOT 1
+
+struct codec_size {
+    uint32_t heads;
+    uint32_t tokens;
+    uint32_t dims;
+};
+
+static inline uint64_t codec_elems(const struct codec_size *size)
+{
+    return (uint64_t)size->heads * size->tokens * size->dims;
+}
+
+/* f32 [heads][tokens][dims], dense. */
+struct codec_tile {
+    float *x;
+    struct codec_size size;
+};
+
+/* One section being encoded or decoded. */
+struct codec_run {
+    const struct larder_block *block;
+    uint32_t layer;
+    uint8_t kind;
+    uint8_t *out;      /* encoding: where the next bytes go; the bound was checked */
+    const uint8_t *in; /* decoding */
+    const uint8_t *in_end;
+    uint8_t *scratch; /* a stack, aligned to 64 */
+    uint8_t *scratch_end;
+};
+
+struct codec_node;
+
+struct codec_param {
+    const char *name;
+    double low;
+    double high;
+    double missing; /* its value when the text does not say it */
+    /* Names for the values 0, 1, ..., separated by spaces; or NULL: a number. */
+    const char *words;
+    bool whole; /* a number without fraction */
+};
+
+enum codec_role {
+    CODEC_TRANSFORM,
+    CODEC_WRAPPER,
+    CODEC_LEAF,
+    CODEC_CASES,  /* layers(): the parser makes it */
+    CODEC_PLANES, /* works on the planes' bytes, see stage.h */
+};
+
+struct codec_node_ops {
+    const char *name;
+    const char *summary;
+    enum codec_role role;
+    uint32_t inner_count; /* of a wrapper */
+    const struct codec_param *params;
+    uint32_t param_count;
+    bool needs_tables;                    /* larder_block.tables */
+    const struct codec_stage_ops *planes; /* of CODEC_PLANES */
+
+    /* Parameters against each other; -EINVAL with a message. May be NULL. */
+    int (*check)(const struct codec_node *node);
+    /* Whether it can serve such sections, inner nodes included: LARDER_EUNSUPPORTED with a message.
+     * May be NULL. */
+    int (*fits)(const struct codec_node *node, const struct codec_size *size);
+    /* At most so many bytes are appended; with those of its inner nodes. */
+    uint64_t (*bound)(const struct codec_node *node, const struct codec_size *size);
+    /* Of encoding or decoding, whichever is more; with inner nodes; each piece rounded up to 64. */
+    uint64_t (*scratch)(const struct codec_node *node, const struct codec_size *size);
+    /* 0, CODEC_CANNOT, or an error. */
+    int (*encode)(const struct codec_node *node, struct codec_run *run, struct codec_tile *tile);
+    /* LARDER_ECORRUPT with a message; *state is handed to decode_rows. */
+    int (*decode_begin)(const struct codec_node *node, struct codec_run *run,
+                        const struct codec_size *size, void **state);
+    /* Tokens first .. first + tile->size.tokens - 1. */
+    void (*decode_rows)(const struct codec_node *node, const struct codec_run *run, void *state,
+                        uint32_t first, struct codec_tile *tile);
+};
+
+struct codec_node {
+    const struct codec_node_ops *ops;
+    const struct codec_node *inner; /* the first */
+    const struct codec_node *next;  /* beside it in the node around both */
+    double value[CODEC_PARAMS_MAX];
+    uint32_t layer_first; /* inner nodes of layers() */
+    uint32_t layer_last;
+};
+
+/* --- for the ops ------------------------------------------------------------------------------ */
+
+static inline int codec_encode(const struct codec_node *node, struct codec_run *run,
+                               struct codec_tile *tile)
+{
+    return node->ops->encode(node, run, tile);
+}
+
+static inline int codec_decode_begin(const struct codec_node *node, struct codec_run *run,
+                                     const struct codec_size *size, void **state)
+{
+    return node->ops->decode_begin(node, run, size, state);
+}
+
+static inline void codec_decode_rows(const struct codec_node *node, const struct codec_run *run,
+                                     void *state, uint32_t first, struct codec_tile *tile)
+{
+    node->ops->decode_rows(node, run, state, first, tile);
+}
+
+static inline uint64_t codec_bound(const struct codec_node *node, const struct codec_size *size)
+{
+    return node->ops->bound(node, size);
+}
+
+static inline uint64_t codec_scratch(const struct codec_node *node, const struct codec_size *size)
+{
+    return node->ops->scratch(node, size);
+}
+
+static inline int codec_fits(const struct codec_node *node, const struct codec_size *size)
+{
+    return node->ops->fits ? node->ops->fits(node, size) : 0;
+}
+
+/* For nodes that add nothing to what their first inner node needs. */
+int codec_inner_fits(const struct codec_node *node, const struct codec_size *size);
+uint64_t codec_inner_bound(const struct codec_node *node, const struct codec_size *size);
+uint64_t codec_inner_scratch(const struct codec_node *node, const struct codec_size *size);
+
+/* Room on the run's scratch, aligned to 64, which `scratch` announced. It is let go by setting
+ * run->scratch back. */
+void *codec_take_scratch(struct codec_run *run, uint64_t bytes);
+/* Appends room for `bytes`. */
+uint8_t *codec_append(struct codec_run *run, uint64_t bytes);
+/* The next `bytes` of the input; NULL with LARDER_ECORRUPT's message when there are fewer. */
+const uint8_t *codec_take(struct codec_run *run, uint64_t bytes, const char *what);
+
+/* The largest magnitude; infinity when one number is not finite. */
+float codec_largest(const float *x, uint64_t count);
+
+/* Leaves store parameters as f16, times a unit: the power of two by which the largest of the
+ * numbers is near f16's largest, so that neither tiny nor huge ones are lost. One byte of the
+ * stream. CODEC_CANNOT when a number is not finite. */
+#define CODEC_UNIT_BYTES 1u
+int codec_append_unit(struct codec_run *run, float *unit, const float *x, uint64_t count);
+int codec_take_unit(struct codec_run *run, float *unit);
+void codec_store_f16(uint8_t *out, const float *x, uint64_t count, float unit);
+void codec_load_f16(float *out, const uint8_t *in, uint64_t count, float unit);
+/* Numbers in the model's dtype. */
+void codec_store_elems(uint8_t *out, const float *x, uint64_t count, uint32_t dtype);
+void codec_load_elems(float *out, const uint8_t *in, uint64_t count, uint32_t dtype);
+
+extern const struct codec_node_ops codec_node_cases;
+extern const struct codec_node_ops codec_node_hadamard;
+extern const struct codec_node_ops codec_node_quant;
+extern const struct codec_node_ops codec_node_rope_off;
+extern const struct codec_node_ops codec_node_sinks;
+
+#endif

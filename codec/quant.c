@@ -1,0 +1,413 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* quant.c - uniform quantization: x = q * scale + low, q a small whole number.
+ *
+ * A group shares scale and low: g tokens of one channel (axis=channel), or g channels of one token
+ * (axis=token). Modes: `asym` keeps the smallest number as f16, never clamped; `int` keeps it as a
+ * whole number of scales, unclamped too; `sym` has none and an odd number of levels. The scale is
+ * rounded to f16 before numbers are quantized with it.
+ *
+ * Tokens that fill no group of axis=channel stand raw behind the symbols: a short group would cost
+ * more than it saves.
+ *
+ *   unit | scale and low of each block of groups | symbols | raw tokens
+ *
+ * A block of groups: those of one token, or of one run of g tokens: all scales, then all lows.
+ *
+ * Sources: KIVI (Liu et al., ICML 2024) for asym by channel and token; QuaRot (Ashkboos et al.,
+ * NeurIPS 2024) for sym.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <math.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "base/error.h"
+#include "codec/node.h"
+#include "codec/symbols.h"
+
+enum { BITS, LEVELS, AXIS, GROUP, CLIP, MODE };
+enum { AXIS_TOKEN, AXIS_CHANNEL };
+enum { MODE_ASYM, MODE_INT, MODE_SYM };
+
+static const struct codec_param params[] = {
+    [BITS] = {.name = "bits", .low = 1, .high = 8, .missing = 4, .whole = true},
+    /* Instead of bits; 0: as many as the bits allow. */
+    [LEVELS] = {.name = "levels", .low = 0, .high = 256, .missing = 0, .whole = true},
+    [AXIS] = {.name = "axis", .missing = AXIS_TOKEN, .words = "token channel"},
+    /* 0: all tokens of a channel, or all heads and channels of a token. */
+    [GROUP] = {.name = "group", .low = 0, .high = 4096, .missing = 32, .whole = true},
+    [CLIP] = {.name = "clip", .low = 0.1, .high = 1, .missing = 1},
+    [MODE] = {.name = "mode", .missing = MODE_ASYM, .words = "asym int sym"},
+};
+
+struct grid {
+    uint32_t levels;
+    uint32_t mode;
+    bool by_channel;
+    uint32_t group_tokens; /* by channel: tokens that share a block; else 1 */
+    uint32_t groups;       /* of a head in a block; 0: one for all heads */
+    uint32_t group_dims;   /* channels of a group */
+    uint32_t whole_tokens; /* tokens in whole groups */
+    uint32_t block_groups; /* groups of a block */
+    uint32_t block_count;
+};
+
+struct quant_state {
+    struct grid grid;
+    struct symbols symbols;
+    const uint8_t *blocks;
+    const uint8_t *raw;
+    float unit;
+    uint32_t raw_tokens;
+    uint32_t loaded; /* block whose numbers stand in scale and low; UINT32_MAX: none */
+    float *scale;
+    float *low;
+    uint8_t *q;
+};
+
+static void make_grid(struct grid *out, const struct codec_node *node,
+                      const struct codec_size *size)
+{
+    uint32_t group = (uint32_t)node->value[GROUP];
+    uint32_t levels = (uint32_t)node->value[LEVELS];
+    *out = (struct grid){
+        .mode = (uint32_t)node->value[MODE],
+        .by_channel = (uint32_t)node->value[AXIS] == AXIS_CHANNEL,
+        .levels = levels ? levels : 1u << (uint32_t)node->value[BITS],
+    };
+    if (out->mode == MODE_SYM)
+        out->levels -= out->levels % 2 == 0;
+    if (out->by_channel) {
+        out->group_tokens = group ? group : size->tokens;
+        out->groups = size->dims;
+        out->group_dims = 1;
+    } else {
+        out->group_tokens = 1;
+        out->groups = group ? (size->dims + group - 1) / group : 0;
+        out->group_dims = group ? group : size->dims;
+    }
+    out->block_groups = out->groups ? size->heads * out->groups : 1;
+    out->block_count = size->tokens / out->group_tokens;
+    out->whole_tokens = out->block_count * out->group_tokens;
+}
+
+static int quant_check(const struct codec_node *node)
+{
+    uint32_t levels = (uint32_t)node->value[LEVELS];
+    uint32_t group = (uint32_t)node->value[GROUP];
+    bool sym = (uint32_t)node->value[MODE] == MODE_SYM;
+    if (levels == 1 || (sym && (levels == 2 || (levels == 0 && node->value[BITS] < 2))))
+        return larder_fail(-EINVAL, "quant: %s has too few levels; sym needs 3, the others 2",
+                           sym ? "mode=sym" : "levels=1");
+    if ((uint32_t)node->value[AXIS] == AXIS_CHANNEL && group % CODEC_TILE_TOKENS != 0)
+        return larder_fail(-EINVAL,
+                           "quant: group=%u with axis=channel; it must be a multiple of %u", group,
+                           CODEC_TILE_TOKENS);
+    return 0;
+}
+
+static uint64_t block_bytes(const struct grid *grid)
+{
+    return (uint64_t)grid->block_groups * (grid->mode == MODE_SYM ? 2 : 4);
+}
+
+static struct codec_size whole_part(const struct grid *grid, const struct codec_size *size)
+{
+    return (struct codec_size){
+        .heads = size->heads, .tokens = grid->whole_tokens, .dims = size->dims};
+}
+
+static uint64_t quant_bound(const struct codec_node *node, const struct codec_size *size)
+{
+    struct grid grid;
+    make_grid(&grid, node, size);
+    struct codec_size whole = whole_part(&grid, size);
+    uint64_t raw = (uint64_t)(size->tokens - grid.whole_tokens) * size->heads * size->dims;
+    return CODEC_UNIT_BYTES + grid.block_count * block_bytes(&grid) +
+           symbols_bound(&whole, grid.levels) + raw * sizeof(float);
+}
+
+static uint64_t quant_scratch(const struct codec_node *node, const struct codec_size *size)
+{
+    struct grid grid;
+    make_grid(&grid, node, size);
+    uint64_t numbers = larder_round_up(grid.block_groups * sizeof(float), 64);
+    uint64_t tile = larder_round_up(symbols_tile_bytes(size), 64);
+    uint64_t symbols = larder_round_up(codec_elems(size), 64);
+    /* State, scale and low stand in both; encoding has the smallest and largest numbers beside. */
+    return larder_round_up(sizeof(struct quant_state), 64) + 4 * numbers + tile + symbols;
+}
+
+/* --- a block's scale and low ------------------------------------------------------------------ */
+
+CODEC_VECTOR static void widen_each(float *low, float *high, const float *x, uint64_t count)
+{
+    for (uint64_t i = 0; i < count; i++) {
+        low[i] = x[i] < low[i] ? x[i] : low[i];
+        high[i] = x[i] > high[i] ? x[i] : high[i];
+    }
+}
+
+static void widen_one(float *low, float *high, const float *x, uint64_t count)
+{
+    for (uint64_t i = 0; i < count; i++) {
+        *low = x[i] < *low ? x[i] : *low;
+        *high = x[i] > *high ? x[i] : *high;
+    }
+}
+
+static void find_ranges(float *low, float *high, const struct grid *grid,
+                        const struct codec_tile *tile, uint32_t first)
+{
+    for (uint32_t i = 0; i < grid->block_groups; i++) {
+        low[i] = INFINITY;
+        high[i] = -INFINITY;
+    }
+    uint32_t dims = tile->size.dims;
+    for (uint32_t head = 0; head < tile->size.heads; head++) {
+        for (uint32_t token = first; token < first + grid->group_tokens; token++) {
+            const float *row = tile->x + ((uint64_t)head * tile->size.tokens + token) * dims;
+            uint32_t at = head * grid->groups;
+            if (grid->by_channel)
+                widen_each(low + at, high + at, row, dims);
+            for (uint32_t dim = 0; dim < dims && !grid->by_channel; dim += grid->group_dims, at++)
+                widen_one(low + at, high + at, row + dim,
+                          larder_min_u64(grid->group_dims, dims - dim));
+        }
+    }
+}
+
+/* Ranges become what is stored of them, in the stream. */
+static int store_block(uint8_t *out, float *low, float *high, const struct grid *grid, double clip,
+                       float unit)
+{
+    float top = (float)(grid->levels - 1);
+    for (uint32_t i = 0; i < grid->block_groups; i++) {
+        float from = low[i] * (float)clip;
+        float to = high[i] * (float)clip;
+        float scale = (to - from) / top;
+        if (grid->mode == MODE_SYM)
+            scale = (-from > to ? -from : to) / (top / 2);
+        if (grid->mode == MODE_INT && from == to)
+            scale = fabsf(from);
+        low[i] = from;
+        high[i] = scale;
+    }
+    codec_store_f16(out, high, grid->block_groups, unit);
+    uint8_t *lows = out + 2ul * grid->block_groups;
+    if (grid->mode == MODE_ASYM)
+        codec_store_f16(lows, low, grid->block_groups, unit);
+    if (grid->mode != MODE_INT)
+        return 0;
+    codec_load_f16(high, out, grid->block_groups, unit);
+    for (uint32_t i = 0; i < grid->block_groups; i++) {
+        float steps = high[i] > 0 ? roundf(low[i] / high[i]) : 0;
+        if (fabsf(steps) > 32767)
+            return CODEC_CANNOT;
+        int16_t stored = (int16_t)steps;
+        memcpy(lows + 2ul * i, &stored, sizeof(stored));
+    }
+    return 0;
+}
+
+static void load_block(float *scale, float *low, const uint8_t *in, const struct grid *grid,
+                       float unit)
+{
+    uint32_t count = grid->block_groups;
+    codec_load_f16(scale, in, count, unit);
+    const uint8_t *lows = in + 2ul * count;
+    if (grid->mode == MODE_ASYM)
+        codec_load_f16(low, lows, count, unit);
+    for (uint32_t i = 0; i < count && grid->mode != MODE_ASYM; i++) {
+        int16_t steps = (int16_t) - (int)(grid->levels / 2);
+        if (grid->mode == MODE_INT)
+            memcpy(&steps, lows + 2ul * i, sizeof(steps));
+        low[i] = (float)steps * scale[i];
+    }
+}
+
+/* --- rows ------------------------------------------------------------------------------------- */
+
+/* Rounds to nearest, ties to even: adding 1.5 * 2^23 leaves a whole number in the low bits. */
+static inline uint8_t level_of(float x, float scale, float low, float top)
+{
+    float steps = scale > 0 ? (x - low) / scale : 0;
+    steps = steps > 0 ? steps : 0;
+    steps = steps < top ? steps : top;
+    float shifted = steps + 0x1.8p23f;
+    return (uint8_t)(shifted - 0x1.8p23f);
+}
+
+CODEC_VECTOR static void quantize_each(uint8_t *q, float *x, uint64_t count, const float *scale,
+                                       const float *low, float top)
+{
+    for (uint64_t i = 0; i < count; i++) {
+        q[i] = level_of(x[i], scale[i], low[i], top);
+        x[i] = (float)q[i] * scale[i] + low[i];
+    }
+}
+
+CODEC_VECTOR static void quantize_one(uint8_t *q, float *x, uint64_t count, float scale, float low,
+                                      float top)
+{
+    for (uint64_t i = 0; i < count; i++) {
+        q[i] = level_of(x[i], scale, low, top);
+        x[i] = (float)q[i] * scale + low;
+    }
+}
+
+CODEC_VECTOR static void restore_each(float *x, const uint8_t *q, uint64_t count,
+                                      const float *scale, const float *low)
+{
+    for (uint64_t i = 0; i < count; i++)
+        x[i] = (float)q[i] * scale[i] + low[i];
+}
+
+CODEC_VECTOR static void restore_one(float *x, const uint8_t *q, uint64_t count, float scale,
+                                     float low)
+{
+    for (uint64_t i = 0; i < count; i++)
+        x[i] = (float)q[i] * scale + low;
+}
+
+static void quantize_block(uint8_t *q, struct codec_tile *tile, const struct grid *grid,
+                           uint32_t first, const float *scale, const float *low)
+{
+    float top = (float)(grid->levels - 1);
+    uint32_t dims = tile->size.dims;
+    for (uint32_t head = 0; head < tile->size.heads; head++) {
+        for (uint32_t token = first; token < first + grid->group_tokens; token++) {
+            float *x = tile->x + ((uint64_t)head * tile->size.tokens + token) * dims;
+            uint8_t *row = q + ((uint64_t)head * grid->whole_tokens + token) * dims;
+            uint32_t at = head * grid->groups;
+            if (grid->by_channel)
+                quantize_each(row, x, dims, scale + at, low + at, top);
+            for (uint32_t dim = 0; dim < dims && !grid->by_channel; dim += grid->group_dims, at++)
+                quantize_one(row + dim, x + dim, larder_min_u64(grid->group_dims, dims - dim),
+                             scale[at], low[at], top);
+        }
+    }
+}
+
+static int quant_encode(const struct codec_node *node, struct codec_run *run,
+                        struct codec_tile *tile)
+{
+    struct grid grid;
+    make_grid(&grid, node, &tile->size);
+    uint8_t *mark = run->scratch;
+    float *low = codec_take_scratch(run, grid.block_groups * sizeof(float));
+    float *scale = codec_take_scratch(run, grid.block_groups * sizeof(float));
+    uint8_t *q = codec_take_scratch(run, codec_elems(&tile->size));
+    float unit;
+    int err = codec_append_unit(run, &unit, tile->x, codec_elems(&tile->size));
+    for (uint32_t i = 0; i < grid.block_count && err == 0; i++) {
+        uint8_t *out = codec_append(run, block_bytes(&grid));
+        find_ranges(low, scale, &grid, tile, i * grid.group_tokens);
+        err = store_block(out, low, scale, &grid, node->value[CLIP], unit);
+        if (err != 0)
+            break;
+        load_block(scale, low, out, &grid, unit);
+        quantize_block(q, tile, &grid, i * grid.group_tokens, scale, low);
+    }
+    if (err == 0) {
+        struct codec_size whole = whole_part(&grid, &tile->size);
+        symbols_encode(run, q, &whole, grid.levels,
+                       codec_take_scratch(run, symbols_tile_bytes(&tile->size)));
+        uint32_t dtype = run->block->model->dtype;
+        uint64_t rest = (uint64_t)(tile->size.tokens - grid.whole_tokens) * tile->size.dims;
+        for (uint32_t head = 0; head < tile->size.heads; head++) {
+            uint64_t row = (uint64_t)head * tile->size.tokens + grid.whole_tokens;
+            float *x = tile->x + row * tile->size.dims;
+            uint8_t *out = codec_append(run, rest * larder_dtype_bytes(dtype));
+            codec_store_elems(out, x, rest, dtype);
+            codec_load_elems(x, out, rest, dtype);
+        }
+    }
+    run->scratch = mark;
+    return err;
+}
+
+static int quant_decode_begin(const struct codec_node *node, struct codec_run *run,
+                              const struct codec_size *size, void **state)
+{
+    struct quant_state *quant = codec_take_scratch(run, sizeof(*quant));
+    *quant = (struct quant_state){.loaded = UINT32_MAX};
+    struct grid *grid = &quant->grid;
+    make_grid(grid, node, size);
+    quant->scale = codec_take_scratch(run, grid->block_groups * sizeof(float));
+    quant->low = codec_take_scratch(run, grid->block_groups * sizeof(float));
+    quant->q = codec_take_scratch(run, symbols_tile_bytes(size));
+    LARDER_TRY(codec_take_unit(run, &quant->unit));
+    quant->blocks = codec_take(run, grid->block_count * block_bytes(grid), "scales");
+    if (!quant->blocks)
+        return LARDER_ECORRUPT;
+    struct codec_size whole = whole_part(grid, size);
+    LARDER_TRY(symbols_begin(&quant->symbols, run, &whole, grid->levels));
+    quant->raw_tokens = size->tokens - grid->whole_tokens;
+    quant->raw = codec_take(run,
+                            (uint64_t)quant->raw_tokens * size->heads * size->dims *
+                                larder_dtype_bytes(run->block->model->dtype),
+                            "raw tokens");
+    *state = quant;
+    return quant->raw ? 0 : LARDER_ECORRUPT;
+}
+
+static void restore_raw(const struct quant_state *quant, const struct codec_run *run,
+                        uint32_t first, struct codec_tile *tile)
+{
+    uint32_t dtype = run->block->model->dtype;
+    uint64_t row_bytes = tile->size.dims * larder_dtype_bytes(dtype);
+    uint64_t count = (uint64_t)tile->size.tokens * tile->size.dims;
+    for (uint32_t head = 0; head < tile->size.heads; head++) {
+        uint64_t row = (uint64_t)head * quant->raw_tokens + (first - quant->grid.whole_tokens);
+        codec_load_elems(tile->x + head * count, quant->raw + row * row_bytes, count, dtype);
+    }
+}
+
+static void quant_decode_rows(const struct codec_node *node, const struct codec_run *run,
+                              void *state, uint32_t first, struct codec_tile *tile)
+{
+    (void)node;
+    struct quant_state *quant = state;
+    const struct grid *grid = &quant->grid;
+    if (first >= grid->whole_tokens) {
+        restore_raw(quant, run, first, tile);
+        return;
+    }
+    symbols_rows(&quant->symbols, first, &tile->size, quant->q);
+    uint32_t dims = tile->size.dims;
+    for (uint32_t token = 0; token < tile->size.tokens; token++) {
+        uint32_t block = (first + token) / grid->group_tokens;
+        if (block != quant->loaded) {
+            load_block(quant->scale, quant->low, quant->blocks + block * block_bytes(grid), grid,
+                       quant->unit);
+            quant->loaded = block;
+        }
+        for (uint32_t head = 0; head < tile->size.heads; head++) {
+            uint64_t row = ((uint64_t)head * tile->size.tokens + token) * dims;
+            uint32_t at = head * grid->groups;
+            if (grid->by_channel)
+                restore_each(tile->x + row, quant->q + row, dims, quant->scale + at,
+                             quant->low + at);
+            for (uint32_t dim = 0; dim < dims && !grid->by_channel; dim += grid->group_dims, at++)
+                restore_one(tile->x + row + dim, quant->q + row + dim,
+                            larder_min_u64(grid->group_dims, dims - dim), quant->scale[at],
+                            quant->low[at]);
+        }
+    }
+}
+
+const struct codec_node_ops codec_node_quant = {
+    .name = "quant",
+    .summary = "uniform levels: x = q * scale + low, a scale and low for each group",
+    .role = CODEC_LEAF,
+    .params = params,
+    .param_count = LARDER_COUNT_OF(params),
+    .check = quant_check,
+    .bound = quant_bound,
+    .scratch = quant_scratch,
+    .encode = quant_encode,
+    .decode_begin = quant_decode_begin,
+    .decode_rows = quant_decode_rows,
+};

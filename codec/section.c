@@ -1,0 +1,190 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "codec/section.h"
+
+#include <assert.h>
+#include <math.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "base/error.h"
+
+#define SECTION_VERSION 1
+
+enum section_form {
+    FORM_TREE = 0,
+    FORM_EXACT = 1, /* bytes of the exact stage follow */
+};
+
+struct section_header {
+    uint8_t version;     /* 0    SECTION_VERSION */
+    uint8_t form;        /* 1    enum section_form */
+    uint8_t reserved[6]; /* 2-7  0 */
+};
+static_assert(sizeof(struct section_header) == 8, "on-disk size");
+
+/* --- the section ------------------------------------------------------------------------------ */
+
+static struct codec_shape planes_shape(const struct section *section)
+{
+    return (struct codec_shape){
+        .group_count = section->size.heads,
+        .token_count = section->size.tokens,
+        .dims = section->size.dims,
+        .elem_bytes = (uint32_t)larder_dtype_bytes(section->block->model->dtype),
+    };
+}
+
+uint64_t section_bound(const struct section *section)
+{
+    struct codec_shape shape = planes_shape(section);
+    uint64_t tree = codec_bound(section->tree, &section->size);
+    uint64_t exact = codec_stage_byteplanes.bound(&shape);
+    return sizeof(struct section_header) + (tree > exact ? tree : exact);
+}
+
+static uint64_t tile_bytes(const struct section *section)
+{
+    uint64_t tokens = larder_min_u64(section->size.tokens, CODEC_TILE_TOKENS);
+    return larder_round_up(tokens * section->size.heads * section->size.dims * sizeof(float), 64);
+}
+
+/* Encoding: the numbers, the tree's scratch; or the exact stage's workspace. Decoding needs less:
+ * a tile in place of all numbers. */
+uint64_t section_workspace_bytes(const struct section *section)
+{
+    struct codec_shape shape = planes_shape(section);
+    uint64_t numbers = larder_round_up(codec_elems(&section->size) * sizeof(float), 64);
+    uint64_t tree = numbers + codec_scratch(section->tree, &section->size);
+    uint64_t exact = codec_stage_byteplanes.workspace_bytes(&shape);
+    return tree > exact ? tree : exact;
+}
+
+/* What a reader gets differs from what was there by this much. */
+static void measure(struct larder_section_error *error, const struct section *section,
+                    const float *decoded, const uint8_t *planes)
+{
+    uint32_t dtype = section->block->model->dtype;
+    uint64_t elem_bytes = larder_dtype_bytes(dtype);
+    uint64_t count = codec_elems(&section->size);
+    float was[256];
+    float is[256];
+    uint8_t rounded[sizeof(is)];
+    for (uint64_t first = 0; first < count; first += LARDER_COUNT_OF(was)) {
+        uint64_t n = larder_min_u64(count - first, LARDER_COUNT_OF(was));
+        codec_load_elems(was, planes + first * elem_bytes, n, dtype);
+        codec_store_elems(rounded, decoded + first, n, dtype);
+        codec_load_elems(is, rounded, n, dtype);
+        for (uint64_t i = 0; i < n; i++) {
+            double off = (double)is[i] - (double)was[i];
+            error->error_energy += off * off;
+            error->signal_energy += (double)was[i] * (double)was[i];
+        }
+    }
+}
+
+static int encode_exact(const struct section *section, uint8_t *out, uint64_t *out_bytes,
+                        struct larder_section_error *error, const void *planes, void *workspace)
+{
+    struct codec_shape shape = planes_shape(section);
+    struct section_header header = {.version = SECTION_VERSION, .form = FORM_EXACT};
+    memcpy(out, &header, sizeof(header));
+    *error = (struct larder_section_error){.fell_back = true};
+    uint64_t bytes;
+    LARDER_TRY(codec_stage_byteplanes.encode(out + sizeof(header),
+                                             codec_stage_byteplanes.bound(&shape), &bytes, error,
+                                             &shape, planes, workspace));
+    *out_bytes = sizeof(header) + bytes;
+    return 0;
+}
+
+int section_encode(const struct section *section, void *out, uint64_t *out_bytes,
+                   struct larder_section_error *error, const void *planes, void *workspace,
+                   uint64_t workspace_bytes)
+{
+    struct codec_run run = {
+        .block = section->block,
+        .layer = section->layer,
+        .kind = section->kind,
+        .out = (uint8_t *)out + sizeof(struct section_header),
+        .scratch = workspace,
+        .scratch_end = (uint8_t *)workspace + workspace_bytes,
+    };
+    uint64_t count = codec_elems(&section->size);
+    struct codec_tile tile = {.x = codec_take_scratch(&run, count * sizeof(float)),
+                              .size = section->size};
+    codec_load_elems(tile.x, planes, count, section->block->model->dtype);
+    if (!isfinite(codec_largest(tile.x, count)))
+        return encode_exact(section, out, out_bytes, error, planes, workspace);
+    struct section_header header = {.version = SECTION_VERSION, .form = FORM_TREE};
+    memcpy(out, &header, sizeof(header));
+    int err = codec_encode(section->tree, &run, &tile);
+    if (err < 0)
+        return err;
+    *out_bytes = (uint64_t)(run.out - (uint8_t *)out);
+    struct codec_shape shape = planes_shape(section);
+    if (err == CODEC_CANNOT || *out_bytes >= codec_shape_bytes(&shape))
+        return encode_exact(section, out, out_bytes, error, planes, workspace);
+    measure(error, section, tile.x, planes);
+    return 0;
+}
+
+static void store_tile(const struct section *section, uint8_t *planes,
+                       const struct codec_tile *tile, uint32_t first)
+{
+    uint32_t dtype = section->block->model->dtype;
+    uint64_t row_bytes = section->size.dims * larder_dtype_bytes(dtype);
+    uint64_t row_elems = (uint64_t)tile->size.tokens * tile->size.dims;
+    for (uint32_t head = 0; head < section->size.heads; head++) {
+        uint64_t row = (uint64_t)head * section->size.tokens + first;
+        codec_store_elems(planes + row * row_bytes, tile->x + head * row_elems, row_elems, dtype);
+    }
+}
+
+static int decode_tree(const struct section *section, void *planes, struct codec_run *run)
+{
+    struct codec_tile tile = {.x = codec_take_scratch(run, tile_bytes(section)),
+                              .size = section->size};
+    void *state;
+    LARDER_TRY(codec_decode_begin(section->tree, run, &section->size, &state));
+    if (run->in != run->in_end)
+        return larder_fail(LARDER_ECORRUPT, "a section has %llu bytes too many",
+                           (unsigned long long)(run->in_end - run->in));
+    for (uint32_t first = 0; first < section->size.tokens; first += CODEC_TILE_TOKENS) {
+        tile.size.tokens =
+            (uint32_t)larder_min_u64(section->size.tokens - first, CODEC_TILE_TOKENS);
+        codec_decode_rows(section->tree, run, state, first, &tile);
+        store_tile(section, planes, &tile, first);
+    }
+    return 0;
+}
+
+int section_decode(const struct section *section, void *planes, const void *encoded,
+                   uint64_t encoded_bytes, void *workspace, uint64_t workspace_bytes)
+{
+    struct section_header header;
+    if (encoded_bytes < sizeof(header))
+        return larder_fail(LARDER_ECORRUPT, "a section of %llu bytes has no header",
+                           (unsigned long long)encoded_bytes);
+    memcpy(&header, encoded, sizeof(header));
+    if (header.version != SECTION_VERSION)
+        return larder_fail(LARDER_EVERSION, "a section of version %u; this release knows %u",
+                           header.version, SECTION_VERSION);
+    const uint8_t *in = (const uint8_t *)encoded + sizeof(header);
+    uint64_t bytes = encoded_bytes - sizeof(header);
+    if (header.form == FORM_EXACT) {
+        struct codec_shape shape = planes_shape(section);
+        return codec_stage_byteplanes.decode(planes, &shape, in, bytes, workspace);
+    }
+    if (header.form != FORM_TREE || !larder_all_zero(header.reserved, sizeof(header.reserved)))
+        return larder_fail(LARDER_ECORRUPT, "a section's header has form %u", header.form);
+    struct codec_run run = {
+        .block = section->block,
+        .layer = section->layer,
+        .kind = section->kind,
+        .in = in,
+        .in_end = in + bytes,
+        .scratch = workspace,
+        .scratch_end = (uint8_t *)workspace + workspace_bytes,
+    };
+    return decode_tree(section, planes, &run);
+}
