@@ -95,6 +95,9 @@ enum larder_quality {
     LARDER_QUALITY_EXACT = 0,   /* bit for bit what the engine computed on exact KV */
     LARDER_QUALITY_LOSSY = 1,   /* a lossy recipe, or computed on lossy KV */
     LARDER_QUALITY_BLENDED = 2, /* from a blend in which some tokens were not recomputed */
+    /* Or'ed to the least quality that a lookup or get accepts: of several variants of a block the
+     * smallest that is good enough, instead of the best. */
+    LARDER_QUALITY_SMALLEST = 0x100,
 };
 
 /* What may be said of a stored block: a mark. A pin keeps it, and all before it in its chain,

@@ -51,8 +51,8 @@ enum wire_type {
     WIRE_ADMIN_STATUS = 100,   /* (nothing)          -> wire_admin_status_ok */
     WIRE_ADMIN_LIST = 101,     /* wire_admin_list    -> wire_admin_list_ok + entries */
     WIRE_ADMIN_SHOW = 102,     /* wire_admin_key     -> wire_admin_show_ok */
-    WIRE_ADMIN_VERIFY = 103,   /* wire_admin_key     -> wire_admin_verify_ok */
-    WIRE_ADMIN_REMOVE = 104,   /* wire_admin_key     -> wire_remove_ok */
+    WIRE_ADMIN_VERIFY = 103,   /* wire_admin_variant -> wire_admin_verify_ok */
+    WIRE_ADMIN_REMOVE = 104,   /* wire_admin_variant -> wire_remove_ok */
     WIRE_ADMIN_MODELS = 105,   /* wire_admin_index   -> wire_admin_model_ok */
     WIRE_ADMIN_TENANTS = 106,  /* wire_admin_index   -> wire_admin_tenant_ok */
     WIRE_ADMIN_COUNTERS = 120, /* (nothing)         -> wire_admin_counters_ok */
@@ -120,13 +120,18 @@ struct wire_model_ok {
 };
 static_assert(sizeof(struct wire_model_ok) == 40, "wire size");
 
+enum wire_keys_flag {
+    WIRE_KEYS_SMALLEST = 1 << 0, /* of variants that are good enough the smallest */
+};
+
 /* LOOKUP, GET and PREFETCH: followed by key_count keys of 32 bytes, a chain from the root or a
  * stored block. The parent is told so that shorter blocks behind it can be named when no key
  * matches. */
 struct wire_keys {
     uint32_t model;
     uint32_t key_count;   /* 1..LARDER_REQUEST_KEYS_MAX */
-    uint32_t worst;       /* enum larder_quality */
+    uint16_t worst;       /* enum larder_quality, without its flag */
+    uint16_t flags;       /* bits of enum wire_keys_flag */
     uint16_t layer_first; /* of the layers to be loaded; 0 in a LOOKUP */
     uint16_t layer_count; /* 0: all from layer_first on */
     uint8_t parent[32];   /* of the first key; zeros: the root */
@@ -209,6 +214,10 @@ struct wire_staging_ok {
 };
 static_assert(sizeof(struct wire_staging_ok) == 8, "wire size");
 
+enum wire_put_flag {
+    WIRE_PUT_BESIDE = 1 << 0, /* as a further variant, whatever is stored */
+};
+
 /* One block. Staging holds, from staging_offset (a multiple of 64) on: extra, padded to 4 | tokens
  * (u32) | padding to 64 | canonical planes (codec/codec.h) of all layers, layer-major, K before V;
  * staging_bytes is exactly the sum. The region is the daemon's until the answer, and is read once.
@@ -223,15 +232,17 @@ struct wire_put {
     uint64_t position;
     uint32_t token_count; /* 1..block_tokens of the hello */
     uint32_t extra_bytes;
-    uint32_t computed_on;                 /* enum larder_quality */
-    uint32_t recipe_bytes;                /* 0: the default */
+    uint32_t computed_on;  /* enum larder_quality */
+    uint32_t recipe_bytes; /* 0: the default */
+    uint32_t flags;        /* bits of enum wire_put_flag */
+    uint32_t reserved;
     char recipe[LARDER_RECIPE_BYTES_MAX]; /* the rest 0 */
 };
-static_assert(sizeof(struct wire_put) == 1136, "wire size");
+static_assert(sizeof(struct wire_put) == 1144, "wire size");
 
 struct wire_put_ok {
     uint64_t stored_bytes; /* of the record; 0 when it was stored before */
-    uint32_t existed;      /* 1: stored already at this quality or better */
+    uint32_t existed;      /* 1: stored already at this quality or better, or this very variant */
     uint32_t reserved;
 };
 static_assert(sizeof(struct wire_put_ok) == 16, "wire size");
@@ -271,6 +282,15 @@ struct wire_admin_key {
 };
 static_assert(sizeof(struct wire_admin_key) == 32, "wire size");
 
+#define WIRE_VARIANT_ALL 0xffffffffu
+
+struct wire_admin_variant {
+    uint8_t key[32];
+    uint32_t variant; /* its number; REMOVE: or WIRE_VARIANT_ALL, with all that is behind */
+    uint32_t reserved;
+};
+static_assert(sizeof(struct wire_admin_variant) == 40, "wire size");
+
 struct wire_admin_index {
     uint32_t index; /* 0, 1, ...; LARDER_ENOTFOUND at the end */
     uint32_t reserved;
@@ -305,7 +325,9 @@ struct wire_admin_entry {
     uint8_t computed_on; /* enum larder_quality */
     uint8_t in_host;
     uint8_t durable;
-    uint8_t reserved[4];
+    uint8_t variant;  /* its number */
+    uint8_t variants; /* of its key, this one included */
+    uint8_t reserved[2];
     char recipe[64]; /* NUL-terminated, cut when longer */
 };
 static_assert(sizeof(struct wire_admin_entry) == 208, "wire size");

@@ -97,7 +97,7 @@ int client_malformed(struct larder_link *link, const char *what)
 
 int client_check_quality(enum larder_quality worst)
 {
-    if ((unsigned)worst > LARDER_QUALITY_BLENDED)
+    if (((unsigned)worst & ~(unsigned)LARDER_QUALITY_SMALLEST) > LARDER_QUALITY_BLENDED)
         return larder_fail(-EINVAL,
                            "quality %d is unknown; known are 0 (exact), 1 (lossy), 2 "
                            "(blended)",
@@ -105,13 +105,26 @@ int client_check_quality(enum larder_quality worst)
     return 0;
 }
 
+struct wire_keys client_wire_keys(uint32_t handle, const struct larder_key *parent, uint32_t count,
+                                  enum larder_quality worst)
+{
+    const unsigned smallest = (unsigned)worst & LARDER_QUALITY_SMALLEST;
+    struct wire_keys body = {
+        .model = handle,
+        .key_count = count,
+        .worst = (uint16_t)((unsigned)worst - smallest),
+        .flags = smallest ? WIRE_KEYS_SMALLEST : 0,
+    };
+    memcpy(body.parent, parent->bytes, sizeof(body.parent));
+    return body;
+}
+
 int client_lookup_keys(struct larder_link *link, struct client_match *out, uint32_t handle,
                        const struct larder_key *parent, const struct larder_key *keys,
                        uint32_t count, enum larder_quality worst)
 {
     assert(count > 0 && count <= LARDER_REQUEST_KEYS_MAX);
-    struct wire_keys body = {.model = handle, .key_count = count, .worst = worst};
-    memcpy(body.parent, parent->bytes, sizeof(body.parent));
+    const struct wire_keys body = client_wire_keys(handle, parent, count, worst);
     const struct client_part parts[] = {{&body, sizeof(body)}, {keys, count * sizeof(*keys)}};
     struct {
         struct wire_lookup_ok head;

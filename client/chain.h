@@ -61,6 +61,9 @@ int client_lookup_keys(struct larder_link *link, struct client_match *out, uint3
 int client_chain_tail(struct client_chain *chain, const struct client_match *match, uint32_t index,
                       struct larder_key *key, uint32_t *token_count);
 
+/* What a lookup or get asks for. */
+struct wire_keys client_wire_keys(uint32_t handle, const struct larder_key *parent, uint32_t count,
+                                  enum larder_quality worst);
 /* 0, or -EINVAL for what is not an enum larder_quality. */
 int client_check_quality(enum larder_quality worst);
 

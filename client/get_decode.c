@@ -63,7 +63,8 @@ static int check_identity(const struct larder_get_op *op, const struct get_block
                           const struct larder_record *head)
 {
     const struct larder_prompt *prompt = &op->chain.prompt;
-    if (head->type != LARDER_RECORD_ENTRY || head->quality > op->worst ||
+    if (head->type != LARDER_RECORD_ENTRY ||
+        head->quality > ((unsigned)op->worst & ~(unsigned)LARDER_QUALITY_SMALLEST) ||
         memcmp(head->key, block->key.bytes, sizeof(head->key)) != 0 ||
         memcmp(head->model, op->model->fingerprint.bytes, sizeof(head->model)) != 0 ||
         memcmp(head->tenant, op->link->hello.tenant_id, sizeof(head->tenant)) != 0)

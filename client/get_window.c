@@ -82,8 +82,7 @@ static int ask(struct larder_get_op *op, struct get_answer *answer, const struct
                const struct larder_key *keys, uint32_t count, uint64_t token_first,
                uint32_t block_tokens)
 {
-    struct wire_keys body = {.model = op->handle, .key_count = count, .worst = op->worst};
-    memcpy(body.parent, parent->bytes, sizeof(body.parent));
+    const struct wire_keys body = client_wire_keys(op->handle, parent, count, op->worst);
     const struct client_part parts[] = {{&body, sizeof(body)}, {keys, count * sizeof(*keys)}};
     struct client_lease **leases =
         grow(op->leases, &op->lease_capacity, op->lease_count + 1, sizeof(*leases));

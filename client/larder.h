@@ -81,8 +81,8 @@ struct larder_lookup_result {
     uint64_t estimate_us; /* what loading will take, from what this connection measured so far */
 };
 
-/* How much of the prompt is stored at `worst` quality or better. No side effects; a miss is 0
- * tokens, not an error. */
+/* How much of the prompt is stored at `worst` quality or better (in C, `worst` may be or'ed with
+ * LARDER_QUALITY_SMALLEST, here and in gets). No side effects; a miss is 0 tokens, not an error. */
 LARDER_API int larder_lookup(struct larder_model *model, struct larder_lookup_result *out,
                              const struct larder_prompt *prompt, enum larder_quality worst);
 
@@ -168,13 +168,21 @@ LARDER_API int larder_get_end(struct larder_get_op *op, struct larder_get_result
 
 /* --- put ------------------------------------------------------------------------------------- */
 
+enum larder_put_flag {
+    /* Store each block as a further variant, beside what is stored of it, be that better or worse.
+     * Without it a better one replaces the best, and what is stored as good or better stays. The
+     * variants of a block differ in quality, computed_on or recipe; at most 8 (LARDER_ELIMIT). */
+    LARDER_PUT_BESIDE = 1 << 0,
+};
+
 struct larder_put_options {
     enum larder_wait wait;
     const char *recipe;              /* NULL: the daemon's default */
     enum larder_quality computed_on; /* of the KV that this KV was computed on */
     uint64_t position;               /* of token 0 when K was computed: 0; others are refused */
     uint64_t tokens_stored;          /* leading tokens known to be stored: not sent again */
-    uint8_t reserved[16];            /* zeros */
+    uint32_t flags;                  /* bits of enum larder_put_flag */
+    uint8_t reserved[12];            /* zeros */
 };
 
 struct larder_put_result {

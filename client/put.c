@@ -196,6 +196,7 @@ static int send_block(struct put_run *run, uint32_t block)
         .extra_bytes = (uint32_t)run->chain.prompt.extra_bytes,
         .computed_on = options->computed_on,
         .recipe_bytes = (uint32_t)strlen(run->recipe),
+        .flags = options->flags & LARDER_PUT_BESIDE ? WIRE_PUT_BESIDE : 0,
     };
     memcpy(body.key, run->chain.keys[block].bytes, sizeof(body.key));
     memcpy(body.parent, client_chain_parent(&run->chain, block)->bytes, sizeof(body.parent));
@@ -285,11 +286,11 @@ static int count_stored(struct put_run *run, uint32_t *blocks)
     return 0;
 }
 
-/* Where to start. */
+/* Where to start. What a lookup finds may be other variants than this put's. */
 static int first_block(struct put_run *run, uint32_t *at)
 {
     const uint64_t stored = run->options->tokens_stored;
-    if (stored == 0)
+    if (stored == 0 && !(run->options->flags & LARDER_PUT_BESIDE))
         return count_stored(run, at);
     *at = stored == run->chain.prompt.token_count ? run->chain.block_count
                                                   : (uint32_t)(stored / run->chain.block_tokens);
@@ -317,7 +318,10 @@ static int put_chain(struct put_run *run)
         if (err == LARDER_ENOPARENT && at > 0 && !looked_again) {
             /* What was stored has been evicted since: start where the chain ends now. */
             looked_again = true;
-            LARDER_TRY(count_stored(run, &at));
+            if (run->options->flags & LARDER_PUT_BESIDE)
+                at = 0;
+            else
+                LARDER_TRY(count_stored(run, &at));
             run->result->tokens = client_chain_tokens(&run->chain, at);
         } else if (err == -EBUSY && run->options->wait == LARDER_DURABLE &&
                    client_now_ns() - progress_ns < timeout_ns) {
@@ -339,6 +343,9 @@ static int check_options(struct put_run *run)
                            (int)options->wait);
     if (!larder_all_zero(options->reserved, sizeof(options->reserved)))
         return larder_fail(-EINVAL, "put: reserved bytes are not zero");
+    if (options->flags & ~(uint32_t)LARDER_PUT_BESIDE)
+        return larder_fail(-EINVAL, "put: flags=0x%x are not bits of enum larder_put_flag",
+                           options->flags);
     if (options->position != 0)
         return larder_fail(LARDER_EUNSUPPORTED,
                            "put: position=%llu, but a block is stored at its place in its own "

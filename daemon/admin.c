@@ -42,6 +42,8 @@ static void copy_entry(struct wire_admin_entry *out, const struct larder_entry_i
     out->computed_on = info->computed_on;
     out->in_host = info->in_host;
     out->durable = info->durable;
+    out->variant = info->variant;
+    out->variants = info->variants;
     snprintf(out->recipe, sizeof(out->recipe), "%s", info->recipe);
 }
 
@@ -142,6 +144,7 @@ static int admin_tenants(struct session *session, const struct frame *frame)
     return 0;
 }
 
+/* Of a body that begins with a key. */
 static int find(struct session *session, struct larder_entry_info *info, const struct frame *frame)
 {
     struct larder_key key;
@@ -204,7 +207,8 @@ static int admin_remove(struct session *session, const struct frame *frame)
 {
     struct larder_entry_info info;
     LARDER_TRY(find(session, &info, frame));
-    return session_remove_key(session, frame->request, info.tenant, &info.key);
+    const struct wire_admin_variant *wire = frame->body;
+    return session_remove_key(session, frame->request, info.tenant, &info.key, wire->variant);
 }
 
 /* --- on a worker ------------------------------------------------------------------------------ */
@@ -215,6 +219,7 @@ struct admin_job {
     struct session *session;
     uint64_t request;
     struct larder_key key;       /* verify */
+    uint32_t variant;            /* verify */
     struct wire_admin_list wire; /* list */
     int err;
     char message[LARDER_MESSAGE_BYTES_MAX];
@@ -323,7 +328,7 @@ static void verify_run(struct job *base, struct scratch *scratch)
 {
     struct admin_job *job = (struct admin_job *)((char *)base - offsetof(struct admin_job, job));
     (void)scratch;
-    larder_store_verify(job->session->daemon->store, &job->key, 0, verify_done, job);
+    larder_store_verify(job->session->daemon->store, &job->key, job->variant, verify_done, job);
 }
 
 static void verify_answer(struct completion *completion)
@@ -338,8 +343,9 @@ static int admin_verify(struct session *session, const struct frame *frame)
 {
     struct admin_job *job;
     LARDER_TRY(start_job(session, &job, frame, verify_run, verify_answer));
-    memcpy(job->key.bytes, ((const struct wire_admin_key *)frame->body)->key,
-           sizeof(job->key.bytes));
+    const struct wire_admin_variant *wire = frame->body;
+    job->variant = wire->variant;
+    memcpy(job->key.bytes, wire->key, sizeof(job->key.bytes));
     workers_submit(session->daemon->workers, &job->job);
     return 0;
 }

@@ -38,6 +38,8 @@ static int check_keys(const void *body)
     const struct wire_keys *keys = body;
     if (keys->worst > LARDER_QUALITY_BLENDED)
         return bad("worst", keys->worst, "must be an enum larder_quality");
+    if (keys->flags & ~(uint32_t)WIRE_KEYS_SMALLEST)
+        return bad("flags", keys->flags, "must be bits of enum wire_keys_flag");
     if (keys->layer_first >= LARDER_LAYERS_MAX)
         return bad("layer_first", keys->layer_first, "must be below 1024");
     if (keys->layer_count > LARDER_LAYERS_MAX)
@@ -79,6 +81,10 @@ static int check_put(const void *body)
         return bad("wait", put->wait, "must be an enum larder_wait");
     if (put->computed_on > LARDER_QUALITY_BLENDED)
         return bad("computed_on", put->computed_on, "must be an enum larder_quality");
+    if (put->flags & ~(uint32_t)WIRE_PUT_BESIDE)
+        return bad("flags", put->flags, "must be bits of enum wire_put_flag");
+    if (put->reserved)
+        return bad("reserved", put->reserved, "must be 0");
     if (put->token_count < 1 || put->token_count > LARDER_BLOCK_TOKENS_MAX)
         return bad("token_count", put->token_count, "must be 1..4096");
     if (put->extra_bytes > LARDER_EXTRA_BYTES_MAX)
@@ -94,6 +100,14 @@ static int check_put(const void *body)
     if (!larder_add_u64(&end, put->staging_offset, put->staging_bytes))
         return bad("staging_bytes", put->staging_bytes, "must not overflow with the offset");
     return 0;
+}
+
+static int check_variant(const void *body)
+{
+    const struct wire_admin_variant *wire = body;
+    if (wire->variant >= LARDER_VARIANTS_MAX && wire->variant != WIRE_VARIANT_ALL)
+        return bad("variant", wire->variant, "must be below 8, or all");
+    return wire->reserved ? bad("reserved", wire->reserved, "must be 0") : 0;
 }
 
 static int check_index(const void *body)
@@ -161,8 +175,10 @@ static const struct shape shapes[] = {
     {WIRE_ADMIN_STATUS, FRAME_CONTROL, false, 0, 0, 0, 0, NULL},
     {WIRE_ADMIN_LIST, FRAME_CONTROL, false, sizeof(struct wire_admin_list), 0, 0, 0, check_list},
     {WIRE_ADMIN_SHOW, FRAME_CONTROL, false, sizeof(struct wire_admin_key), 0, 0, 0, NULL},
-    {WIRE_ADMIN_VERIFY, FRAME_CONTROL, false, sizeof(struct wire_admin_key), 0, 0, 0, NULL},
-    {WIRE_ADMIN_REMOVE, FRAME_CONTROL, false, sizeof(struct wire_admin_key), 0, 0, 0, NULL},
+    {WIRE_ADMIN_VERIFY, FRAME_CONTROL, false, sizeof(struct wire_admin_variant), 0, 0, 0,
+     check_variant},
+    {WIRE_ADMIN_REMOVE, FRAME_CONTROL, false, sizeof(struct wire_admin_variant), 0, 0, 0,
+     check_variant},
     {WIRE_ADMIN_MODELS, FRAME_CONTROL, false, sizeof(struct wire_admin_index), 0, 0, 0,
      check_index},
     {WIRE_ADMIN_TENANTS, FRAME_CONTROL, false, sizeof(struct wire_admin_index), 0, 0, 0,

@@ -41,6 +41,7 @@ struct operation {
     bool recipe_is_own;
     struct larder_key key;
     uint8_t *copy; /* of extra, padded to 4, and tokens */
+    struct larder_put_desc desc;
     struct larder_put *slot;
     uint8_t *payload;
     uint64_t payload_offset; /* in the record */
@@ -457,7 +458,8 @@ static int reserve(struct operation *operation)
     const struct wire_put *wire = &put->wire;
     struct put_region region;
     put_region(&region, &put->model->info.desc, wire->extra_bytes, wire->token_count);
-    struct larder_put_desc desc = {
+    struct larder_put_desc *desc = &operation->desc;
+    *desc = (struct larder_put_desc){
         .tenant = put->session->tenant.index,
         .model = put->model->info.index,
         .key = operation->key,
@@ -470,11 +472,12 @@ static int reserve(struct operation *operation)
         .quality = quality_of(operation),
         .computed_on = (enum larder_quality)wire->computed_on,
         .raw_bytes = larder_model_kv_bytes(&put->model->info.desc, wire->token_count),
+        .beside = (wire->flags & WIRE_PUT_BESIDE) != 0,
     };
-    memcpy(desc.parent.bytes, wire->parent, sizeof(desc.parent.bytes));
-    LARDER_TRY(plan_sections(operation, &desc.payload_bytes_max));
-    desc.section_count_max = operation->section_count;
-    LARDER_TRY(larder_store_put_reserve(put->session->daemon->store, &operation->slot, &desc));
+    memcpy(desc->parent.bytes, wire->parent, sizeof(desc->parent.bytes));
+    LARDER_TRY(plan_sections(operation, &desc->payload_bytes_max));
+    desc->section_count_max = operation->section_count;
+    LARDER_TRY(larder_store_put_reserve(put->session->daemon->store, &operation->slot, desc));
     operation->payload = larder_put_payload(operation->slot, &operation->payload_offset);
     operation->directory = larder_put_directory(operation->slot);
     return 0;
@@ -510,9 +513,8 @@ static void put_run(struct job *job, struct scratch *scratch)
     if (err == 0)
         err = reserve(operation);
     if (err == LARDER_EEXISTS) {
-        larder_store_when(put->session->daemon->store, put->session->tenant.index, &operation->key,
-                          quality_of(operation), (enum larder_wait)put->wire.wait, existing,
-                          operation);
+        larder_store_when_put(put->session->daemon->store, &operation->desc,
+                              (enum larder_wait)put->wire.wait, existing, operation);
         post_idle(operation);
         return;
     }

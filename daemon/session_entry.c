@@ -46,7 +46,7 @@ static void removal_done(void *context, int err, uint64_t removed)
 }
 
 int session_remove_key(struct session *session, uint64_t request, uint32_t tenant,
-                       const struct larder_key *key)
+                       const struct larder_key *key, uint32_t variant)
 {
     struct removal *removal = larder_alloc_zero(1, sizeof(*removal));
     if (!removal)
@@ -59,8 +59,12 @@ int session_remove_key(struct session *session, uint64_t request, uint32_t tenan
     removal->session = session;
     removal->request = request;
     removal->completion.run = removal_answer;
-    larder_store_remove(session->daemon->store, tenant, key, LARDER_KEEP_PINNED, removal_done,
-                        removal);
+    if (variant == WIRE_VARIANT_ALL)
+        larder_store_remove(session->daemon->store, tenant, key, LARDER_KEEP_PINNED, removal_done,
+                            removal);
+    else
+        larder_store_remove_variant(session->daemon->store, tenant, key, variant, removal_done,
+                                    removal);
     return 0;
 }
 
@@ -68,7 +72,8 @@ int session_remove(struct session *session, const struct frame *frame)
 {
     struct larder_key key;
     memcpy(key.bytes, ((const struct wire_remove *)frame->body)->key, sizeof(key.bytes));
-    return session_remove_key(session, frame->request, session->tenant.index, &key);
+    return session_remove_key(session, frame->request, session->tenant.index, &key,
+                              WIRE_VARIANT_ALL);
 }
 
 int session_tenant_stat(const struct larderd *daemon, struct wire_stat_ok *out, uint32_t tenant)

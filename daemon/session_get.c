@@ -45,6 +45,12 @@ static_assert(offsetof(struct larder_ref, slot) == offsetof(struct wire_ref, slo
 static_assert(offsetof(struct larder_ref, generation) == offsetof(struct wire_ref, generation),
               "refs are sent as they are");
 
+static enum larder_quality least_quality(const struct wire_keys *wire)
+{
+    uint32_t flag = wire->flags & WIRE_KEYS_SMALLEST ? (uint32_t)LARDER_QUALITY_SMALLEST : 0;
+    return (enum larder_quality)(wire->worst | flag);
+}
+
 /* --- lookup ----------------------------------------------------------------------------------- */
 
 static int lookup(struct session *session, struct larder_match *match, const struct frame *frame)
@@ -55,7 +61,7 @@ static int lookup(struct session *session, struct larder_match *match, const str
         return LARDER_EPROTO;
     memcpy(parent.bytes, wire->parent, sizeof(parent.bytes));
     return larder_store_lookup(session->daemon->store, match, session->tenant.index, &parent,
-                               frame->items, frame->item_count, (enum larder_quality)wire->worst,
+                               frame->items, frame->item_count, least_quality(wire),
                                session->daemon->config.block_tokens);
 }
 
@@ -286,7 +292,7 @@ int session_want(struct session *session, struct larder_want *out, const struct 
         .tenant = session->tenant.index,
         .keys = keys,
         .key_count = wire->key_count,
-        .worst = (enum larder_quality)wire->worst,
+        .worst = least_quality(wire),
         .layer_first = wire->layer_first,
         .layer_count = wire->layer_first + wire->layer_count == layers ? 0u : wire->layer_count,
     };

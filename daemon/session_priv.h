@@ -154,7 +154,7 @@ int session_remove(struct session *session, const struct frame *frame);
 int session_stat(struct session *session, const struct frame *frame);
 /* What they share with the control socket. */
 int session_remove_key(struct session *session, uint64_t request, uint32_t tenant,
-                       const struct larder_key *key);
+                       const struct larder_key *key, uint32_t variant);
 int session_tenant_stat(const struct larderd *daemon, struct wire_stat_ok *out, uint32_t tenant);
 
 int admin_request(struct session *session, const struct frame *frame);

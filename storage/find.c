@@ -40,7 +40,7 @@ static uint32_t depth_of_run(const struct larder_store *store, uint32_t tenant,
 
 int find_run_locked(struct larder_store *store, uint32_t *out_count, uint32_t *last,
                     uint32_t tenant, const struct larder_key *keys, uint32_t key_count,
-                    uint32_t worst)
+                    enum larder_quality worst)
 {
     *out_count = 0;
     *last = TABLE_NONE;
@@ -70,7 +70,7 @@ int find_run_locked(struct larder_store *store, uint32_t *out_count, uint32_t *l
 }
 
 static void find_tails(struct larder_store *store, struct larder_match *out, uint32_t above,
-                       uint32_t worst, uint32_t block_tokens)
+                       enum larder_quality worst, uint32_t block_tokens)
 {
     uint32_t walked = 0;
     uint32_t child = table_entry(&store->table, above)->first_child;
@@ -110,7 +110,7 @@ static uint32_t last_matched(const struct larder_store *store, uint32_t last, ui
 
 int larder_store_lookup(struct larder_store *store, struct larder_match *out, uint32_t tenant,
                         const struct larder_key *parent, const struct larder_key *keys,
-                        uint32_t key_count, uint32_t worst, uint32_t block_tokens)
+                        uint32_t key_count, enum larder_quality worst, uint32_t block_tokens)
 {
     memset(out, 0, sizeof(*out));
     pthread_mutex_lock(&store->lock);

@@ -103,15 +103,11 @@ struct larder_match {
     struct larder_tail tails[LARDER_TAILS_MAX]; /* `block_tokens`; longest first */
 };
 
-/* Or'ed to a least quality, in lookups and leases: of several variants of a block the smallest that
- * is good enough is meant, instead of the best. */
-#define LARDER_SMALLEST 0x100u
-
 /* `keys` is a chain: key 0's parent is `parent` (larder_key_root, or the key of some block), key
  * i + 1's is key i. Tails of `parent` are named when no key matches. */
 int larder_store_lookup(struct larder_store *store, struct larder_match *out, uint32_t tenant,
                         const struct larder_key *parent, const struct larder_key *keys,
-                        uint32_t key_count, uint32_t worst, uint32_t block_tokens);
+                        uint32_t key_count, enum larder_quality worst, uint32_t block_tokens);
 
 /* --- get: leases on slots -------------------------------------------------------------------- */
 
@@ -128,10 +124,10 @@ struct larder_want {
     uint32_t tenant;
     const struct larder_key *keys; /* a chain */
     uint32_t key_count;            /* at most LARDER_REQUEST_KEYS_MAX */
-    uint32_t worst;       /* enum larder_quality, perhaps with LARDER_SMALLEST */
-    uint32_t layer_first; /* only sections of these layers are read from SSD */
-    uint32_t layer_count; /* 0: all from layer_first on */
-    bool now;             /* -EAGAIN instead of waiting for a slab to be made */
+    uint32_t worst;                /* enum larder_quality, perhaps with LARDER_SMALLEST */
+    uint32_t layer_first;          /* only sections of these layers are read from SSD */
+    uint32_t layer_count;          /* 0: all from layer_first on */
+    bool now;                      /* -EAGAIN instead of waiting for a slab to be made */
 };
 
 /* Called once when every ref of the lease is published or has failed: `loaded` leading refs are

@@ -441,12 +441,13 @@ bool find_sees(const struct larder_store *store, uint32_t entry, uint32_t tenant
 /* Leading keys of the chain that are stored well enough; the last of them in *last. */
 int find_run_locked(struct larder_store *store, uint32_t *out_count, uint32_t *last,
                     uint32_t tenant, const struct larder_key *keys, uint32_t key_count,
-                    uint32_t worst);
+                    enum larder_quality worst);
 
 /* variant.c */
-/* Of the key's records the one for a reader who accepts `worst`: the best, or with LARDER_SMALLEST
- * the smallest that is good enough. TABLE_NONE when none is. */
-uint32_t variant_pick(const struct larder_store *store, uint32_t primary, uint32_t worst);
+/* Of the key's records the one for a reader who accepts `worst`: the best, or with
+ * LARDER_QUALITY_SMALLEST the smallest that is good enough. TABLE_NONE when none is. */
+uint32_t variant_pick(const struct larder_store *store, uint32_t primary,
+                      enum larder_quality worst);
 /* The record of that name, stored or on its way. */
 uint32_t variant_named(const struct larder_store *store, uint32_t primary,
                        const struct variant_name *name);

@@ -57,11 +57,11 @@ static bool is_wanted_before(const struct entry *a, const struct entry *b, bool 
     return a->variant.record_pages < b->variant.record_pages;
 }
 
-uint32_t variant_pick(const struct larder_store *store, uint32_t primary, uint32_t worst)
+uint32_t variant_pick(const struct larder_store *store, uint32_t primary, enum larder_quality least)
 {
     const struct table *table = &store->table;
-    bool smallest = worst & LARDER_SMALLEST;
-    worst &= ~LARDER_SMALLEST;
+    bool smallest = least & LARDER_QUALITY_SMALLEST;
+    uint32_t worst = least & ~(uint32_t)LARDER_QUALITY_SMALLEST;
     const struct entry *entry = table_entry(table, primary);
     if (!(entry->flags & ENTRY_VARIED))
         return entry->variant.quality <= worst ? primary : TABLE_NONE;

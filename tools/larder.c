@@ -8,6 +8,8 @@
 
 #include "base/bytes.h"
 #include "base/error.h"
+#include "base/limits.h"
+#include "base/wire.h"
 #include "tools/larder_commands.h"
 
 const char *argp_program_version = "larder " LARDER_VERSION;
@@ -25,6 +27,7 @@ struct command {
 static const struct argp fsck_parser;
 static const struct argp list_parser;
 static const struct argp metrics_parser;
+static const struct argp rm_parser;
 static const struct argp top_parser;
 static const struct argp why_parser;
 
@@ -38,7 +41,7 @@ static const struct command commands[] = {
      command_verify},
     {"why", "[KEY]", "Why a lookup missed: of a key, or of --tokens", 0, 1, &why_parser,
      command_why},
-    {"rm", "KEY...", "Remove entries and what is behind them", 1, 1 << 16, NULL, command_rm},
+    {"rm", "KEY...", "Remove entries and what is behind them", 1, 1 << 16, &rm_parser, command_rm},
     {"fsck", "DIR", "Check a store that no larderd uses", 1, 1, &fsck_parser, command_fsck},
     {"models", "", "List models", 0, 0, NULL, command_models},
     {"tenants", "", "List tenants and what each holds", 0, 0, NULL, command_tenants},
@@ -56,6 +59,7 @@ enum {
     OPTION_TEXTFILE,
     OPTION_DATA,
     OPTION_REPAIR,
+    OPTION_VARIANT,
 };
 
 struct input {
@@ -96,6 +100,11 @@ static const struct argp_option why_options[] = {
     {"model", OPTION_MODEL, "NAME", 0, "Of this model, by name or fingerprint; default: as above",
      0},
     {"extra", OPTION_EXTRA, "TEXT", 0, "What else was hashed: a LoRA's name, a salt", 0},
+    {0},
+};
+
+static const struct argp_option rm_options[] = {
+    {"variant", OPTION_VARIANT, "N", 0, "Only this variant; others stay, and what is behind", 0},
     {0},
 };
 
@@ -189,6 +198,18 @@ static error_t parse_why(int key, char *argument, struct argp_state *state)
     }
 }
 
+static error_t parse_rm(int key, char *argument, struct argp_state *state)
+{
+    struct input *input = state->input;
+    if (key != OPTION_VARIANT)
+        return ARGP_ERR_UNKNOWN;
+    if (argument[0] < '0' || argument[0] >= '0' + (int)LARDER_VARIANTS_MAX || argument[1] != '\0')
+        argp_error(state, "'%s' is no variant: they have numbers from 0 to %u, see larder show",
+                   argument, LARDER_VARIANTS_MAX - 1);
+    input->options.variant = (uint32_t)(argument[0] - '0');
+    return 0;
+}
+
 static error_t parse_metrics(int key, char *argument, struct argp_state *state)
 {
     struct input *input = state->input;
@@ -226,6 +247,7 @@ static const struct argp common_parser = {.options = common_options, .parser = p
 static const struct argp list_parser = {.options = list_options, .parser = parse_list};
 static const struct argp fsck_parser = {.options = fsck_options, .parser = parse_fsck};
 static const struct argp why_parser = {.options = why_options, .parser = parse_why};
+static const struct argp rm_parser = {.options = rm_options, .parser = parse_rm};
 static const struct argp metrics_parser = {.options = metrics_options, .parser = parse_metrics};
 static const struct argp top_parser = {.options = top_options, .parser = parse_top_options};
 
@@ -347,7 +369,7 @@ int main(int argc, char **argv)
                                        .doc = "larder - looks into a running larderd\v ",
                                        .children = children,
                                        .help_filter = list_commands};
-    struct input input = {.options = {.interval_ms = 1000}};
+    struct input input = {.options = {.interval_ms = 1000, .variant = WIRE_VARIANT_ALL}};
     argp_err_exit_status = COMMAND_USAGE;
     argp_parse(&parser, argc, argv, ARGP_IN_ORDER, NULL, &input);
     return run_command(&input, argc - input.argument_first, argv + input.argument_first);

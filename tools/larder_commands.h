@@ -23,6 +23,8 @@ struct command_options {
     const char *model;
     uint64_t limit; /* 0: all */
     bool long_keys;
+    /* rm */
+    uint32_t variant; /* WIRE_VARIANT_ALL: all of a key, and what is behind */
     /* why */
     const char *tokens; /* NULL: a key */
     const char *extra;

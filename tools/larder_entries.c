@@ -84,7 +84,7 @@ static json_t *entry_json(const struct wire_admin_entry *entry, const char *tena
     larder_hex(parent, entry->parent, 32);
     return json_pack(
         "{s:s, s:s, s:s, s:s, s:i, s:i, s:i, s:i, s:I, s:I, s:I, s:I, s:I, s:i, s:I, s:s, s:s, "
-        "s:b, s:b, s:s}",
+        "s:b, s:b, s:i, s:i, s:s}",
         "key", key, "parent", parent, "tenant", tenant, "model", model, "tokens",
         (int)entry->token_count, "depth", (int)entry->depth, "children", (int)entry->children,
         "leases", (int)entry->lease_count, "stored_bytes", (json_int_t)entry->record_bytes,
@@ -93,7 +93,8 @@ static json_t *entry_json(const struct wire_admin_entry *entry, const char *tena
         (int)entry->segment_id, "segment_offset",
         (json_int_t)entry->segment_page * LARDER_PAGE_BYTES, "quality",
         text_quality(entry->quality), "computed_on", text_quality(entry->computed_on), "in_host",
-        entry->in_host != 0, "durable", entry->durable != 0, "recipe", entry->recipe);
+        entry->in_host != 0, "durable", entry->durable != 0, "variant", (int)entry->variant,
+        "variants", (int)entry->variants, "recipe", entry->recipe);
 }
 
 /* --- ls --------------------------------------------------------------------------------------- */
@@ -196,11 +197,54 @@ static void show_text(const struct wire_admin_show_ok *show)
            (unsigned long long)entry->uses, entry->lease_count);
 }
 
+/* All variants of a key, the one that leads too. */
+struct variants {
+    uint32_t count;
+    struct wire_admin_entry entries[LARDER_VARIANTS_MAX];
+};
+
+static int add_variant(void *context, const struct wire_admin_entry *entry)
+{
+    struct variants *variants = context;
+    if (variants->count < LARDER_VARIANTS_MAX)
+        variants->entries[variants->count++] = *entry;
+    return 0;
+}
+
+static void variants_text(const struct variants *variants)
+{
+    for (uint32_t i = 0; variants->count > 1 && i < variants->count; i++) {
+        const struct wire_admin_entry *entry = &variants->entries[i];
+        char bytes[16], ratio[16];
+        printf("variant %u    %s, %s, %s (%s), %s\n", entry->variant, entry->recipe,
+               text_quality(entry->quality), larder_human_bytes(bytes, entry->record_bytes),
+               text_ratio(ratio, entry->raw_bytes, entry->record_bytes), text_tier(entry));
+    }
+}
+
+static void show_json(const struct wire_admin_show_ok *show, const struct variants *variants)
+{
+    char fingerprint[65];
+    larder_hex(fingerprint, show->fingerprint, 32);
+    json_t *json = entry_json(&show->entry, show->tenant_name, show->model_name);
+    json_object_set_new(json, "fingerprint", json_string(fingerprint));
+    json_t *records = json_array();
+    for (uint32_t i = 0; i < variants->count; i++)
+        json_array_append_new(
+            records, entry_json(&variants->entries[i], show->tenant_name, show->model_name));
+    json_object_set_new(json, "records", records);
+    json_dumpf(json, stdout, JSON_INDENT(2) | JSON_PRESERVE_ORDER);
+    putchar('\n');
+    json_decref(json);
+}
+
 int command_show(const struct command_options *options, int argc, char **argv)
 {
     (void)argc;
     struct link *link;
     struct wire_admin_entry entry;
+    struct wire_admin_show_ok show;
+    struct variants variants = {0};
     const void *body;
     int err = link_open(&link, options->socket);
     if (err < 0)
@@ -208,24 +252,20 @@ int command_show(const struct command_options *options, int argc, char **argv)
     err = link_find(link, &entry, argv[0]);
     if (err == 0)
         err = link_request(link, &body, WIRE_ADMIN_SHOW, entry.key, sizeof(entry.key),
-                           WIRE_ADMIN_SHOW_OK, sizeof(struct wire_admin_show_ok));
-    if (err < 0) {
-        link_close(link);
-        return command_failed(err);
-    }
-    const struct wire_admin_show_ok *show = body;
-    if (options->json) {
-        char fingerprint[65];
-        larder_hex(fingerprint, show->fingerprint, 32);
-        json_t *json = entry_json(&show->entry, show->tenant_name, show->model_name);
-        json_object_set_new(json, "fingerprint", json_string(fingerprint));
-        json_dumpf(json, stdout, JSON_INDENT(2) | JSON_PRESERVE_ORDER);
-        putchar('\n');
-        json_decref(json);
-    } else {
-        show_text(show);
+                           WIRE_ADMIN_SHOW_OK, sizeof(show));
+    if (err == 0) {
+        memcpy(&show, body, sizeof(show));
+        err = link_each_entry(link, entry.key, 64, add_variant, &variants);
     }
     link_close(link);
+    if (err < 0)
+        return command_failed(err);
+    if (options->json) {
+        show_json(&show, &variants);
+    } else {
+        show_text(&show);
+        variants_text(&variants);
+    }
     return COMMAND_OK;
 }
 
@@ -234,7 +274,7 @@ int command_show(const struct command_options *options, int argc, char **argv)
 struct keys {
     uint64_t count;
     uint64_t room;
-    uint8_t (*keys)[32];
+    struct wire_admin_variant *keys;
 };
 
 static int add_key(void *context, const struct wire_admin_entry *entry)
@@ -248,7 +288,9 @@ static int add_key(void *context, const struct wire_admin_entry *entry)
         keys->keys = grown;
         keys->room = room;
     }
-    memcpy(keys->keys[keys->count++], entry->key, 32);
+    struct wire_admin_variant *key = &keys->keys[keys->count++];
+    *key = (struct wire_admin_variant){.variant = entry->variant};
+    memcpy(key->key, entry->key, sizeof(key->key));
     return 0;
 }
 
@@ -260,7 +302,7 @@ static int collect_keys(struct link *link, struct keys *keys, int argc, char **a
     for (int i = 0; i < argc; i++) {
         struct wire_admin_entry entry;
         LARDER_TRY(link_find(link, &entry, argv[i]));
-        LARDER_TRY(add_key(keys, &entry));
+        LARDER_TRY(link_each_entry(link, entry.key, 64, add_key, keys));
     }
     return 0;
 }
@@ -273,11 +315,12 @@ struct verdict {
     json_t *bad; /* keys, with --json */
 };
 
-static int verify_one(struct link *link, struct verdict *verdict, const uint8_t key[32])
+static int verify_one(struct link *link, struct verdict *verdict,
+                      const struct wire_admin_variant *variant)
 {
     const void *body;
-    LARDER_TRY(link_request(link, &body, WIRE_ADMIN_VERIFY, key, 32, WIRE_ADMIN_VERIFY_OK,
-                            sizeof(struct wire_admin_verify_ok)));
+    LARDER_TRY(link_request(link, &body, WIRE_ADMIN_VERIFY, variant, sizeof(*variant),
+                            WIRE_ADMIN_VERIFY_OK, sizeof(struct wire_admin_verify_ok)));
     int result = ((const struct wire_admin_verify_ok *)body)->result;
     if (result == 0) {
         verdict->good++;
@@ -288,13 +331,13 @@ static int verify_one(struct link *link, struct verdict *verdict, const uint8_t 
         return 0;
     }
     char hex[65];
-    larder_hex(hex, key, 32);
+    larder_hex(hex, variant->key, 32);
     if (result == LARDER_ECORRUPT)
         verdict->corrupt++;
     else
         verdict->failed++;
     fprintf(stderr, "%s: %s%s\n", hex, larder_error_text(result),
-            result == LARDER_ECORRUPT ? "; dropped, with what was stored behind it" : "");
+            result == LARDER_ECORRUPT ? "; dropped, with what only it carried" : "");
     if (verdict->bad)
         json_array_append_new(verdict->bad, json_string(hex));
     return 0;
@@ -315,7 +358,7 @@ int command_verify(const struct command_options *options, int argc, char **argv)
     progress_start(&progress);
     for (uint64_t i = 0; err == 0 && i < keys.count; i++) {
         progress_step(&progress, "verify", i, keys.count);
-        err = verify_one(link, &verdict, keys.keys[i]);
+        err = verify_one(link, &verdict, &keys.keys[i]);
     }
     progress_end(&progress);
     larder_free(keys.keys);
@@ -352,10 +395,13 @@ int command_rm(const struct command_options *options, int argc, char **argv)
     for (int i = 0; err == 0 && i < argc; i++) {
         struct wire_admin_entry entry;
         const void *body;
+        struct wire_admin_variant ask = {.variant = options->variant};
         err = link_find(link, &entry, argv[i]);
-        if (err == 0)
-            err = link_request(link, &body, WIRE_ADMIN_REMOVE, entry.key, sizeof(entry.key),
+        if (err == 0) {
+            memcpy(ask.key, entry.key, sizeof(ask.key));
+            err = link_request(link, &body, WIRE_ADMIN_REMOVE, &ask, sizeof(ask),
                                WIRE_ADMIN_REMOVE_OK, sizeof(struct wire_remove_ok));
+        }
         if (err == 0)
             removed += ((const struct wire_remove_ok *)body)->removed;
     }

@@ -240,6 +240,8 @@ static int add_candidate(void *context, const struct wire_admin_entry *entry)
     struct candidates *found = context;
     if (found->count == 0)
         found->first = *entry;
+    else if (memcmp(found->first.key, entry->key, sizeof(entry->key)) == 0)
+        return 0; /* another variant of it */
     if (found->count < CANDIDATES_MAX) {
         char hex[17];
         larder_hex(hex, entry->key, 8);

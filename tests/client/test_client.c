@@ -299,6 +299,63 @@ START_TEST(test_limits_of_a_get)
 }
 END_TEST
 
+/* --- variants -------------------------------------------------------------------------------- */
+
+static struct larder_get_result get_worst(enum larder_quality worst)
+{
+    const struct larder_prompt prompt = prompt_of(ENGINE_TOKENS);
+    struct larder_get_result result;
+    struct larder_lookup_result found;
+    engine_scramble(&engine);
+    ck_assert_int_eq(larder_lookup(model, &found, &prompt, worst), 0);
+    ck_assert_int_eq(larder_get(model, &result, &prompt, &engine.layout, worst, 0), 0);
+    ck_assert(engine_holds(&engine, tokens, 0, result.tokens, ENGINE_LAYERS));
+    ck_assert_uint_eq(found.tokens, result.tokens);
+    ck_assert_uint_eq(found.bytes, result.bytes);
+    ck_assert_uint_eq(found.quality, result.quality);
+    return result;
+}
+
+START_TEST(test_variants)
+{
+    open_scene(ENGINE_PLAIN, LARDER_BF16, 1, NULL);
+    struct larder_put_options options = {.recipe = "raw", .wait = LARDER_DURABLE};
+    const struct larder_put_result raw = put_with(ENGINE_TOKENS, &options);
+    /* A worse one, and one that is as good: neither is stored, unless beside. */
+    options.recipe = "exact";
+    ck_assert_uint_eq(put_with(ENGINE_TOKENS, &options).tokens_new, 0);
+    options.flags = LARDER_PUT_BESIDE;
+    const struct larder_put_result exact = put_with(ENGINE_TOKENS, &options);
+    ck_assert_uint_eq(exact.tokens_new, ENGINE_TOKENS);
+    ck_assert_uint_eq(put_with(ENGINE_TOKENS, &options).tokens_new, 0);
+    options.computed_on = LARDER_QUALITY_LOSSY;
+    ck_assert_uint_eq(put_with(ENGINE_TOKENS, &options).tokens_new, ENGINE_TOKENS);
+
+    ck_assert_uint_eq(get_worst(LARDER_QUALITY_BLENDED).quality, LARDER_QUALITY_EXACT);
+    struct larder_get_result result =
+        get_worst((enum larder_quality)(LARDER_QUALITY_EXACT | LARDER_QUALITY_SMALLEST));
+    ck_assert_uint_eq(result.tokens, ENGINE_TOKENS);
+    ck_assert_uint_eq(result.quality, LARDER_QUALITY_EXACT);
+    ck_assert_uint_le(result.bytes, raw.bytes_stored);
+    struct larder_stat stat;
+    ck_assert_int_eq(larder_get_stat(larder, &stat), 0);
+    ck_assert_uint_eq(stat.entries % 3, 0);
+
+    const struct larder_prompt prompt = prompt_of(ENGINE_TOKENS);
+    struct larder_put_result none;
+    options.flags = 1u << 7;
+    ck_assert_int_eq(larder_put(model, &none, &prompt, &engine.layout, &options), -EINVAL);
+    struct larder_lookup_result found;
+    ck_assert_int_eq(
+        larder_lookup(model, &found, &prompt, (enum larder_quality)(LARDER_QUALITY_SMALLEST << 1)),
+        -EINVAL);
+    uint64_t removed;
+    ck_assert_int_eq(larder_remove(model, &prompt, ENGINE_TOKENS, &removed), 0);
+    ck_assert_uint_eq(removed, 3);
+    close_scene();
+}
+END_TEST
+
 /* --- identity -------------------------------------------------------------------------------- */
 
 START_TEST(test_identity)
@@ -1036,6 +1093,7 @@ static void add_cases(Suite *suite)
         {"short_prompts", test_short_prompts, 1},
         {"extension_drops_tail", test_extension_drops_tail, 1},
         {"limits_of_a_get", test_limits_of_a_get, 1},
+        {"variants", test_variants, 1},
         {"identity", test_identity, 1},
         {"quality", test_quality, 1},
         {"lossy", test_lossy, 1},

@@ -67,9 +67,11 @@ static size_t make(uint16_t type)
         ((struct wire_admin_list *)body)->count_max = 10;
         bytes += sizeof(struct wire_admin_list);
         break;
-    case WIRE_ADMIN_SHOW:
     case WIRE_ADMIN_VERIFY:
     case WIRE_ADMIN_REMOVE:
+        bytes += sizeof(struct wire_admin_variant);
+        break;
+    case WIRE_ADMIN_SHOW:
     case WIRE_ADMIN_HISTORY:
         bytes += sizeof(struct wire_admin_key);
         break;
@@ -172,6 +174,7 @@ START_TEST(each_rule)
     struct wire_put *put = body_of();
     struct wire_admin_list *list = body_of();
     struct wire_admin_index *index = body_of();
+    struct wire_admin_variant *variant = body_of();
 
     BREAKS(WIRE_STAT, buffer.frame.reserved = 1);
     BREAKS(WIRE_STAT, buffer.frame.request = 0);
@@ -187,6 +190,9 @@ START_TEST(each_rule)
     BREAKS(WIRE_LOOKUP, keys->layer_count = 1);
     BREAKS(WIRE_PREFETCH, keys->layer_first = 1024);
     BREAKS(WIRE_PREFETCH, keys->worst = 3);
+    BREAKS(WIRE_GET, keys->flags = 2);
+    BREAKS(WIRE_ADMIN_VERIFY, variant->variant = 8);
+    BREAKS(WIRE_ADMIN_REMOVE, variant->reserved = 1);
     BREAKS(WIRE_GET, keys->key_count = 0);
     BREAKS(WIRE_GET, keys->key_count = 4);
     BREAKS(WIRE_GET, keys->key_count = 1025);
@@ -202,6 +208,8 @@ START_TEST(each_rule)
     BREAKS(WIRE_RELEASE, release->reserved = 1);
     BREAKS(WIRE_STAGING, staging->bytes = 0);
     BREAKS(WIRE_PUT, put->wait = 2);
+    BREAKS(WIRE_PUT, put->flags = 2);
+    BREAKS(WIRE_PUT, put->reserved = 1);
     BREAKS(WIRE_PUT, put->computed_on = 3);
     BREAKS(WIRE_PUT, put->token_count = 0);
     BREAKS(WIRE_PUT, put->token_count = LARDER_BLOCK_TOKENS_MAX + 1);

@@ -423,6 +423,58 @@ START_TEST(larder_finds_damage)
 }
 END_TEST
 
+/* One PUT beside what is stored; its answer. */
+static struct wire_put_ok put_beside(struct peer *peer, const struct block *block,
+                                     const uint8_t *kv, const char *recipe)
+{
+    struct wire_put put;
+    struct answer answer;
+    peer_stage(peer, &put, block, kv, 0, LARDER_DURABLE, recipe);
+    put.flags = WIRE_PUT_BESIDE;
+    uint64_t request = peer_send(peer, WIRE_PUT, &put, sizeof(put), NULL, 0);
+    return *(const struct wire_put_ok *)peer_expect(peer, &answer, WIRE_PUT_OK, request);
+}
+
+START_TEST(larder_names_variants)
+{
+    struct peer peer;
+    struct block blocks[2];
+    uint8_t kv[1 << 16];
+    fixture_start(&fixture, NULL);
+    peer_open(&peer, fixture.socket);
+    peer_chain(&peer, blocks, 2, 1);
+    ck_assert_uint_le(peer_kv_bytes(&peer, blocks[0].token_count), sizeof(kv));
+    peer_fill_kv(kv, peer_kv_bytes(&peer, blocks[0].token_count), 1);
+    struct wire_put_ok ok;
+    ck_assert_int_eq(peer_put(&peer, &blocks[0], kv, LARDER_DURABLE, "raw", &ok), 0);
+    peer_put_chain(&peer, blocks, 2, 1, LARDER_DURABLE);
+    ck_assert_int_eq(peer_put(&peer, &blocks[0], kv, LARDER_DURABLE, "exact", &ok), 0);
+    ck_assert_uint_eq(ok.existed, 1);
+    ck_assert_uint_eq(put_beside(&peer, &blocks[0], kv, "exact").existed, 0);
+    ck_assert_uint_eq(put_beside(&peer, &blocks[0], kv, "exact").existed, 1);
+    /* Two of one key are no two keys. */
+    char key[65];
+    larder_hex(key, blocks[0].key.bytes, 32);
+    ck_assert_int_eq(larder("show %.10s", key), 0);
+    ck_assert(output_has("variant 0 "));
+    ck_assert(output_has("variant 1 "));
+    ck_assert_int_eq(larder("show %.10s --json", key), 0);
+    ck_assert(output_has("\"variants\": 2"));
+    ck_assert_int_eq(larder("%s", "verify"), 0);
+    ck_assert(output_has("3 good"));
+    ck_assert_int_eq(larder("rm --variant 5 %.10s", key), 1);
+    ck_assert_int_ne(larder("rm --variant 8 %.10s", key), 0);
+    ck_assert_int_eq(larder("rm --variant 0 %.10s", key), 0);
+    ck_assert_uint_eq(peer_lookup(&peer, blocks, 2), 2);
+    ck_assert_int_ne(larder("rm --variant 1 %.10s", key), 0); /* the only one */
+    ck_assert_int_eq(larder("rm %.10s", key), 0);
+    ck_assert(output_has("removed 2"));
+    ck_assert_uint_eq(peer_lookup(&peer, blocks, 2), 0);
+    peer_close(&peer);
+    fixture_stop(&fixture);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("daemon_lifecycle");
@@ -439,6 +491,7 @@ int main(void)
     tcase_add_test(tests, larder_looks_in);
     tcase_add_test(tests, larder_takes_prefixes);
     tcase_add_test(tests, larder_finds_damage);
+    tcase_add_test(tests, larder_names_variants);
     suite_add_tcase(suite, tests);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);

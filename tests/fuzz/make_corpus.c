@@ -53,6 +53,7 @@ static void make_frames(void)
     const struct wire_admin_list list = {
         .count_max = 16, .prefix_digits = 3, .prefix = {0xab, 0xc0}};
     const struct wire_admin_key key = {{1}};
+    const struct wire_admin_variant variant = {.key = {1}, .variant = 3};
     const struct wire_admin_index number = {.index = 1};
     save_frame("hello", 0, WIRE_HELLO, &hello, sizeof(hello), 0);
     save_frame("hello-control", 1, WIRE_HELLO, &hello, sizeof(hello), 0);
@@ -67,6 +68,7 @@ static void make_frames(void)
     save_frame("admin-status", 1, WIRE_ADMIN_STATUS, NULL, 0, 0);
     save_frame("admin-list", 1, WIRE_ADMIN_LIST, &list, sizeof(list), 0);
     save_frame("admin-show", 1, WIRE_ADMIN_SHOW, &key, sizeof(key), 0);
+    save_frame("admin-verify", 1, WIRE_ADMIN_VERIFY, &variant, sizeof(variant), 0);
     save_frame("admin-models", 1, WIRE_ADMIN_MODELS, &number, sizeof(number), 0);
 }
 

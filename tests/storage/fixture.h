@@ -61,7 +61,8 @@ void fixture_put_chain(struct fixture *fixture, uint64_t first, uint32_t count,
 /* Leases the chain of `count` keys, waits, compares every byte of what is good with what was put,
  * and lets go. Number of blocks that were good; *err: why not all. */
 uint32_t fixture_get_chain(struct fixture *fixture, uint64_t first, uint32_t count, int *err);
-/* The same at the quality `worst`, perhaps with LARDER_SMALLEST; heads[] gets the fixed headers. */
+/* The same at the quality `worst`, perhaps with LARDER_QUALITY_SMALLEST; heads[] gets the fixed
+ * headers. */
 uint32_t fixture_get_variants(struct fixture *fixture, struct larder_record *heads, uint64_t first,
                               uint32_t count, uint32_t worst, int *err);
 /* Compares a record with what was put under `seed`. */

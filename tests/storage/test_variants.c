@@ -107,9 +107,9 @@ START_TEST(each_reader_gets_its_variant)
     for (int round = 0; round < 3; round++) {
         ck_assert_uint_eq(got(1, LARDER_QUALITY_EXACT), RAW);
         ck_assert_uint_eq(got(1, LARDER_QUALITY_BLENDED), RAW);
-        ck_assert_uint_eq(got(1, LARDER_QUALITY_EXACT | LARDER_SMALLEST), RAW);
-        ck_assert_uint_eq(got(1, LARDER_QUALITY_LOSSY | LARDER_SMALLEST), KIVI2);
-        ck_assert_uint_eq(got(1, LARDER_QUALITY_BLENDED | LARDER_SMALLEST), KIVI2);
+        ck_assert_uint_eq(got(1, LARDER_QUALITY_EXACT | LARDER_QUALITY_SMALLEST), RAW);
+        ck_assert_uint_eq(got(1, LARDER_QUALITY_LOSSY | LARDER_QUALITY_SMALLEST), KIVI2);
+        ck_assert_uint_eq(got(1, LARDER_QUALITY_BLENDED | LARDER_QUALITY_SMALLEST), KIVI2);
         ck_assert_uint_eq(find(1).variants, 4);
         ck_assert_uint_eq(find(1).quality, LARDER_QUALITY_EXACT);
         ck_assert_uint_eq(find(1).children, 0);
@@ -133,7 +133,7 @@ START_TEST(a_better_one_beside_takes_the_lead)
     ck_assert_uint_eq(find(1).children, 1);
     ck_assert_uint_eq(find(1).variants, 2);
     ck_assert_uint_eq(got(1, LARDER_QUALITY_EXACT), RAW);
-    ck_assert_uint_eq(got(1, LARDER_QUALITY_LOSSY | LARDER_SMALLEST), KIVI2);
+    ck_assert_uint_eq(got(1, LARDER_QUALITY_LOSSY | LARDER_QUALITY_SMALLEST), KIVI2);
     /* Without the flag a better one takes the place of the best, and none is left of that. */
     ck_assert_int_eq(put(11, KIVI2, false, LARDER_DURABLE), 0);
     ck_assert_int_eq(put(11, RAW, false, LARDER_DURABLE), 0);
@@ -165,7 +165,7 @@ START_TEST(a_lookup_says_what_a_lease_gives)
     ck_assert_uint_eq(match.tail_count, 0);
     uint64_t large = match.bytes;
     ck_assert_int_eq(larder_store_lookup(fixture.store, &match, fixture.tenant.index, &root, keys,
-                                         5, LARDER_QUALITY_LOSSY | LARDER_SMALLEST, 300),
+                                         5, LARDER_QUALITY_LOSSY | LARDER_QUALITY_SMALLEST, 300),
                      0);
     ck_assert_uint_eq(match.count, 5);
     ck_assert_uint_eq(match.quality, LARDER_QUALITY_LOSSY);
@@ -381,7 +381,7 @@ static void life_put(uint32_t seed, uint32_t kind, bool beside)
 
 static void life_get(uint32_t seed, uint32_t worst, bool smallest)
 {
-    uint32_t kind = got(seed, worst | (smallest ? LARDER_SMALLEST : 0));
+    uint32_t kind = got(seed, worst | (smallest ? LARDER_QUALITY_SMALLEST : 0));
     uint32_t wanted = KINDS;
     for (uint32_t i = 0; i < KINDS; i++) {
         if (!model[seed][i] || kinds[i].quality > worst)
