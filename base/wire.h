@@ -58,6 +58,7 @@ enum wire_type {
     WIRE_ADMIN_COUNTERS = 120, /* (nothing)         -> wire_admin_counters_ok */
     WIRE_ADMIN_HISTORY = 121,  /* wire_admin_key    -> wire_admin_history_ok */
     WIRE_ADMIN_DERIVE = 122,   /* wire_admin_derive + tokens -> wire_admin_key */
+    WIRE_ADMIN_SCRUB = 123,    /* wire_admin_scrub  -> wire_admin_scrub_ok */
     WIRE_ADMIN_STATUS_OK = 140,
     WIRE_ADMIN_LIST_OK = 141,
     WIRE_ADMIN_SHOW_OK = 142,
@@ -68,6 +69,7 @@ enum wire_type {
     WIRE_ADMIN_COUNTERS_OK = 160,
     WIRE_ADMIN_HISTORY_OK = 161,
     WIRE_ADMIN_DERIVE_OK = 162,
+    WIRE_ADMIN_SCRUB_OK = 163,
 };
 
 struct wire_frame {
@@ -464,6 +466,37 @@ struct wire_admin_history_ok {
     struct wire_event events[LARDER_EVENTS_FOUND_MAX]; /* zeros behind `count` */
 };
 static_assert(sizeof(struct wire_admin_history_ok) == 136, "wire size");
+
+enum wire_scrub_action {
+    WIRE_SCRUB_ASK,
+    WIRE_SCRUB_START, /* one that runs goes on, at the rate given */
+    WIRE_SCRUB_CANCEL,
+};
+
+struct wire_admin_scrub {
+    uint32_t action; /* enum wire_scrub_action */
+    uint32_t reserved;
+    uint64_t rate_bytes; /* a second; 0: as configured */
+};
+static_assert(sizeof(struct wire_admin_scrub) == 16, "wire size");
+
+/* Of the pass that runs, or of the last one since the daemon started. */
+struct wire_admin_scrub_ok {
+    uint32_t running;
+    uint32_t cancelled; /* the last one was */
+    uint64_t rate_bytes;
+    uint64_t entries_done;
+    uint64_t entries_all; /* when it began */
+    uint64_t bytes_done;
+    uint64_t bytes_all;
+    uint64_t bad;       /* damaged: dropped */
+    uint64_t failed;    /* could not be read */
+    uint64_t started_s; /* Unix time; 0: none since the daemon started */
+    uint64_t ended_s;
+    uint64_t whole_s; /* when the last whole one ended, also of an earlier daemon; else its start */
+    uint64_t passes;  /* whole ones since the daemon started */
+};
+static_assert(sizeof(struct wire_admin_scrub_ok) == 96, "wire size");
 
 /* Followed by `token_count` u32: which key would this block have? */
 struct wire_admin_derive {

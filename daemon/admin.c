@@ -113,6 +113,19 @@ static int admin_counters(struct session *session, const struct frame *frame)
     return 0;
 }
 
+static int admin_scrub(struct session *session, const struct frame *frame)
+{
+    const struct wire_admin_scrub *wire = frame->body;
+    struct scrub *scrub = &session->daemon->scrub;
+    if (wire->action == WIRE_SCRUB_START)
+        scrub_start(scrub, wire->rate_bytes);
+    else if (wire->action == WIRE_SCRUB_CANCEL)
+        scrub_cancel(scrub);
+    session_reply(session, WIRE_ADMIN_SCRUB_OK, frame->request, &scrub->state,
+                  sizeof(scrub->state));
+    return 0;
+}
+
 static int admin_models(struct session *session, const struct frame *frame)
 {
     const struct wire_admin_index *wire = frame->body;
@@ -371,6 +384,8 @@ int admin_request(struct session *session, const struct frame *frame)
         return admin_counters(session, frame);
     case WIRE_ADMIN_HISTORY:
         return admin_history(session, frame);
+    case WIRE_ADMIN_SCRUB:
+        return admin_scrub(session, frame);
     case WIRE_ADMIN_DERIVE:
         return admin_derive(session, frame);
     default:

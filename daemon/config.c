@@ -74,6 +74,8 @@ static const struct key keys[] = {
     {"connections_max", VALUE_COUNT, CHANGE_RELOAD, FIELD(connections_max), 1, 1u << 20},
     {"leases_max", VALUE_COUNT, CHANGE_RELOAD, FIELD(leases_max), 1, 1u << 20},
     {"in_flight_max", VALUE_COUNT, CHANGE_RELOAD, FIELD(in_flight_max), 1, 1u << 20},
+    {"scrub_interval_s", VALUE_COUNT, CHANGE_RELOAD, FIELD(scrub_interval_s), 0, UINT32_MAX},
+    {"scrub_rate_bytes", VALUE_BYTES, CHANGE_RELOAD, FIELD(scrub_rate_bytes), 1u << 20, 1ull << 40},
     {"log_level", VALUE_LEVEL, CHANGE_RELOAD, FIELD(log_level), 0, 0},
 };
 static_assert(LARDER_COUNT_OF(keys) <= LARDER_COUNT_OF(((struct config *)0)->lines),
@@ -100,6 +102,8 @@ void config_init(struct config *config)
     config->connections_max = LARDER_CONNECTIONS_DEFAULT;
     config->leases_max = LARDER_LEASES_DEFAULT;
     config->in_flight_max = LARDER_IN_FLIGHT_DEFAULT;
+    config->scrub_interval_s = 7 * 86400;
+    config->scrub_rate_bytes = 32u << 20;
     config->log_level = LARDER_LOG_INFO;
 }
 

@@ -55,7 +55,9 @@ struct config {
     uint32_t connections_max; /* of a UID, as the next two */
     uint32_t leases_max;
     uint32_t in_flight_max;
-    uint32_t core_dumps; /* 0: off */
+    uint64_t scrub_rate_bytes; /* a second */
+    uint32_t scrub_interval_s; /* 0: only by request */
+    uint32_t core_dumps;       /* 0: off */
     enum larder_log_level log_level;
     uint32_t rule_count;
     struct tenant_rule *rules;

@@ -142,6 +142,14 @@ static int check_derive(const void *body)
     return 0;
 }
 
+static int check_scrub(const void *body)
+{
+    const struct wire_admin_scrub *scrub = body;
+    if (scrub->action > WIRE_SCRUB_CANCEL)
+        return bad("action", scrub->action, "must be 0..2");
+    return scrub->reserved ? bad("reserved", scrub->reserved, "must be 0") : 0;
+}
+
 /* What a type's frame holds. Items are `item_bytes` each; the u32 at `count_offset` of the body
  * says how many, 1..item_max. */
 struct shape {
@@ -185,6 +193,7 @@ static const struct shape shapes[] = {
      check_index},
     {WIRE_ADMIN_COUNTERS, FRAME_CONTROL, false, 0, 0, 0, 0, NULL},
     {WIRE_ADMIN_HISTORY, FRAME_CONTROL, false, sizeof(struct wire_admin_key), 0, 0, 0, NULL},
+    {WIRE_ADMIN_SCRUB, FRAME_CONTROL, false, sizeof(struct wire_admin_scrub), 0, 0, 0, check_scrub},
     {WIRE_ADMIN_DERIVE, FRAME_CONTROL, false, sizeof(struct wire_admin_derive),
      offsetof(struct wire_admin_derive, token_count), 4, LARDER_BLOCK_TOKENS_MAX, check_derive},
 };

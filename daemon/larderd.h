@@ -15,6 +15,7 @@
 #include "daemon/accounts.h"
 #include "daemon/config.h"
 #include "daemon/notify.h"
+#include "daemon/scrub.h"
 #include "storage/store.h"
 
 struct completions;
@@ -33,6 +34,7 @@ struct larderd {
     struct event_base *events;
     struct accounts accounts;
     struct notify notify;
+    struct scrub scrub;
 
     struct session *sessions; /* open ones */
     uint32_t session_count;

@@ -249,6 +249,7 @@ static int run(struct larderd *daemon)
     notify_tell(&daemon->notify, "STATUS=Opens %s", daemon->config.directory);
     LARDER_TRY(open_store(daemon));
     LARDER_TRY(workers_open(&daemon->workers, daemon->config.threads));
+    scrub_open(&daemon->scrub, daemon);
     LARDER_TRY(server_open(&server, daemon, reload));
     tell_start(daemon);
     tell_serves(daemon);

@@ -203,6 +203,7 @@ static void on_tick(evutil_socket_t fd, short what, void *argument)
     uint64_t now_ms = larderd_now_ms();
     session_tick_all(server->daemon, now_ms);
     notify_alive(&server->daemon->notify, now_ms);
+    scrub_tick(&server->daemon->scrub, now_ms);
     tell_alarm(server);
     end_if_idle(server);
 }

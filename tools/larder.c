@@ -28,6 +28,7 @@ static const struct argp fsck_parser;
 static const struct argp list_parser;
 static const struct argp metrics_parser;
 static const struct argp rm_parser;
+static const struct argp scrub_parser;
 static const struct argp top_parser;
 static const struct argp why_parser;
 
@@ -39,6 +40,8 @@ static const struct command commands[] = {
     {"show", "KEY", "All about one entry", 1, 1, NULL, command_show},
     {"verify", "[KEY...]", "Check entries (all) on SSD; drop bad ones", 0, 1 << 16, NULL,
      command_verify},
+    {"scrub", "", "Read all entries on SSD at a gentle rate; drop bad ones", 0, 0, &scrub_parser,
+     command_scrub},
     {"why", "[KEY]", "Why a lookup missed: of a key, or of --tokens", 0, 1, &why_parser,
      command_why},
     {"rm", "KEY...", "Remove entries and what is behind them", 1, 1 << 16, &rm_parser, command_rm},
@@ -60,6 +63,10 @@ enum {
     OPTION_DATA,
     OPTION_REPAIR,
     OPTION_VARIANT,
+    OPTION_RATE,
+    OPTION_STATUS,
+    OPTION_CANCEL,
+    OPTION_BACKGROUND,
 };
 
 struct input {
@@ -85,6 +92,14 @@ static const struct argp_option list_options[] = {
 static const struct argp_option fsck_options[] = {
     {"data", OPTION_DATA, NULL, 0, "Read every entry, and check all its tags", 0},
     {"repair", OPTION_REPAIR, NULL, 0, "Mend what is wrong; drop what is damaged", 0},
+    {0},
+};
+
+static const struct argp_option scrub_options[] = {
+    {"rate", OPTION_RATE, "MB/S", 0, "Read so much a second; default: scrub_rate_bytes", 0},
+    {"background", OPTION_BACKGROUND, NULL, 0, "Start it, and do not wait", 0},
+    {"status", OPTION_STATUS, NULL, 0, "Only say how far it is, or how the last one ended", 0},
+    {"cancel", OPTION_CANCEL, NULL, 0, "End the one that runs", 0},
     {0},
 };
 
@@ -177,6 +192,32 @@ static error_t parse_fsck(int key, char *argument, struct argp_state *state)
     }
 }
 
+static error_t parse_scrub(int key, char *argument, struct argp_state *state)
+{
+    struct input *input = state->input;
+    char *end;
+    double rate;
+    switch (key) {
+    case OPTION_RATE:
+        rate = strtod(argument, &end);
+        if (*end || !*argument || !(rate >= 0.001 && rate <= 1e6))
+            argp_error(state, "'%s' is not a number of MB/s from 0.001 to 1000000", argument);
+        input->options.rate_bytes = (uint64_t)(rate * 1e6);
+        return 0;
+    case OPTION_BACKGROUND:
+        input->options.scrub_background = true;
+        return 0;
+    case OPTION_STATUS:
+        input->options.scrub_status = true;
+        return 0;
+    case OPTION_CANCEL:
+        input->options.scrub_cancel = true;
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
 static error_t parse_why(int key, char *argument, struct argp_state *state)
 {
     struct input *input = state->input;
@@ -246,6 +287,7 @@ static error_t parse_top_options(int key, char *argument, struct argp_state *sta
 static const struct argp common_parser = {.options = common_options, .parser = parse_common};
 static const struct argp list_parser = {.options = list_options, .parser = parse_list};
 static const struct argp fsck_parser = {.options = fsck_options, .parser = parse_fsck};
+static const struct argp scrub_parser = {.options = scrub_options, .parser = parse_scrub};
 static const struct argp why_parser = {.options = why_options, .parser = parse_why};
 static const struct argp rm_parser = {.options = rm_options, .parser = parse_rm};
 static const struct argp metrics_parser = {.options = metrics_options, .parser = parse_metrics};

@@ -31,6 +31,11 @@ struct command_options {
     /* fsck */
     bool data;
     bool repair;
+    /* scrub */
+    uint64_t rate_bytes;
+    bool scrub_status;
+    bool scrub_cancel;
+    bool scrub_background;
     /* metrics */
     const char *output; /* NULL: stdout */
     /* top */
@@ -48,6 +53,7 @@ int command_ls(const struct command_options *options, int argc, char **argv);
 int command_show(const struct command_options *options, int argc, char **argv);
 int command_verify(const struct command_options *options, int argc, char **argv);
 int command_fsck(const struct command_options *options, int argc, char **argv);
+int command_scrub(const struct command_options *options, int argc, char **argv);
 int command_why(const struct command_options *options, int argc, char **argv);
 int command_rm(const struct command_options *options, int argc, char **argv);
 int command_recipe(const struct command_options *options, int argc, char **argv);

@@ -190,6 +190,17 @@ int link_counters(struct link *link, struct wire_admin_counters_ok *out)
     return 0;
 }
 
+int link_scrub(struct link *link, struct wire_admin_scrub_ok *out, enum wire_scrub_action action,
+               uint64_t rate_bytes)
+{
+    const struct wire_admin_scrub ask = {.action = action, .rate_bytes = rate_bytes};
+    const void *body;
+    LARDER_TRY(link_request(link, &body, WIRE_ADMIN_SCRUB, &ask, sizeof(ask), WIRE_ADMIN_SCRUB_OK,
+                            sizeof(*out)));
+    memcpy(out, body, sizeof(*out));
+    return 0;
+}
+
 /* --- entries ---------------------------------------------------------------------------------- */
 
 int link_each_entry(struct link *link, const uint8_t prefix[32], uint32_t digits,

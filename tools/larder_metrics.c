@@ -228,6 +228,27 @@ static void print_events(FILE *file, const struct wire_admin_counters_ok *counte
     }
 }
 
+static void print_scrub(FILE *file, const struct wire_admin_scrub_ok *scrub)
+{
+    const struct {
+        const char *name;
+        const char *help;
+        uint64_t value;
+    } rows[] = {
+        {"larder_scrub_running", "1 while all entries on SSD are read and checked", scrub->running},
+        {"larder_scrub_done_bytes", "What this pass, or the last one, has read", scrub->bytes_done},
+        {"larder_scrub_all_bytes", "What it has to read", scrub->bytes_all},
+        {"larder_scrub_damaged_entries", "What it found damaged, and dropped", scrub->bad},
+        {"larder_scrub_unread_entries", "What it could not read", scrub->failed},
+        {"larder_scrub_last_whole_timestamp_seconds", "When the last whole pass ended",
+         scrub->whole_s},
+    };
+    for (size_t i = 0; i < LARDER_COUNT_OF(rows); i++) {
+        print_head(file, rows[i].name, GAUGE, rows[i].help);
+        fprintf(file, "%s %" PRIu64 "\n", rows[i].name, rows[i].value);
+    }
+}
+
 static void print_up(FILE *file, int up)
 {
     print_head(file, "larder_up", GAUGE, "1 when larderd answers, else 0 and nothing more is said");
@@ -300,14 +321,16 @@ static int close_output(struct output *output)
 /* --- command ---------------------------------------------------------------------------------- */
 
 static int ask(const char *socket, struct wire_admin_status_ok *status,
-               struct wire_admin_counters_ok *counters, struct wire_admin_tenant_ok **tenants,
-               size_t *count)
+               struct wire_admin_counters_ok *counters, struct wire_admin_scrub_ok *scrub,
+               struct wire_admin_tenant_ok **tenants, size_t *count)
 {
     struct link *link;
     LARDER_TRY(link_open(&link, socket));
     int err = link_status(link, status);
     if (err == 0)
         err = link_counters(link, counters);
+    if (err == 0)
+        err = link_scrub(link, scrub, WIRE_SCRUB_ASK, 0);
     if (err == 0)
         err = link_tenants(link, tenants, count);
     link_close(link);
@@ -320,10 +343,11 @@ int command_metrics(const struct command_options *options, int argc, char **argv
     (void)argv;
     struct wire_admin_status_ok status;
     struct wire_admin_counters_ok counters;
+    struct wire_admin_scrub_ok scrub;
     struct wire_admin_tenant_ok *tenants = NULL;
     size_t count = 0;
     struct output output;
-    int asked = ask(options->socket, &status, &counters, &tenants, &count);
+    int asked = ask(options->socket, &status, &counters, &scrub, &tenants, &count);
     /* A collector must not go on with the numbers of a daemon that is gone: that is told, too. */
     int code = asked < 0 ? command_failed(asked) : COMMAND_OK;
     int err = open_output(&output, options->output);
@@ -333,6 +357,7 @@ int command_metrics(const struct command_options *options, int argc, char **argv
             print_status(output.file, &status);
             print_latencies(output.file, &counters);
             print_events(output.file, &counters);
+            print_scrub(output.file, &scrub);
             print_tenants(output.file, tenants, count);
         }
         err = close_output(&output);

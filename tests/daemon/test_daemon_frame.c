@@ -75,6 +75,9 @@ static size_t make(uint16_t type)
     case WIRE_ADMIN_HISTORY:
         bytes += sizeof(struct wire_admin_key);
         break;
+    case WIRE_ADMIN_SCRUB:
+        bytes += sizeof(struct wire_admin_scrub);
+        break;
     case WIRE_ADMIN_DERIVE:
         ((struct wire_admin_derive *)body)->token_count = 3;
         bytes += sizeof(struct wire_admin_derive) + 3 * 4;

@@ -172,7 +172,10 @@ def main():
     events = {key for key in samples if key[0] == "larder_events_total"}
     if not events or any([pair[0] for pair in key[1]] != ["event"] for key in events):
         fail("events by reason are missing")
-    left = set(samples) - events - set(wanted)
+    scrub = {key for key in samples if key[0].startswith("larder_scrub_")}
+    if len(scrub) != 6:
+        fail(f"of scrubbing there are {sorted(scrub)}")
+    left = set(samples) - events - scrub - set(wanted)
     left -= {("larder_uptime_seconds", ()), ("larder_connections", ())}
     if left:
         fail(f"{sorted(left)}: with nothing to compare them to")

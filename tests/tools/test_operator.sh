@@ -95,7 +95,25 @@ byte=$(od -An -tu1 -j "$offset" -N 1 "$file")
 printf "$(printf '\\x%02x' $((byte ^ 1)))" |
     dd of="$file" bs=1 seek="$offset" conv=notrunc status=none
 start_daemon
-fails_with 1 larder verify
+# Scrubbing: at its rate, in the background, cancelled; then whole, where it finds the same.
+grep '^nothing' <<<"$(larder scrub --status)" >/dev/null
+fails_with 2 larder scrub --rate 0
+fails_with 2 larder scrub --status --cancel
+larder scrub --background --rate 0.001 >/dev/null
+expect "scrub runs" true "$(larder scrub --status --json | jq .running)"
+expect "at its rate" 1000 "$(larder scrub --status --json | jq .rate_bytes)"
+larder scrub --cancel >/dev/null
+expect "scrub ended" "false true" "$(larder scrub --status --json |
+    jq -r '"\(.running) \(.cancelled)"')"
+larder scrub --background --rate 0.001 >/dev/null
+status=0
+larder scrub --rate 100 --json >"$work/scrub" || status=$?
+expect "status of scrub" 1 "$status"
+expect "scrub" "false 1 0 1" "$(jq -r '"\(.cancelled) \(.bad) \(.failed) \(.passes)"' \
+    "$work/scrub")"
+[ "$(cat "$work/store/scrubbed")" -ge "$(jq .started_s "$work/scrub")" ]
+expect "why a damaged block" corrupt "$(why '.events[0].event' --tokens "$work/tokens")"
+larder metrics | grep '^larder_scrub_damaged_entries 1$' >/dev/null
 # Hidden at once, gone when the tombstones are synced.
 for _ in $(seq 100); do
     [ "$(larder status --json | jq .entries)" = 1 ] && break
@@ -104,4 +122,15 @@ done
 expect "entries left" 1 "$(larder status --json | jq .entries)"
 expect "corrupt" 1 "$(larder status --json | jq .corrupt)"
 larder verify >/dev/null
+stop_daemon
+
+# A week and more after the last time it begins by itself.
+echo 1 >"$work/store/scrubbed"
+start_daemon
+for _ in $(seq 100); do
+    [ "$(larder scrub --status --json | jq .passes)" = 1 ] && break
+    sleep 0.05
+done
+expect "passes by itself" 1 "$(larder scrub --status --json | jq .passes)"
+[ "$(cat "$work/store/scrubbed")" -gt 1 ]
 stop_daemon

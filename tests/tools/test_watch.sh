@@ -77,6 +77,7 @@ holds "$work/top" "^decisions  0 evicted, 0 by quota"
 expect "no hits in them" 2 "$(grep -c '^hit ratio  -: ' "$work/top")"
 
 # A signal ends it cleanly, between views.
+rm "$work/top" # or the wait below may look at the old one
 larder top --interval 60 >"$work/top" &
 top=$!
 for _ in $(seq 100); do

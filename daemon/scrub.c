@@ -1,0 +1,221 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "daemon/scrub.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/limits.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/bytes.h"
+#include "base/log.h"
+#include "daemon/larderd.h"
+
+/* A longer pause (of the process, of the clock) is not made up for. */
+#define CREDIT_MS_MAX 200u
+
+/* --- DIR/scrubbed ----------------------------------------------------------------------------- */
+
+static bool stamp_path(const struct scrub *scrub, char path[PATH_MAX], const char *tail)
+{
+    int length = snprintf(path, PATH_MAX, "%s/scrubbed%s", scrub->daemon->config.directory, tail);
+    return length < PATH_MAX;
+}
+
+static uint64_t read_stamp(const struct scrub *scrub)
+{
+    char path[PATH_MAX], text[32];
+    int fd = stamp_path(scrub, path, "") ? open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW) : -1;
+    if (fd < 0)
+        return 0;
+    ssize_t got = read(fd, text, sizeof(text) - 1);
+    close(fd);
+    text[got > 0 ? got : 0] = 0;
+    return strtoull(text, NULL, 10);
+}
+
+/* Without it the next pass comes early, which is no harm. */
+static void write_stamp(const struct scrub *scrub)
+{
+    char path[PATH_MAX], fresh[PATH_MAX], text[32];
+    if (!stamp_path(scrub, path, "") || !stamp_path(scrub, fresh, ".new"))
+        return;
+    int bytes = snprintf(text, sizeof(text), "%llu\n", (unsigned long long)scrub->state.ended_s);
+    int fd = open(fresh, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+    bool good = fd >= 0 && write(fd, text, (size_t)bytes) == bytes;
+    if (fd >= 0 && close(fd) < 0)
+        good = false;
+    if (!good || rename(fresh, path) < 0)
+        larder_log(LARDER_LOG_WARN, "%s cannot be written: %s", path, strerror(errno));
+}
+
+/* --- a pass ----------------------------------------------------------------------------------- */
+
+static void go_on(struct scrub *scrub);
+
+static void end_pass(struct scrub *scrub)
+{
+    struct wire_admin_scrub_ok *state = &scrub->state;
+    state->running = 0;
+    state->cancelled = scrub->cancelled;
+    state->ended_s = (uint64_t)time(NULL);
+    if (!scrub->cancelled) {
+        state->passes++;
+        state->whole_s = state->ended_s;
+        write_stamp(scrub);
+    }
+    char read[16];
+    larder_log(state->bad > 0 || state->failed > 0 ? LARDER_LOG_ERROR : LARDER_LOG_INFO,
+               "scrub: %s: %llu entries, %s read in %llu s; %llu damaged and dropped, %llu could "
+               "not be read",
+               scrub->cancelled ? "cancelled" : "done", (unsigned long long)state->entries_done,
+               larder_human_bytes(read, state->bytes_done),
+               (unsigned long long)(state->ended_s - state->started_s),
+               (unsigned long long)state->bad, (unsigned long long)state->failed);
+}
+
+/* On a worker: a list walks many entries under the store's lock. */
+static void list_run(struct job *job, struct scratch *scratch)
+{
+    struct scrub *scrub = (struct scrub *)((char *)job - offsetof(struct scrub, job));
+    (void)scratch;
+    scrub->err = larder_store_list(scrub->daemon->store, scrub->entries, &scrub->count,
+                                   &scrub->cursor, SCRUB_LIST_MAX);
+    completions_post(scrub->daemon->completions, &scrub->completion);
+}
+
+static void list_done(struct completion *completion)
+{
+    struct scrub *scrub = (struct scrub *)((char *)completion - offsetof(struct scrub, completion));
+    scrub->busy = false;
+    scrub->next = 0;
+    if (scrub->err < 0)
+        scrub->count = 0;
+    scrub->listed_all = scrub->err < 0 || scrub->cursor == 0;
+    go_on(scrub);
+}
+
+/* On the storage thread, or at once. */
+static void record_read(void *context, int err)
+{
+    struct scrub *scrub = context;
+    scrub->err = err;
+    completions_post(scrub->daemon->completions, &scrub->completion);
+}
+
+static void record_done(struct completion *completion)
+{
+    struct scrub *scrub = (struct scrub *)((char *)completion - offsetof(struct scrub, completion));
+    struct wire_admin_scrub_ok *state = &scrub->state;
+    const struct larder_entry_info *entry = &scrub->entries[scrub->next++];
+    scrub->busy = false;
+    state->entries_done++;
+    /* What has left SSD meanwhile is no fault. */
+    if (scrub->err != LARDER_ENOTFOUND) {
+        state->bytes_done += entry->record_bytes;
+        scrub->credit_bytes -= (int64_t)entry->record_bytes;
+    }
+    if (scrub->err == LARDER_ECORRUPT)
+        state->bad++;
+    else if (scrub->err < 0 && scrub->err != LARDER_ENOTFOUND)
+        state->failed++;
+    go_on(scrub);
+}
+
+/* The next step, if there is one and it may be taken now. */
+static void go_on(struct scrub *scrub)
+{
+    if (!scrub->state.running || scrub->busy || scrub->daemon->stopping)
+        return;
+    while (scrub->next < scrub->count && scrub->entries[scrub->next].segment_id == 0)
+        scrub->next++;
+    bool more = scrub->next < scrub->count;
+    if (scrub->cancelled || (!more && scrub->listed_all)) {
+        end_pass(scrub);
+        return;
+    }
+    if (scrub->credit_bytes <= 0)
+        return;
+    scrub->busy = true;
+    if (!more) {
+        scrub->completion.run = list_done;
+        workers_submit(scrub->daemon->workers, &scrub->job);
+        return;
+    }
+    scrub->completion.run = record_done;
+    const struct larder_entry_info *entry = &scrub->entries[scrub->next];
+    larder_store_verify(scrub->daemon->store, &entry->key, entry->variant, record_read, scrub);
+}
+
+/* --- from outside ----------------------------------------------------------------------------- */
+
+void scrub_open(struct scrub *scrub, struct larderd *daemon)
+{
+    scrub->daemon = daemon;
+    scrub->job.run = list_run;
+    scrub->state.whole_s = read_stamp(scrub);
+    /* A store that was never scrubbed has an interval from now. */
+    if (scrub->state.whole_s == 0)
+        scrub->state.whole_s = (uint64_t)time(NULL);
+}
+
+static bool is_due(const struct scrub *scrub)
+{
+    uint64_t interval_s = scrub->daemon->config.scrub_interval_s;
+    uint64_t now_s = (uint64_t)time(NULL);
+    uint64_t last_s =
+        scrub->state.ended_s > scrub->state.whole_s ? scrub->state.ended_s : scrub->state.whole_s;
+    /* A stamp of the future is that of a clock since set right. */
+    return interval_s > 0 && (now_s < last_s || now_s - last_s >= interval_s);
+}
+
+void scrub_tick(struct scrub *scrub, uint64_t now_ms)
+{
+    uint64_t passed_ms = larder_min_u64(now_ms - scrub->ticked_ms, CREDIT_MS_MAX);
+    scrub->ticked_ms = now_ms;
+    if (!scrub->state.running && !scrub->daemon->stopping && is_due(scrub))
+        scrub_start(scrub, 0);
+    if (!scrub->state.running)
+        return;
+    int64_t more = (int64_t)(scrub->state.rate_bytes * passed_ms / 1000);
+    scrub->credit_bytes += more > 0 ? more : 1;
+    /* What was not used is not saved up. */
+    if (scrub->credit_bytes > more)
+        scrub->credit_bytes = more > 0 ? more : 1;
+    go_on(scrub);
+}
+
+void scrub_start(struct scrub *scrub, uint64_t rate_bytes)
+{
+    struct wire_admin_scrub_ok *state = &scrub->state;
+    uint64_t rate = rate_bytes ? rate_bytes : scrub->daemon->config.scrub_rate_bytes;
+    if (state->running) {
+        state->rate_bytes = rate;
+        return;
+    }
+    struct larder_store_stats stats;
+    larder_store_stats(scrub->daemon->store, &stats);
+    *state = (struct wire_admin_scrub_ok){.running = 1,
+                                          .rate_bytes = rate,
+                                          .entries_all = stats.entries_durable,
+                                          .bytes_all = stats.record_bytes_ssd,
+                                          .started_s = (uint64_t)time(NULL),
+                                          .whole_s = state->whole_s,
+                                          .passes = state->passes};
+    scrub->cancelled = false;
+    scrub->listed_all = false;
+    scrub->cursor = 0;
+    scrub->count = scrub->next = 0;
+    scrub->credit_bytes = 1;
+    go_on(scrub);
+}
+
+void scrub_cancel(struct scrub *scrub)
+{
+    scrub->cancelled = true;
+    go_on(scrub);
+}

@@ -1,0 +1,55 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* scrub.h - reads every entry on SSD again and checks all its tags, slowly: what rots while nobody
+ * asks for it is found, dropped and counted before it is wanted.
+ *
+ * A pass goes over the store's entries in the order of its table, one record in flight, at no more
+ * than so many bytes a second, so that requests hardly notice it. It begins by request, or when the
+ * last whole one ended scrub_interval_s ago (DIR/scrubbed holds when that was). A pass that is
+ * cancelled or cut short by a restart begins anew.
+ *
+ * Threads: event thread. Lists are made on a worker.
+ */
+#ifndef LARDER_DAEMON_SCRUB_H
+#define LARDER_DAEMON_SCRUB_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/wire.h"
+#include "daemon/completions.h"
+#include "daemon/workers.h"
+#include "storage/store.h"
+
+/* Of one list, and so the most whose places may have changed since it was made. */
+#define SCRUB_LIST_MAX 64u
+
+struct larderd;
+
+struct scrub {
+    struct wire_admin_scrub_ok state;
+    bool cancelled;
+    bool busy; /* a list or a record is on its way */
+    /* What may be read now; below 0 after a large record. */
+    int64_t credit_bytes;
+    uint64_t ticked_ms;
+    uint64_t cursor;
+    bool listed_all;
+    uint32_t count;
+    uint32_t next;
+    struct larder_entry_info entries[SCRUB_LIST_MAX];
+    struct larderd *daemon;
+    struct job job;
+    struct completion completion;
+    /* worker or storage thread, until the completion is posted */
+    int err;
+};
+
+/* Reads when the last pass ended. */
+void scrub_open(struct scrub *scrub, struct larderd *daemon);
+/* Every 100 ms or so. */
+void scrub_tick(struct scrub *scrub, uint64_t now_ms);
+/* Begins a pass, or gives the running one another rate; 0: the configured one. */
+void scrub_start(struct scrub *scrub, uint64_t rate_bytes);
+void scrub_cancel(struct scrub *scrub);
+
+#endif
