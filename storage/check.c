@@ -15,6 +15,7 @@ static int check_entry(const struct larder_store *store, uint32_t id)
         return larder_fail(LARDER_ECORRUPT, "entry %u is neither stored nor being stored", id);
     if (durable && !(entry->flags & ENTRY_PUTTING) && entry->variant.segment_id == 0)
         return larder_fail(LARDER_ECORRUPT, "entry %u is durable without a place", id);
+    LARDER_TRY(tiers_check_entry(store, id));
     if (entry->slot == HOST_NONE)
         return 0;
     const struct host_slot *slot = host_slot(&store->host, entry->slot);

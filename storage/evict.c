@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* evict.c - room in both tiers.
+/* evict.c - room in both tiers. Who goes first is for the policies to say (tiers.c), who must not
+ * go is said here: what is leased, pinned or being written, and whatever would leave a hole.
  *
- * Host: a tenant that needs room adds a slab while host_bytes allows it, then evicts its own slots,
- * least recently used first. When it has nothing to evict, an idle slab of another tenant (nothing
- * in it leased or being written) is emptied and retired, and the room becomes its own: a simple
+ * Host: a tenant that needs room adds a slab while host_bytes allows it, then evicts its own slots.
+ * When it has nothing to evict, an idle slab (nothing in it leased or being written) of the tenant
+ * whose next victim is worth least is emptied and retired, and the room becomes its own: a simple
  * rule under which two busy tenants may take slabs from each other in turns, but neither starves.
  *
- * An entry whose only copy is in the host tier goes only when it has no children; else a leaf below
- * it goes in its place, so that chains never get holes. On SSD leaves go, too, oldest first; a use
- * touches a chain from its end to its start, so parents are always younger than their children.
+ * An entry whose only copy is in one tier goes from it only when it has no children, so that chains
+ * never get holes. Policies let chains go from their ends.
  */
 #include <assert.h>
 #include <errno.h>
@@ -29,7 +29,7 @@ void evict_detach_slot_locked(struct larder_store *store, uint32_t id)
     assert(entry->slot != HOST_NONE);
     stats_leave_locked(store, id);
     uint32_t slot = entry->slot;
-    entry->slot = HOST_NONE;
+    tiers_detach_locked(store, id);
     stats_enter_locked(store, id);
     host_drop(&store->host, slot);
 }
@@ -58,80 +58,100 @@ static void forget_entry_locked(struct larder_store *store, uint32_t id)
     table_remove(&store->table, id);
 }
 
-/* Evicts this slot's entry, or what must go before it; false when it cannot go now. */
-static bool evict_slot_locked(struct larder_store *store, uint32_t slot_id, enum larder_event why)
+/* Its slot may go: either SSD has it, too, or nothing needs it. */
+static bool may_leave_host(void *context, uint32_t id)
 {
-    const struct host_slot *slot = host_slot(&store->host, slot_id);
-    if (slot->leases > 0 || slot->pins > 0)
+    const struct larder_store *store = context;
+    const struct entry *entry = table_entry(&store->table, id);
+    const struct host_slot *slot = host_slot(&store->host, entry->slot);
+    if (slot->state != HOST_SLOT_READY || slot->leases > 0 || slot->pins > 0)
         return false;
-    uint32_t id = slot->entry;
+    return (entry->flags & ENTRY_DURABLE) || may_forget(store, entry);
+}
+
+static void leave_host_locked(struct larder_store *store, uint32_t id, enum larder_event why)
+{
     const struct entry *entry = table_entry(&store->table, id);
     if (entry->flags & ENTRY_DURABLE) {
         evict_detach_slot_locked(store, id);
-        return true;
+        return;
     }
-    while (entry->first_child != TABLE_NONE) {
-        id = table_first_to_go(&store->table, id);
-        entry = table_entry(&store->table, id);
-    }
-    if (!may_forget(store, entry))
-        return false;
     history_note(&store->history, &entry->key, why);
-    /* The one above goes next, without a walk down to it. */
-    uint32_t parent = id == slot->entry ? TABLE_NONE : entry->parent;
     forget_entry_locked(store, id);
-    if (parent != TABLE_NONE && table_entry(&store->table, parent)->slot != HOST_NONE)
-        host_age(&store->host, table_entry(&store->table, parent)->slot);
-    return true;
+}
+
+/* The policy's choice; of the variants of a key the worst. */
+static uint32_t victim_locked(struct larder_store *store, struct larder_policy *policy,
+                              uint32_t tenant, bool (*may_go)(void *context, uint32_t id))
+{
+    uint32_t id = larder_policy_victim(policy, tenant, may_go, store);
+    if (id == TABLE_NONE || !(table_entry(&store->table, id)->flags & ENTRY_VARIANT))
+        return id;
+    uint32_t worst = table_first_to_go(&store->table, table_entry(&store->table, id)->parent);
+    return larder_policy_has(policy, worst) && may_go(store, worst) ? worst : id;
 }
 
 static bool evict_one_locked(struct larder_store *store, uint32_t tenant)
 {
-    uint32_t slot = store->host.tenants[tenant].oldest;
-    while (slot != HOST_NONE) {
-        uint32_t newer = host_slot(&store->host, slot)->newer;
-        if (evict_slot_locked(store, slot, LARDER_EVENT_EVICTED_HOST)) {
-            store->stats.evicted_host++;
-            store->tenants[tenant].stats.evicted_host++;
-            return true;
-        }
-        slot = newer;
-    }
-    return false;
+    uint32_t id = victim_locked(store, store->host_policy, tenant, may_leave_host);
+    if (id == TABLE_NONE)
+        return false;
+    larder_policy_evict(store->host_policy, id);
+    leave_host_locked(store, id, LARDER_EVENT_EVICTED_HOST);
+    store->stats.evicted_host++;
+    store->tenants[tenant].stats.evicted_host++;
+    return true;
 }
 
-static bool slab_is_idle(const struct larder_store *store, uint32_t first, uint32_t count)
+static bool slab_is_idle(struct larder_store *store, uint32_t first, uint32_t count)
 {
     for (uint32_t id = first; id < first + count; id++) {
         const struct host_slot *slot = host_slot(&store->host, id);
         if (slot->state == HOST_SLOT_FREE)
             continue;
-        if (slot->state != HOST_SLOT_READY || slot->leases > 0 || slot->pins > 0)
-            return false;
-        const struct entry *entry = table_entry(&store->table, slot->entry);
-        if (!(entry->flags & ENTRY_DURABLE) && !may_forget(store, entry))
+        if (slot->state != HOST_SLOT_READY || slot->dropped || !may_leave_host(store, slot->entry))
             return false;
     }
     return true;
 }
 
-static bool retire_slab_of_another_locked(struct larder_store *store, uint32_t tenant)
+/* The number of the idle slab that takes least with it: of the tenant whose next victim is worth
+ * least. */
+static bool find_idle_slab_locked(struct larder_store *store, uint32_t *out, uint32_t tenant)
 {
+    bool found = false;
+    double least = 0;
     for (uint32_t i = 0; i < store->host.slab_end; i++) {
         uint32_t owner;
         uint32_t first;
         uint32_t count;
-        if (!host_slab_slots(&store->host, i, &owner, &first, &count) || owner == tenant ||
-            !slab_is_idle(store, first, count))
+        if (!host_slab_slots(&store->host, i, &owner, &first, &count) || owner == tenant)
             continue;
-        for (uint32_t id = first; id < first + count; id++) {
-            if (host_slot(&store->host, id)->state == HOST_SLOT_READY)
-                evict_slot_locked(store, id, LARDER_EVENT_EVICTED_SLAB);
-        }
-        host_retire(&store->host, i);
-        return true;
+        double worth = larder_policy_least(store->host_policy, owner);
+        if ((found && worth >= least) || !slab_is_idle(store, first, count))
+            continue;
+        found = true;
+        least = worth;
+        *out = i;
     }
-    return false;
+    return found;
+}
+
+static bool retire_slab_of_another_locked(struct larder_store *store, uint32_t tenant)
+{
+    uint32_t slab;
+    if (!find_idle_slab_locked(store, &slab, tenant))
+        return false;
+    uint32_t owner;
+    uint32_t first;
+    uint32_t count;
+    host_slab_slots(&store->host, slab, &owner, &first, &count);
+    for (uint32_t id = first; id < first + count; id++) {
+        if (host_slot(&store->host, id)->state != HOST_SLOT_FREE)
+            leave_host_locked(store, host_slot(&store->host, id)->entry, LARDER_EVENT_EVICTED_SLAB);
+    }
+    host_retire(&store->host, slab);
+    return true;
 }
 
 int evict_take_locked(struct larder_store *store, uint32_t *out, uint32_t tenant, uint64_t bytes)
@@ -198,16 +218,20 @@ struct victim {
     uint8_t number;
 };
 
-static bool may_leave_ssd(const struct larder_store *store, const struct entry *entry)
+/* It goes whole if it is nowhere else, so nothing may be behind it then. */
+static bool may_leave_ssd(void *context, uint32_t id)
 {
-    if (entry->first_child != TABLE_NONE || !(entry->flags & ENTRY_DURABLE) ||
+    const struct larder_store *store = context;
+    const struct entry *entry = table_entry(&store->table, id);
+    if (!(entry->flags & ENTRY_DURABLE) ||
         (entry->flags & (ENTRY_PUTTING | ENTRY_DOOMED | ENTRY_HELD)))
         return false;
     if (entry->slot == HOST_NONE)
-        return true;
+        return entry->first_child == TABLE_NONE;
     const struct host_slot *slot = host_slot(&store->host, entry->slot);
     return host_slot_is_whole(slot) ||
-           (slot->state == HOST_SLOT_READY && slot->leases == 0 && slot->pins == 0);
+           (entry->first_child == TABLE_NONE && slot->state == HOST_SLOT_READY &&
+            slot->leases == 0 && slot->pins == 0);
 }
 
 /* The table forgets it before the index does: should the index then fail, the store is read-only
@@ -220,7 +244,7 @@ static void leave_ssd_locked(struct larder_store *store, uint32_t id)
     if (entry->slot != HOST_NONE && !host_slot_is_whole(host_slot(&store->host, entry->slot)))
         evict_detach_slot_locked(store, id);
     stats_leave_locked(store, id);
-    table_ssd_remove(&store->table, id);
+    larder_policy_evict(store->ssd_policy, id);
     entry->flags &= (uint16_t)~ENTRY_DURABLE;
     entry->variant.segment_id = 0;
     entry->variant.segment_page = 0;
@@ -231,41 +255,22 @@ static void leave_ssd_locked(struct larder_store *store, uint32_t id)
         forget_entry_locked(store, id);
 }
 
-/* On the ways down to leaves, of one choice: the lock is held. */
-#define STEPS_MAX 65536u
-
-/* The subtree of the oldest entry goes from its leaves; the way down to the next one begins where
- * the last one was. */
 static uint32_t choose_victims_locked(struct larder_store *store, struct victim *victims,
                                       uint64_t bytes)
 {
     uint32_t count = 0;
     uint64_t freed = 0;
-    uint32_t steps = 0;
-    uint32_t id = store->table.ssd_oldest;
-    uint32_t leaf = id;
-    while (id != TABLE_NONE && count < VICTIMS_MAX && freed < bytes) {
-        const struct entry *entry = table_entry(&store->table, leaf);
-        for (; entry->first_child != TABLE_NONE && steps < STEPS_MAX; steps++) {
-            leaf = table_first_to_go(&store->table, leaf);
-            entry = table_entry(&store->table, leaf);
-        }
-        if (!may_leave_ssd(store, entry)) {
-            leaf = id = table_entry(&store->table, id)->newer;
-            continue;
-        }
+    while (count < VICTIMS_MAX && freed < bytes) {
+        uint32_t id = victim_locked(store, store->ssd_policy, LARDER_POLICY_ALL, may_leave_ssd);
+        if (id == TABLE_NONE)
+            break;
+        const struct entry *entry = table_entry(&store->table, id);
         victims[count].key = entry->key;
         victims[count].variant = entry->variant;
         victims[count].number = entry->number;
         freed += (uint64_t)entry->variant.record_pages * LARDER_PAGE_BYTES;
         count++;
-        bool was_oldest = leaf == id;
-        uint32_t newer = table_entry(&store->table, id)->newer;
-        uint32_t parent = entry->parent;
-        leave_ssd_locked(store, leaf);
-        leaf = parent;
-        if (was_oldest)
-            leaf = id = newer;
+        leave_ssd_locked(store, id);
     }
     return count;
 }

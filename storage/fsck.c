@@ -70,6 +70,7 @@ static int make_bare(struct check *check, struct larder_store **out)
     store->identity = check->identity;
     store->io = check->io;
     LARDER_TRY(table_open(&store->table));
+    LARDER_TRY(tiers_open(store));
     LARDER_TRY(history_open(&store->history));
     LARDER_TRY(store_add_tenants(store));
     LARDER_TRY(seglog_open(&store->log, store->io, larder_identity_store_id(store->identity),

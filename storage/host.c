@@ -407,62 +407,11 @@ void host_shrink(struct host *host, uint32_t id, uint64_t bytes)
     slot->shared->record_bytes = (uint64_t)pages * LARDER_PAGE_BYTES;
 }
 
-static void lru_insert(struct host *host, uint32_t id)
-{
-    struct host_tenant *tenant = &host->tenants[host_slot_tenant(host, id)];
-    struct host_slot *slot = host_slot(host, id);
-    slot->older = tenant->newest;
-    slot->newer = HOST_NONE;
-    if (tenant->newest != HOST_NONE)
-        host_slot(host, tenant->newest)->newer = id;
-    else
-        tenant->oldest = id;
-    tenant->newest = id;
-}
-
-static void lru_remove(struct host *host, uint32_t id)
-{
-    struct host_tenant *tenant = &host->tenants[host_slot_tenant(host, id)];
-    struct host_slot *slot = host_slot(host, id);
-    if (slot->newer != HOST_NONE)
-        host_slot(host, slot->newer)->older = slot->older;
-    else
-        tenant->newest = slot->older;
-    if (slot->older != HOST_NONE)
-        host_slot(host, slot->older)->newer = slot->newer;
-    else
-        tenant->oldest = slot->newer;
-    slot->newer = slot->older = HOST_NONE;
-}
-
 void host_ready(struct host *host, uint32_t id)
 {
     struct host_slot *slot = host_slot(host, id);
     assert(slot->state == HOST_SLOT_FILLING);
     slot->state = HOST_SLOT_READY;
-    if (!slot->dropped)
-        lru_insert(host, id);
-}
-
-void host_touch(struct host *host, uint32_t id)
-{
-    struct host_slot *slot = host_slot(host, id);
-    if (slot->state != HOST_SLOT_READY || slot->dropped || slot->newer == HOST_NONE)
-        return;
-    lru_remove(host, id);
-    lru_insert(host, id);
-}
-
-void host_age(struct host *host, uint32_t id)
-{
-    struct host_slot *slot = host_slot(host, id);
-    if (slot->state != HOST_SLOT_READY || slot->dropped || slot->older == HOST_NONE)
-        return;
-    lru_remove(host, id);
-    struct host_tenant *tenant = &host->tenants[host_slot_tenant(host, id)];
-    slot->newer = tenant->oldest;
-    host_slot(host, tenant->oldest)->older = id;
-    tenant->oldest = id;
 }
 
 static void free_if_unused(struct host *host, uint32_t id)
@@ -488,8 +437,6 @@ void host_drop(struct host *host, uint32_t id)
     struct host_slot *slot = host_slot(host, id);
     assert(slot->state != HOST_SLOT_FREE);
     assert(!slot->dropped);
-    if (slot->state == HOST_SLOT_READY)
-        lru_remove(host, id);
     slot->dropped = 1;
     slot->entry = TABLE_NONE;
     free_if_unused(host, id);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* host.h - the host tier: slabs of shared memory, slots in them, and their order of use.
+/* host.h - the host tier: slabs of shared memory, and slots in them.
  *
  * Owns:    the slabs' memfds and mappings; which pages of them are free.
  * Threads: none of its own; all of it under the store's lock, but for host_slab_make(), which takes
@@ -22,6 +22,7 @@
 #include "base/limits.h"
 #include "base/record.h"
 #include "base/slab.h"
+#include "storage/policy.h"
 
 #define HOST_NONE 0u
 
@@ -30,7 +31,7 @@ struct load;
 enum host_slot_state {
     HOST_SLOT_FREE,
     HOST_SLOT_FILLING, /* reserved by a put, or being read from SSD */
-    HOST_SLOT_READY,   /* what was wanted is published; in its tenant's LRU list */
+    HOST_SLOT_READY,   /* what was wanted is published */
 };
 
 /* Layers first to end - 1 of a model. */
@@ -54,20 +55,17 @@ struct host_slot {
     uint32_t pages;
     uint32_t entry; /* of the table; TABLE_NONE: dropped */
     uint32_t leases;
-    uint32_t pins; /* a put's reservation or write, a load */
-    uint32_t newer;
-    uint32_t older;
+    uint32_t pins;             /* a put's reservation or write, a load */
     uint32_t next_free;        /* in its slab */
     struct host_layers layers; /* READY: what of the record is there */
     uint8_t state;
     uint8_t dropped;
+    struct larder_policy_node node; /* of the host tier's policy */
 };
 
 struct host_slab;
 
 struct host_tenant {
-    uint32_t newest; /* LRU of READY slots */
-    uint32_t oldest;
     uint32_t next_slab_id;
     uint32_t slab_count;
 };
@@ -94,11 +92,8 @@ uint64_t host_record_bytes_max(const struct host *host);
 int host_take(struct host *host, uint32_t *out, uint32_t tenant, uint64_t bytes);
 /* The record is smaller than what was taken: gives the pages behind it back. */
 void host_shrink(struct host *host, uint32_t id, uint64_t bytes);
-/* All its sections are published: it joins the LRU list as the newest. */
+/* All its sections are published. */
 void host_ready(struct host *host, uint32_t id);
-void host_touch(struct host *host, uint32_t id);
-/* Makes it the oldest. */
-void host_age(struct host *host, uint32_t id);
 /* Nobody finds it any more: frees it now, or when the last lease and pin go. */
 void host_drop(struct host *host, uint32_t id);
 void host_unpin(struct host *host, uint32_t id);

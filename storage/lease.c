@@ -193,10 +193,9 @@ static int start_load_locked(struct larder_store *store, uint32_t id, struct hos
         host_unpin(&store->host, slot_id);
         return larder_fail(-ENOMEM, "load: no memory");
     }
-    host_slot(&store->host, slot_id)->entry = id;
     begin_load_locked(store, load, slot_id);
     stats_leave_locked(store, id);
-    entry->slot = slot_id;
+    tiers_attach_locked(store, id, slot_id);
     stats_enter_locked(store, id);
     return 0;
 }
@@ -278,7 +277,7 @@ static void count_hit(struct larder_store *store, uint32_t tenant, bool loading)
     }
 }
 
-/* From the chain's end to its start, so that parents come out younger than their children. */
+/* From the chain's end to its start, as the policies want it. */
 static void use_run_locked(struct larder_store *store, struct larder_lease *lease,
                            const uint32_t *ids, struct larder_ref *refs, uint32_t tenant)
 {
@@ -293,11 +292,9 @@ static void use_run_locked(struct larder_store *store, struct larder_lease *leas
             lease->waiting++;
         }
         count_hit(store, tenant, slot->load != NULL);
-        host_touch(&store->host, ref->slot);
-        if (entry->flags & ENTRY_DURABLE)
-            table_ssd_touch(&store->table, ids[i]);
-        if ((entry->flags & (ENTRY_VARIANT | ENTRY_DURABLE)) == (ENTRY_VARIANT | ENTRY_DURABLE))
-            table_ssd_touch(&store->table, entry->parent);
+        tiers_use_locked(store, ids[i]);
+        if (entry->flags & ENTRY_VARIANT)
+            tiers_use_locked(store, entry->parent);
         entry->uses++;
         host_address(&store->host, ref->slot, &refs[i].slab_id, &refs[i].slot);
         refs[i].generation = atomic_load_explicit(&slot->shared->generation, memory_order_relaxed);
@@ -322,10 +319,13 @@ static int lease_locked(struct larder_store *store, struct larder_lease *lease, 
 {
     uint32_t count;
     LARDER_TRY(find_ids_locked(store, ids, &count, want));
+    LARDER_TRY(tiers_begin_locked(store, want->tenant));
     int err = hold_run_locked(store, lease, ids, count, layers_of(want));
+    if (err != -EAGAIN)
+        use_run_locked(store, lease, ids, refs, want->tenant);
+    tiers_end_locked(store);
     if (err == -EAGAIN)
         return err;
-    use_run_locked(store, lease, ids, refs, want->tenant);
     struct larder_store_stats *own = &store->tenants[want->tenant].stats;
     store->stats.gets++;
     store->stats.blocks_missed += want->key_count - count;
@@ -348,14 +348,15 @@ static int prefetch_locked(struct larder_store *store, struct larder_lease *leas
 {
     uint32_t count;
     LARDER_TRY(find_ids_locked(store, ids, &count, want));
+    LARDER_TRY(tiers_begin_locked(store, want->tenant));
     int err = hold_run_locked(store, lease, ids, count, layers_of(want));
+    tiers_end_locked(store);
     if (err == -EAGAIN)
         return err;
     for (uint32_t i = lease->count; i-- > 0;) {
         const struct host_slot *slot = host_slot(&store->host, lease->refs[i].slot);
         if (slot->load)
             slot->load->keep = true;
-        host_touch(&store->host, lease->refs[i].slot);
         host_unlease(&store->host, lease->refs[i].slot);
     }
     return err == -ENOMEM ? err : 0;

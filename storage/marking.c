@@ -42,6 +42,7 @@ static void set_held_locked(struct larder_store *store, uint32_t id, bool held)
     stats_leave_locked(store, id);
     entry->flags = held ? entry->flags | ENTRY_HELD : entry->flags & (uint16_t)~ENTRY_HELD;
     stats_enter_locked(store, id);
+    tiers_held_locked(store, id);
     /* It may have been over for long. */
     struct mark *mark = held ? NULL : mark_of(store, id);
     if (mark)
@@ -95,7 +96,10 @@ int mark_set_locked(struct larder_store *store, uint32_t id, const struct larder
     if (!mark)
         return larder_fail(-ENOMEM, "marks: no memory");
     entry->flags |= ENTRY_MARKED;
+    bool weighs = mark->value.priority != value->priority;
     mark->value = *value;
+    if (weighs)
+        tiers_weigh_locked(store, id);
     marks_schedule(&store->marks, mark, mark_due_s(value, clock_now_s(&store->clock)));
     hold_locked(store, id);
     return 0;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* policy.c - the bookkeeping that all policies share: nodes by id, chains, lists. */
+/* policy.c - the bookkeeping that all policies share: who is in the tier, chains, lists. */
 #include "storage/policy.h"
 
 #include <assert.h>
@@ -21,25 +21,43 @@ const char *larder_policy_name(uint32_t index)
     return index < LARDER_COUNT_OF(policies) ? policies[index]->name : NULL;
 }
 
+static const struct policy_ops *find_ops(const char *name)
+{
+    if (!name)
+        return policies[0];
+    for (size_t i = 0; i < LARDER_COUNT_OF(policies); i++) {
+        if (strcmp(name, policies[i]->name) == 0)
+            return policies[i];
+    }
+    return NULL;
+}
+
+bool larder_policy_knows_groups(const char *name)
+{
+    const struct policy_ops *ops = find_ops(name);
+    return ops && ops->knows_groups;
+}
+
 int larder_policy_open(struct larder_policy **out, const struct larder_policy_options *options)
 {
     *out = NULL;
     if (options->capacity_entries == 0)
         return larder_fail(-EINVAL, "capacity_entries=0; a tier holds at least one entry");
-    const struct policy_ops *ops = options->name ? NULL : policies[0];
-    for (size_t i = 0; options->name && i < LARDER_COUNT_OF(policies); i++) {
-        if (strcmp(options->name, policies[i]->name) == 0)
-            ops = policies[i];
-    }
+    const struct policy_ops *ops = find_ops(options->name);
     if (!ops)
         return larder_fail(-EINVAL,
                            "policy \"%s\" is not known; use value, lru, fifo, lfu, s3fifo or arc",
                            options->name);
+    if (options->group_max != 1 && !ops->knows_groups)
+        return larder_fail(-EINVAL, "policy \"%s\" knows one group only; use value, lru or fifo",
+                           ops->name);
     struct larder_policy *policy = larder_alloc_zero(1, sizeof(*policy));
     if (!policy)
         return larder_fail(-ENOMEM, "eviction policy: no memory");
     policy->ops = ops;
+    policy->home = options->home;
     policy->capacity_entries = options->capacity_entries;
+    policy->group_max = options->group_max;
     policy->holes = options->holes;
     int err = ops->open ? ops->open(policy) : 0;
     if (err < 0) {
@@ -56,21 +74,40 @@ void larder_policy_close(struct larder_policy *policy)
         return;
     if (policy->ops->close)
         policy->ops->close(policy);
-    for (uint32_t i = 0; i < policy->chunk_count; i++)
-        larder_free(policy->chunks[i]);
-    larder_free(policy->chunks);
     larder_free(policy);
 }
 
-void larder_policy_begin(struct larder_policy *policy, uint64_t now_ms)
+void larder_policy_resize(struct larder_policy *policy, uint32_t capacity_entries)
+{
+    policy->capacity_entries = capacity_entries ? capacity_entries : 1;
+    if (policy->ops->resize)
+        policy->ops->resize(policy);
+}
+
+uint32_t larder_policy_capacity(const struct larder_policy *policy)
+{
+    return policy->capacity_entries;
+}
+
+int larder_policy_expect(struct larder_policy *policy, uint32_t group)
+{
+    assert(group < policy->group_max);
+    return policy->ops->make_group ? policy->ops->make_group(policy, group) : 0;
+}
+
+int larder_policy_begin(struct larder_policy *policy, uint32_t group, uint64_t now_ms)
 {
     assert(!policy->in_request);
-    policy->in_request = true;
+    assert(group < policy->group_max);
     policy->request++;
+    policy->group = group;
     if (now_ms > policy->now_ms)
         policy->now_ms = now_ms;
+    LARDER_TRY(larder_policy_expect(policy, group));
+    policy->in_request = true;
     if (policy->ops->begin)
         policy->ops->begin(policy);
+    return 0;
 }
 
 void larder_policy_end(struct larder_policy *policy)
@@ -81,71 +118,40 @@ void larder_policy_end(struct larder_policy *policy)
         policy->ops->end(policy);
 }
 
-static int reach(struct larder_policy *policy, uint32_t id)
+static void enter(struct larder_policy *policy, uint32_t id)
 {
-    assert(id <= LARDER_POLICY_ID_MAX);
-    uint32_t chunk_count = id / POLICY_CHUNK_NODES + 1;
-    if (chunk_count <= policy->chunk_count)
-        return 0;
-    struct policy_node **chunks =
-        larder_realloc(policy->chunks, chunk_count * sizeof(struct policy_node *));
-    if (!chunks)
-        return larder_fail(-ENOMEM, "eviction policy: no memory for entry %u", id);
-    policy->chunks = chunks;
-    while (policy->chunk_count < chunk_count) {
-        struct policy_node *nodes = larder_alloc_zero(POLICY_CHUNK_NODES, sizeof(*nodes));
-        if (!nodes)
-            return larder_fail(-ENOMEM, "eviction policy: no memory for entry %u", id);
-        policy->chunks[policy->chunk_count++] = nodes;
-    }
-    return 0;
-}
-
-static int add_node(struct larder_policy *policy, const struct larder_policy_entry *entry)
-{
-    assert(entry->id != LARDER_POLICY_NONE);
-    assert(entry->id != entry->parent);
-    LARDER_TRY(reach(policy, entry->id));
-    LARDER_TRY(reach(policy, entry->parent));
-    struct policy_node *node = policy_node(policy, entry->id);
+    assert(id != LARDER_POLICY_NONE);
+    struct larder_policy_node *node = policy_node(policy, id);
     assert(!(node->flags & POLICY_IN_TIER));
-    uint32_t child_count = node->child_count; /* not 0 only where chains have holes */
-    *node = (struct policy_node){
-        .key = entry->key,
-        .parent = entry->parent,
-        .child_count = child_count,
-        .request = policy->request,
-        .worth = policy_worth(entry),
-        .token_count = policy_clamp_u16(entry->token_count),
-        .depth = policy_clamp_u16(entry->depth),
-        .flags = POLICY_IN_TIER,
-    };
-    if (entry->parent != LARDER_POLICY_NONE)
-        policy_node(policy, entry->parent)->child_count++;
+    const struct larder_policy_entry entry = policy_describe(policy, id);
+    assert(entry.group < policy->group_max);
+    assert(entry.parent != id);
+    *node = (struct larder_policy_node){.flags = POLICY_IN_TIER};
+    if (policy->ops->counts_requests)
+        node->used = policy->request;
+    if (entry.parent != LARDER_POLICY_NONE)
+        ++*policy_child_count(policy, entry.parent);
     policy->count++;
-    return 0;
 }
 
-int larder_policy_insert(struct larder_policy *policy, const struct larder_policy_entry *entry)
+void larder_policy_insert(struct larder_policy *policy, uint32_t id)
 {
     assert(policy->in_request);
-    LARDER_TRY(add_node(policy, entry));
-    policy->ops->insert(policy, entry->id);
-    return 0;
+    enter(policy, id);
+    policy->ops->insert(policy, id);
 }
 
-bool larder_policy_admits(struct larder_policy *policy, const struct larder_policy_entry *entry)
+bool larder_policy_admits(struct larder_policy *policy, uint32_t id, bool rooted)
 {
     assert(policy->in_request);
-    if (policy->ops->admits)
-        return policy->ops->admits(policy, entry);
-    return entry->parent == LARDER_POLICY_NONE || larder_policy_has(policy, entry->parent);
+    assert(!larder_policy_has(policy, id));
+    return policy->ops->admits ? policy->ops->admits(policy, id, rooted) : rooted;
 }
 
 bool larder_policy_has(const struct larder_policy *policy, uint32_t id)
 {
-    return id / POLICY_CHUNK_NODES < policy->chunk_count &&
-           (policy_node(policy, id)->flags & POLICY_IN_TIER);
+    const struct larder_policy_node *node = policy_node(policy, id);
+    return node && (node->flags & POLICY_IN_TIER);
 }
 
 void larder_policy_use(struct larder_policy *policy, uint32_t id)
@@ -153,32 +159,58 @@ void larder_policy_use(struct larder_policy *policy, uint32_t id)
     assert(policy->in_request);
     assert(larder_policy_has(policy, id));
     policy->ops->use(policy, id);
-    struct policy_node *node = policy_node(policy, id);
-    node->request = policy->request;
+    if (policy->ops->counts_requests)
+        policy_node(policy, id)->used = policy->request;
 }
 
-uint32_t larder_policy_victim(struct larder_policy *policy,
+uint32_t larder_policy_victim(struct larder_policy *policy, uint32_t group,
                               bool (*may_go)(void *context, uint32_t id), void *context)
 {
-    uint32_t id = policy->ops->victim(policy, may_go, context);
+    assert(group < policy->group_max || group == LARDER_POLICY_ALL);
+    uint32_t id = policy->ops->victim(policy, group, may_go, context);
     assert(id == LARDER_POLICY_NONE || policy_may_go(policy, id, NULL, NULL));
     return id;
+}
+
+double larder_policy_least(struct larder_policy *policy, uint32_t group)
+{
+    assert(group < policy->group_max);
+    return policy->ops->least ? policy->ops->least(policy, group) : 0;
+}
+
+void larder_policy_hold(struct larder_policy *policy, uint32_t id)
+{
+    assert(larder_policy_has(policy, id));
+    struct larder_policy_node *node = policy_node(policy, id);
+    if (node->flags & POLICY_HELD)
+        return;
+    node->flags |= POLICY_HELD;
+    policy->ops->hold(policy, id);
+}
+
+void larder_policy_release(struct larder_policy *policy, uint32_t id)
+{
+    assert(larder_policy_has(policy, id));
+    struct larder_policy_node *node = policy_node(policy, id);
+    if (!(node->flags & POLICY_HELD))
+        return;
+    node->flags &= (uint8_t)~POLICY_HELD;
+    policy->ops->release(policy, id);
 }
 
 static void leave(struct larder_policy *policy, uint32_t id, bool evicted)
 {
     assert(larder_policy_has(policy, id));
-    struct policy_node *node = policy_node(policy, id);
+    uint32_t parent = policy_describe(policy, id).parent;
     policy->ops->leave(policy, id, evicted);
-    node->flags = 0;
+    *policy_node(policy, id) = (struct larder_policy_node){0};
     policy->count--;
-    uint32_t parent = node->parent;
     if (parent == LARDER_POLICY_NONE)
         return;
-    struct policy_node *above = policy_node(policy, parent);
-    assert(above->child_count > 0);
-    above->child_count--;
-    if (above->child_count == 0 && (above->flags & POLICY_IN_TIER) && policy->ops->bared)
+    uint32_t *child_count = policy_child_count(policy, parent);
+    assert(*child_count > 0);
+    --*child_count;
+    if (*child_count == 0 && larder_policy_has(policy, parent) && policy->ops->bared)
         policy->ops->bared(policy, parent);
 }
 
@@ -199,10 +231,7 @@ uint32_t larder_policy_count(const struct larder_policy *policy)
 
 size_t larder_policy_bytes(const struct larder_policy *policy)
 {
-    return sizeof(*policy) +
-           policy->chunk_count *
-               (sizeof(struct policy_node *) + POLICY_CHUNK_NODES * sizeof(struct policy_node)) +
-           (policy->ops->bytes ? policy->ops->bytes(policy) : 0);
+    return sizeof(*policy) + (policy->ops->bytes ? policy->ops->bytes(policy) : 0);
 }
 
 /* --- across a restart ------------------------------------------------------------------------ */
@@ -217,15 +246,16 @@ size_t larder_policy_save(const struct larder_policy *policy, void *out)
     return policy->ops->save ? policy->ops->save(policy, out) : 0;
 }
 
-int larder_policy_load(struct larder_policy *policy, const void *in, size_t bytes)
+int larder_policy_load(struct larder_policy *policy, const void *in, size_t bytes, uint64_t now_ms)
 {
     assert(policy->count == 0);
     assert(policy->request == 0);
-    if (!policy->ops->load)
-        return bytes == 0 ? 0
-                          : larder_fail(LARDER_ECORRUPT, "eviction policy: %s keeps no state",
-                                        policy->ops->name);
-    return policy->ops->load(policy, in, bytes);
+    policy->now_ms = now_ms;
+    if (policy->ops->load)
+        return policy->ops->load(policy, in, bytes, now_ms);
+    return bytes == 0 ? 0
+                      : larder_fail(LARDER_ECORRUPT, "eviction policy: %s keeps no state",
+                                    policy->ops->name);
 }
 
 uint64_t larder_policy_recall(const struct larder_policy *policy, uint32_t id)
@@ -234,18 +264,17 @@ uint64_t larder_policy_recall(const struct larder_policy *policy, uint32_t id)
     return policy->ops->recall ? policy->ops->recall(policy, id) : 0;
 }
 
-int larder_policy_restore(struct larder_policy *policy, const struct larder_policy_entry *entry,
-                          uint64_t recalled)
+int larder_policy_restore(struct larder_policy *policy, uint32_t id, uint64_t recalled,
+                          uint64_t stored_ms)
 {
     assert(!policy->in_request);
-    LARDER_TRY(add_node(policy, entry));
-    if (policy->ops->restore) {
-        policy->ops->restore(policy, entry->id, recalled);
-        return 0;
-    }
     policy->request++; /* none of them is of the request of another */
-    policy_node(policy, entry->id)->request = policy->request;
-    policy->ops->insert(policy, entry->id);
+    LARDER_TRY(larder_policy_expect(policy, policy_describe(policy, id).group));
+    enter(policy, id);
+    if (policy->ops->restore)
+        policy->ops->restore(policy, id, recalled, stored_ms);
+    else
+        policy->ops->insert(policy, id);
     return 0;
 }
 
@@ -254,7 +283,7 @@ int larder_policy_restore(struct larder_policy *policy, const struct larder_poli
 static void insert_before(struct larder_policy *policy, struct policy_list *list, uint32_t id,
                           uint32_t next)
 {
-    struct policy_node *node = policy_node(policy, id);
+    struct larder_policy_node *node = policy_node(policy, id);
     assert(!(node->flags & POLICY_LISTED));
     node->flags |= POLICY_LISTED;
     node->next = next;
@@ -275,18 +304,27 @@ void policy_list_append(struct larder_policy *policy, struct policy_list *list, 
     insert_before(policy, list, id, LARDER_POLICY_NONE);
 }
 
+void policy_list_prepend(struct larder_policy *policy, struct policy_list *list, uint32_t id)
+{
+    insert_before(policy, list, id, list->first);
+}
+
 void policy_list_append_recent(struct larder_policy *policy, struct policy_list *list, uint32_t id)
 {
-    const struct policy_node *node = policy_node(policy, id);
-    const struct policy_node *above = policy_node(policy, node->parent);
-    bool behind = node->parent != LARDER_POLICY_NONE && (above->flags & POLICY_LISTED) &&
-                  above->request == node->request && above->list == node->list;
-    insert_before(policy, list, id, behind ? node->parent : LARDER_POLICY_NONE);
+    const struct larder_policy_node *node = policy_node(policy, id);
+    uint32_t parent = policy_describe(policy, id).parent;
+    bool behind = parent != LARDER_POLICY_NONE && larder_policy_has(policy, parent);
+    if (behind) {
+        const struct larder_policy_node *above = policy_node(policy, parent);
+        behind = (above->flags & POLICY_LISTED) && above->used == node->used &&
+                 above->list == node->list;
+    }
+    insert_before(policy, list, id, behind ? parent : LARDER_POLICY_NONE);
 }
 
 void policy_list_remove(struct larder_policy *policy, struct policy_list *list, uint32_t id)
 {
-    struct policy_node *node = policy_node(policy, id);
+    struct larder_policy_node *node = policy_node(policy, id);
     assert(node->flags & POLICY_LISTED);
     node->flags &= (uint8_t)~POLICY_LISTED;
     if (node->prev == LARDER_POLICY_NONE)

@@ -52,19 +52,20 @@ static uint32_t at_least_one(uint32_t numerator, uint32_t denominator)
 static void arc_insert(struct larder_policy *policy, uint32_t id)
 {
     struct policy_adaptive *arc = policy->adaptive;
-    struct policy_node *node = policy_node(policy, id);
+    struct larder_policy_node *node = policy_node(policy, id);
     struct ghost_list *once = &arc->ghosts[ONCE];
     struct ghost_list *often = &arc->ghosts[OFTEN];
+    uint64_t key = policy_describe(policy, id).key;
     node->list = OFTEN;
-    if (ghost_has(once, node->key)) {
+    if (ghost_has(once, key)) {
         uint32_t step = at_least_one(often->count, once->count);
         uint32_t room = policy->capacity_entries - arc->once_target;
         arc->once_target += step < room ? step : room;
-        ghost_take(once, node->key);
-    } else if (ghost_has(often, node->key)) {
+        ghost_take(once, key);
+    } else if (ghost_has(often, key)) {
         uint32_t step = at_least_one(once->count, often->count);
         arc->once_target -= step < arc->once_target ? step : arc->once_target;
-        ghost_take(often, node->key);
+        ghost_take(often, key);
     } else {
         node->list = ONCE;
     }
@@ -78,15 +79,16 @@ static void arc_insert(struct larder_policy *policy, uint32_t id)
 
 static void arc_use(struct larder_policy *policy, uint32_t id)
 {
-    struct policy_node *node = policy_node(policy, id);
+    struct larder_policy_node *node = policy_node(policy, id);
     policy_list_remove(policy, &policy->adaptive->lists[node->list], id);
     node->list = OFTEN;
     policy_list_append(policy, &policy->adaptive->lists[OFTEN], id);
 }
 
-static uint32_t arc_victim(struct larder_policy *policy, bool (*may_go)(void *, uint32_t),
-                           void *context)
+static uint32_t arc_victim(struct larder_policy *policy, uint32_t group,
+                           bool (*may_go)(void *, uint32_t), void *context)
 {
+    (void)group;
     struct policy_adaptive *arc = policy->adaptive;
     enum list from = arc->lists[ONCE].count > arc->once_target ? ONCE : OFTEN;
     uint32_t id = policy_list_victim(policy, &arc->lists[from], may_go, context);
@@ -97,9 +99,9 @@ static uint32_t arc_victim(struct larder_policy *policy, bool (*may_go)(void *, 
 
 static void arc_leave(struct larder_policy *policy, uint32_t id, bool evicted)
 {
-    const struct policy_node *node = policy_node(policy, id);
+    const struct larder_policy_node *node = policy_node(policy, id);
     if (evicted)
-        ghost_add(&policy->adaptive->ghosts[node->list], node->key);
+        ghost_add(&policy->adaptive->ghosts[node->list], policy_describe(policy, id).key);
     policy_list_remove(policy, &policy->adaptive->lists[node->list], id);
 }
 
@@ -111,6 +113,7 @@ static size_t arc_bytes(const struct larder_policy *policy)
 
 const struct policy_ops policy_arc_ops = {
     .name = "arc",
+    .counts_requests = true,
     .open = arc_open,
     .close = arc_close,
     .insert = arc_insert,

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* policy_priv.h - what the policies share: nodes, lists of them, and the table of operations that
- * each policy is.
+/* policy_priv.h - what the policies share: lists of nodes, and the table of operations that each
+ * policy is.
  *
  * Threads: see policy.h.
  */
@@ -14,8 +14,6 @@
 
 #include "storage/policy.h"
 
-#define POLICY_CHUNK_NODES 4096u
-
 enum policy_flag {
     POLICY_IN_TIER = 1 << 0,
     POLICY_LISTED = 1 << 1,  /* in a list */
@@ -23,26 +21,8 @@ enum policy_flag {
     POLICY_NEW = 1 << 3,     /* inserted by that request */
     POLICY_GREW = 1 << 4,    /* a block as long as itself was stored behind it once */
     POLICY_SHARED = 1 << 5,  /* chains that differ went through it */
+    POLICY_HELD = 1 << 6,
 };
-
-struct policy_node {
-    uint64_t key;
-    uint32_t parent;
-    uint32_t child_count; /* in the tier */
-    uint32_t prev;        /* in its list; towards the first to go */
-    uint32_t next;
-    uint32_t used_ticks;
-    uint32_t request; /* the last that used or stored it */
-    float worth;      /* cost / bytes */
-    uint16_t token_count;
-    uint16_t depth;
-    uint16_t uses;
-    uint8_t flags;
-    uint8_t list; /* which list it is in, for the policies that have several */
-    uint8_t turn;
-    uint8_t lane;
-};
-static_assert(sizeof(struct policy_node) <= 48, "a million entries are to stay small");
 
 /* Ends of a list, linked through the nodes. */
 struct policy_list {
@@ -53,27 +33,41 @@ struct policy_list {
 
 struct policy_ops {
     const char *name;
+    bool knows_groups;
+    /* A node's `used` is the number of the request that touched it last; else it is the policy's to
+     * set. */
+    bool counts_requests;
     int (*open)(struct larder_policy *policy);
     void (*close)(struct larder_policy *policy);
+    /* Before a request or a restored entry of the group; the first time may give -ENOMEM. */
+    int (*make_group)(struct larder_policy *policy, uint32_t group);
     void (*begin)(struct larder_policy *policy); /* may be NULL, like end */
     void (*end)(struct larder_policy *policy);
     void (*insert)(struct larder_policy *policy, uint32_t id);
     void (*use)(struct larder_policy *policy, uint32_t id);
-    uint32_t (*victim)(struct larder_policy *policy, bool (*may_go)(void *context, uint32_t id),
-                       void *context);
+    uint32_t (*victim)(struct larder_policy *policy, uint32_t group,
+                       bool (*may_go)(void *context, uint32_t id), void *context);
+    /* The node is HELD, or is so no more; both NULL for those that know one group. */
+    void (*hold)(struct larder_policy *policy, uint32_t id);
+    void (*release)(struct larder_policy *policy, uint32_t id);
+    /* NULL: it knows one group, with nothing to compare. */
+    double (*least)(struct larder_policy *policy, uint32_t group);
     /* Before the node is forgotten. */
     void (*leave)(struct larder_policy *policy, uint32_t id, bool evicted);
     /* The last child of a node left the tier; may be NULL. */
     void (*bared)(struct larder_policy *policy, uint32_t id);
     size_t (*bytes)(const struct larder_policy *policy);
-    /* NULL: admits all. */
-    bool (*admits)(struct larder_policy *policy, const struct larder_policy_entry *entry);
+    /* NULL: nothing hangs on the capacity. */
+    void (*resize)(struct larder_policy *policy);
+    /* NULL: admits all that is rooted. */
+    bool (*admits)(struct larder_policy *policy, uint32_t id, bool rooted);
     /* All NULL: nothing is kept across a restart. */
     size_t (*state_bytes_max)(const struct larder_policy *policy);
     size_t (*save)(const struct larder_policy *policy, uint8_t *out);
-    int (*load)(struct larder_policy *policy, const uint8_t *in, size_t bytes);
+    int (*load)(struct larder_policy *policy, const uint8_t *in, size_t bytes, uint64_t now_ms);
     uint64_t (*recall)(const struct larder_policy *policy, uint32_t id);
-    void (*restore)(struct larder_policy *policy, uint32_t id, uint64_t recalled);
+    void (*restore)(struct larder_policy *policy, uint32_t id, uint64_t recalled,
+                    uint64_t stored_ms);
 };
 
 extern const struct policy_ops policy_fifo_ops;
@@ -88,30 +82,41 @@ struct policy_adaptive; /* lists and ghosts of S3-FIFO and ARC */
 
 struct larder_policy {
     const struct policy_ops *ops;
-    struct policy_node **chunks;
-    uint32_t chunk_count;
+    struct larder_policy_home home;
     uint32_t count; /* in the tier */
     uint32_t capacity_entries;
+    uint32_t group_max;
     bool holes;
     bool in_request;
+    uint32_t group; /* of the request */
     uint32_t request;
     uint64_t now_ms;
     union {
-        struct policy_list list;          /* fifo, lru */
+        struct policy_list *lists;        /* fifo, lru: of each group */
         struct policy_list by_uses[64];   /* lfu */
         struct policy_adaptive *adaptive; /* s3fifo, arc */
         struct policy_value *value;
     };
 };
 
-static inline struct policy_node *policy_node(const struct larder_policy *policy, uint32_t id)
+/* Of an entry that is in the tier. */
+static inline struct larder_policy_node *policy_node(const struct larder_policy *policy,
+                                                     uint32_t id)
 {
-    return &policy->chunks[id / POLICY_CHUNK_NODES][id % POLICY_CHUNK_NODES];
+    return policy->home.node(policy->home.context, id);
 }
 
-static inline uint16_t policy_clamp_u16(uint32_t count)
+static inline uint32_t *policy_child_count(const struct larder_policy *policy, uint32_t id)
 {
-    return (uint16_t)(count < UINT16_MAX ? count : UINT16_MAX);
+    return policy->home.child_count(policy->home.context, id);
+}
+
+static inline struct larder_policy_entry policy_describe(const struct larder_policy *policy,
+                                                         uint32_t id)
+{
+    struct larder_policy_entry entry;
+    policy->home.describe(policy->home.context, id, &entry);
+    return entry;
 }
 
 static inline float policy_worth(const struct larder_policy_entry *entry)
@@ -123,14 +128,16 @@ static inline float policy_worth(const struct larder_policy_entry *entry)
 static inline bool policy_may_go(const struct larder_policy *policy, uint32_t id,
                                  bool (*may_go)(void *context, uint32_t id), void *context)
 {
-    return (policy->holes || policy_node(policy, id)->child_count == 0) &&
+    return (policy->holes || *policy_child_count(policy, id) == 0) &&
            (!may_go || may_go(context, id));
 }
 
 /* At the end that goes last. */
 void policy_list_append(struct larder_policy *policy, struct policy_list *list, uint32_t id);
-/* The same for what is new in a list by recency; but before its parent if that was touched by the
- * same request, as if the request had touched its chain from end to start. */
+/* At the end that goes first. */
+void policy_list_prepend(struct larder_policy *policy, struct policy_list *list, uint32_t id);
+/* As an append, for what is new in a list by recency; but before its parent if that was touched by
+ * the same request, as if the request had touched its chain from end to start. */
 void policy_list_append_recent(struct larder_policy *policy, struct policy_list *list, uint32_t id);
 void policy_list_remove(struct larder_policy *policy, struct policy_list *list, uint32_t id);
 /* The first that may go. Those before it move to the other end, so that they are not passed again

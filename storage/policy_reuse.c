@@ -91,8 +91,7 @@ int reuse_open(struct reuse **out, uint64_t follow)
         reuse->samples[i].next_hash = reuse->free_first;
         reuse->free_first = i;
     }
-    reuse->key_limit =
-        follow > REUSE_SAMPLES_MAX ? UINT64_MAX / follow * REUSE_SAMPLES_MAX : UINT64_MAX;
+    reuse_follow(reuse, follow);
     *out = reuse;
     return 0;
 }
@@ -207,6 +206,20 @@ static void follow(struct reuse *reuse, uint64_t key, uint32_t class, uint32_t t
     reuse->count++;
 }
 
+void reuse_follow(struct reuse *reuse, uint64_t follow)
+{
+    reuse->key_limit =
+        follow > REUSE_SAMPLES_MAX ? UINT64_MAX / follow * REUSE_SAMPLES_MAX : UINT64_MAX;
+    for (uint32_t age = 0; age < REUSE_AGES; age++) {
+        uint32_t next;
+        for (uint32_t id = reuse->ages[age].first; id != NONE; id = next) {
+            next = reuse->samples[id].next;
+            if (reuse->samples[id].key > reuse->key_limit)
+                unfollow(reuse, id);
+        }
+    }
+}
+
 /* --- what they teach ------------------------------------------------------------------------- */
 
 static void halve(struct reuse *reuse, uint32_t class)
@@ -311,6 +324,18 @@ void reuse_advance(struct reuse *reuse, uint32_t now_ticks)
             for (uint32_t passed = age - 1; passed < to; passed++)
                 reuse->passed[reuse->samples[id].class][passed] += 1;
             age_append(reuse, id, to);
+        }
+    }
+}
+
+void reuse_rewind(struct reuse *reuse, uint32_t ticks)
+{
+    assert(ticks <= reuse->now_ticks);
+    reuse->now_ticks -= ticks;
+    for (uint32_t age = 0; age < REUSE_AGES; age++) {
+        for (uint32_t id = reuse->ages[age].first; id != NONE; id = reuse->samples[id].next) {
+            struct reuse_sample *sample = &reuse->samples[id];
+            sample->used_ticks = sample->used_ticks > ticks ? sample->used_ticks - ticks : 0;
         }
     }
 }

@@ -50,7 +50,12 @@ size_t reuse_save(const struct reuse *reuse, uint8_t *out);
  * are not such a state. */
 int reuse_load(struct reuse *reuse, const uint8_t *in, size_t bytes);
 
+/* Follows so many from now on: some are given up, or more are taken up when they are met. */
+void reuse_follow(struct reuse *reuse, uint64_t follow);
+
 void reuse_advance(struct reuse *reuse, uint32_t now_ticks);
+/* All of its time so much earlier; no earlier than 0. */
+void reuse_rewind(struct reuse *reuse, uint32_t ticks);
 /* NULL when it is not followed. Valid until the next use. */
 const struct reuse_sample *reuse_find(const struct reuse *reuse, uint64_t key);
 /* It was used, or stored, now; it is of that class from here on. */

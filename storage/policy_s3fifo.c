@@ -43,21 +43,22 @@ static void s3fifo_close(struct larder_policy *policy)
 static void s3fifo_insert(struct larder_policy *policy, uint32_t id)
 {
     struct policy_adaptive *s3 = policy->adaptive;
-    struct policy_node *node = policy_node(policy, id);
-    node->list = ghost_take(&s3->ghosts, node->key) ? MAIN : SMALL;
+    struct larder_policy_node *node = policy_node(policy, id);
+    bool known = ghost_take(&s3->ghosts, policy_describe(policy, id).key);
+    node->list = known ? MAIN : SMALL;
     policy_list_append(policy, &s3->queues[node->list], id);
 }
 
 static void s3fifo_use(struct larder_policy *policy, uint32_t id)
 {
-    struct policy_node *node = policy_node(policy, id);
+    struct larder_policy_node *node = policy_node(policy, id);
     if (node->uses < USES_MAX)
         node->uses++;
 }
 
 static void requeue(struct larder_policy *policy, uint32_t id, enum queue queue)
 {
-    struct policy_node *node = policy_node(policy, id);
+    struct larder_policy_node *node = policy_node(policy, id);
     policy_list_remove(policy, &policy->adaptive->queues[node->list], id);
     node->list = (uint8_t)queue;
     policy_list_append(policy, &policy->adaptive->queues[queue], id);
@@ -70,7 +71,7 @@ static uint32_t small_victim(struct larder_policy *policy, bool (*may_go)(void *
     struct policy_list *small = &policy->adaptive->queues[SMALL];
     for (uint32_t left = small->count; left > 0; left--) {
         uint32_t id = small->first;
-        struct policy_node *node = policy_node(policy, id);
+        struct larder_policy_node *node = policy_node(policy, id);
         if (node->uses > 0) {
             node->uses = 0;
             requeue(policy, id, MAIN);
@@ -90,7 +91,7 @@ static uint32_t main_victim(struct larder_policy *policy, bool (*may_go)(void *,
     uint32_t rounds = main_queue->count * (USES_MAX + 1);
     for (uint32_t left = rounds; left > 0; left--) {
         uint32_t id = main_queue->first;
-        struct policy_node *node = policy_node(policy, id);
+        struct larder_policy_node *node = policy_node(policy, id);
         if (node->uses > 0)
             node->uses--;
         else if (policy_may_go(policy, id, may_go, context))
@@ -100,9 +101,10 @@ static uint32_t main_victim(struct larder_policy *policy, bool (*may_go)(void *,
     return LARDER_POLICY_NONE;
 }
 
-static uint32_t s3fifo_victim(struct larder_policy *policy, bool (*may_go)(void *, uint32_t),
-                              void *context)
+static uint32_t s3fifo_victim(struct larder_policy *policy, uint32_t group,
+                              bool (*may_go)(void *, uint32_t), void *context)
 {
+    (void)group;
     uint32_t id = LARDER_POLICY_NONE;
     if (policy->adaptive->queues[SMALL].count >= policy->adaptive->small_max)
         id = small_victim(policy, may_go, context);
@@ -115,9 +117,9 @@ static uint32_t s3fifo_victim(struct larder_policy *policy, bool (*may_go)(void 
 
 static void s3fifo_leave(struct larder_policy *policy, uint32_t id, bool evicted)
 {
-    const struct policy_node *node = policy_node(policy, id);
+    const struct larder_policy_node *node = policy_node(policy, id);
     if (evicted && node->list == SMALL)
-        ghost_add(&policy->adaptive->ghosts, node->key);
+        ghost_add(&policy->adaptive->ghosts, policy_describe(policy, id).key);
     policy_list_remove(policy, &policy->adaptive->queues[node->list], id);
 }
 
@@ -128,6 +130,7 @@ static size_t s3fifo_bytes(const struct larder_policy *policy)
 
 const struct policy_ops policy_s3fifo_ops = {
     .name = "s3fifo",
+    .counts_requests = true,
     .open = s3fifo_open,
     .close = s3fifo_close,
     .insert = s3fifo_insert,

@@ -12,19 +12,15 @@
  * request that has not ended wait aside: their class is known at its end.
  */
 #include <errno.h>
-#include <float.h>
+#include <math.h>
 #include <string.h>
 
 #include "base/error.h"
 #include "base/mem.h"
+#include "storage/policy_cells.h"
 #include "storage/policy_priv.h"
 #include "storage/policy_reuse.h"
 
-#define SPANS_MAX     96u
-#define SPAN_TICKS    32u /* half a second; older spans are longer */
-#define WORTHS        4u  /* classes of worth, octaves apart */
-#define LANES         (REUSE_CLASSES * WORTHS)
-#define LANE_WORDS    ((LANES + 63) / 64)
 #define TURN_MAX      200u
 #define POSITIONS     3u
 #define FOLLOW_FACTOR 16u /* capacities that pass through while an entry is followed */
@@ -35,37 +31,26 @@ enum {
     CLASS_TURN = 5,   /* and the next, by turn and position */
 };
 
-struct span {
-    uint32_t start_ticks;
-    uint32_t last_ticks;
-    uint32_t leaf_count;
-    uint64_t occupied[LANE_WORDS]; /* a bit for each list that is not empty */
-    struct policy_list lists[LANES];
-};
-
-struct cell {
-    uint32_t span; /* SPANS_MAX: none */
-    uint32_t lane;
-    float value;
-};
-
 struct policy_value {
     struct reuse *reuse;
-    struct span *spans[SPANS_MAX]; /* oldest first */
-    uint32_t span_count;
+    struct cells **groups;
     uint64_t base_ms; /* when ticks began */
     bool base_known;
-    uint32_t now_ticks;
-    struct cell best; /* of least value; `none` when it has to be looked for */
+    bool began;   /* a request was met: what is restored now is of this life */
+    bool loaded;  /* entries of an earlier life may come */
+    uint32_t now; /* of cells.h */
     int worth_base;
     bool worth_known;
     uint32_t token_count_max;
+    uint32_t ticks_dropped; /* since the saved state: what entries recall is ahead by them */
     /* the request */
     struct policy_list pending;
     bool came_back; /* something of it was there, or was followed */
     uint32_t deepest;
     uint32_t deepest_turn;
-    bool branched; /* the deepest that was there had gone on otherwise before */
+    bool branched;  /* the deepest that was there had gone on otherwise before */
+    bool continues; /* it stores behind an entry that another request touched last */
+    uint32_t continued_turn;
 };
 
 struct state_head {
@@ -85,11 +70,11 @@ struct recalled {
     uint32_t used_ticks;
     uint16_t uses;
     uint8_t turn;
-    uint8_t flags; /* GREW, SHARED */
+    uint8_t flags; /* GREW, SHARED, and IN_TIER so that it is not 0 */
 };
 static_assert(sizeof(struct recalled) == 8, "saved size");
-
-static const struct cell no_cell = {.span = SPANS_MAX};
+/* Where ticks stand in one that starts: longer ago than anything is told apart. */
+#define START_TICKS (1u << 30)
 
 static int value_open(struct larder_policy *policy)
 {
@@ -97,13 +82,10 @@ static int value_open(struct larder_policy *policy)
     if (!value)
         return larder_fail(-ENOMEM, "eviction policy: no memory");
     policy->value = value;
-    int err = reuse_open(&value->reuse, (uint64_t)policy->capacity_entries * FOLLOW_FACTOR);
-    for (uint32_t i = 0; err == 0 && i < SPANS_MAX; i++) {
-        value->spans[i] = larder_alloc_zero(1, sizeof(struct span));
-        if (!value->spans[i])
-            err = larder_fail(-ENOMEM, "eviction policy: no memory");
-    }
-    value->best = no_cell;
+    value->groups = larder_alloc_zero(policy->group_max, sizeof(struct cells *));
+    int err = value->groups ? 0 : larder_fail(-ENOMEM, "eviction policy: no memory");
+    if (err == 0)
+        err = reuse_open(&value->reuse, (uint64_t)policy->capacity_entries * FOLLOW_FACTOR);
     if (err < 0)
         policy_value_ops.close(policy);
     return err;
@@ -112,164 +94,47 @@ static int value_open(struct larder_policy *policy)
 static void value_close(struct larder_policy *policy)
 {
     struct policy_value *value = policy->value;
-    for (uint32_t i = 0; i < SPANS_MAX; i++)
-        larder_free(value->spans[i]);
+    for (uint32_t i = 0; value->groups && i < policy->group_max; i++)
+        cells_close(value->groups[i]);
+    larder_free(value->groups);
     reuse_close(value->reuse);
     larder_free(value);
 }
 
-/* --- cells ----------------------------------------------------------------------------------- */
-
-static float cell_value(const struct policy_value *value, uint32_t span_index, uint32_t lane)
+static void value_resize(struct larder_policy *policy)
 {
-    const struct span *span = value->spans[span_index];
-    uint32_t age = reuse_age(value->now_ticks - (span->start_ticks / 2 + span->last_ticks / 2));
-    return reuse_density(value->reuse, lane / WORTHS, age) * (float)(1u << lane % WORTHS);
+    reuse_follow(policy->value->reuse, (uint64_t)policy->capacity_entries * FOLLOW_FACTOR);
 }
 
-static uint32_t span_of(const struct policy_value *value, uint32_t ticks)
+static struct cells *cells_of(const struct larder_policy *policy, uint32_t id)
 {
-    uint32_t low = 0;
-    uint32_t high = value->span_count;
-    while (high - low > 1) {
-        uint32_t middle = (low + high) / 2;
-        if (value->spans[middle]->start_ticks <= ticks)
-            low = middle;
-        else
-            high = middle;
-    }
-    return low;
-}
-
-static void cell_add(struct larder_policy *policy, uint32_t id)
-{
-    struct policy_value *value = policy->value;
-    const struct policy_node *node = policy_node(policy, id);
-    uint32_t index = span_of(value, node->used_ticks);
-    policy_list_append(policy, &value->spans[index]->lists[node->lane], id);
-    value->spans[index]->leaf_count++;
-    value->spans[index]->occupied[node->lane / 64] |= 1ull << node->lane % 64;
-    if (value->best.span < SPANS_MAX) {
-        float worth = cell_value(value, index, node->lane);
-        if (worth < value->best.value)
-            value->best = (struct cell){index, node->lane, worth};
-    }
-}
-
-static void cell_remove(struct larder_policy *policy, uint32_t id)
-{
-    struct policy_value *value = policy->value;
-    const struct policy_node *node = policy_node(policy, id);
-    struct span *span = value->spans[span_of(value, node->used_ticks)];
-    policy_list_remove(policy, &span->lists[node->lane], id);
-    span->leaf_count--;
-    if (span->lists[node->lane].count == 0)
-        span->occupied[node->lane / 64] &= ~(1ull << node->lane % 64);
-}
-
-static void join(struct larder_policy *policy, struct policy_list *into, struct policy_list *from)
-{
-    if (from->count == 0)
-        return;
-    if (into->count == 0) {
-        *into = *from;
-    } else {
-        policy_node(policy, into->last)->next = from->first;
-        policy_node(policy, from->first)->prev = into->last;
-        into->last = from->last;
-        into->count += from->count;
-    }
-    *from = (struct policy_list){0};
-}
-
-/* The younger of the two neighbours that differ least for their age goes into the older one. */
-static void merge_spans(struct larder_policy *policy)
-{
-    struct policy_value *value = policy->value;
-    uint32_t least = 1;
-    double least_ratio = DBL_MAX;
-    for (uint32_t i = 1; i < value->span_count; i++) {
-        const struct span *older = value->spans[i - 1];
-        const struct span *younger = value->spans[i];
-        double ratio = (double)(younger->last_ticks - older->start_ticks) /
-                       (1.0 + value->now_ticks - younger->last_ticks);
-        if (older->leaf_count == 0 || younger->leaf_count == 0)
-            ratio = 0;
-        if (ratio < least_ratio) {
-            least = i;
-            least_ratio = ratio;
-        }
-    }
-    struct span *older = value->spans[least - 1];
-    struct span *younger = value->spans[least];
-    for (uint32_t lane = 0; lane < LANES; lane++)
-        join(policy, &older->lists[lane], &younger->lists[lane]);
-    for (uint32_t word = 0; word < LANE_WORDS; word++) {
-        older->occupied[word] |= younger->occupied[word];
-        younger->occupied[word] = 0;
-    }
-    if (older->leaf_count == 0)
-        older->start_ticks = younger->start_ticks;
-    if (younger->leaf_count > 0)
-        older->last_ticks = younger->last_ticks;
-    older->leaf_count += younger->leaf_count;
-    younger->leaf_count = 0;
-    for (uint32_t i = least; i + 1 < value->span_count; i++)
-        value->spans[i] = value->spans[i + 1];
-    value->spans[--value->span_count] = younger;
-}
-
-static void open_span(struct larder_policy *policy)
-{
-    struct policy_value *value = policy->value;
-    if (value->span_count > 0 &&
-        value->now_ticks - value->spans[value->span_count - 1]->start_ticks < SPAN_TICKS) {
-        value->spans[value->span_count - 1]->last_ticks = value->now_ticks;
-        return;
-    }
-    if (value->span_count == SPANS_MAX)
-        merge_spans(policy);
-    struct span *span = value->spans[value->span_count++];
-    span->start_ticks = value->now_ticks;
-    span->last_ticks = value->now_ticks;
-}
-
-static bool comes_after(const struct cell *cell, const struct cell *before)
-{
-    if (cell->value != before->value)
-        return cell->value > before->value;
-    return cell->span != before->span ? cell->span > before->span : cell->lane > before->lane;
-}
-
-/* The cell of least value among those that come after `after` by (value, span, lane). */
-static struct cell next_cell(const struct policy_value *value, const struct cell *after)
-{
-    struct cell best = no_cell;
-    for (uint32_t i = 0; i < value->span_count; i++) {
-        if (value->spans[i]->leaf_count == 0)
-            continue;
-        for (uint32_t word = 0; word < LANE_WORDS; word++) {
-            for (uint64_t left = value->spans[i]->occupied[word]; left; left &= left - 1) {
-                struct cell cell = {.span = i, .lane = word * 64 + (uint32_t)__builtin_ctzll(left)};
-                cell.value = cell_value(value, i, cell.lane);
-                if (after && !comes_after(&cell, after))
-                    continue;
-                if (best.span == SPANS_MAX || cell.value < best.value)
-                    best = cell;
-            }
-        }
-    }
-    return best;
-}
-
-static void find_best(struct policy_value *value)
-{
-    if (value->best.span == SPANS_MAX ||
-        value->spans[value->best.span]->lists[value->best.lane].count == 0)
-        value->best = next_cell(value, NULL);
+    return policy->value->groups[policy_describe(policy, id).group];
 }
 
 /* --- a request ------------------------------------------------------------------------------- */
+
+static int value_make_group(struct larder_policy *policy, uint32_t group)
+{
+    struct policy_value *value = policy->value;
+    if (value->groups[group])
+        return 0;
+    struct cells *cells;
+    LARDER_TRY(cells_open(&cells, value->reuse));
+    int err = value->loaded && !value->began ? cells_spread(cells) : cells_open_span(policy, cells);
+    if (err < 0)
+        cells_close(cells);
+    else
+        value->groups[group] = cells;
+    return err;
+}
+
+static uint32_t ticks_at(const struct policy_value *value, uint64_t ms)
+{
+    if (ms <= value->base_ms)
+        return 0;
+    uint64_t ticks = (ms - value->base_ms) / REUSE_TICK_MS;
+    return ticks < UINT32_MAX ? (uint32_t)ticks : UINT32_MAX;
+}
 
 static void value_begin(struct larder_policy *policy)
 {
@@ -278,23 +143,23 @@ static void value_begin(struct larder_policy *policy)
         value->base_ms = policy->now_ms;
         value->base_known = true;
     }
-    if (policy->now_ms > value->base_ms) {
-        uint64_t ticks = (policy->now_ms - value->base_ms) / REUSE_TICK_MS;
-        if (ticks > value->now_ticks)
-            value->now_ticks = ticks < UINT32_MAX ? (uint32_t)ticks : UINT32_MAX;
-    }
-    open_span(policy);
-    reuse_advance(value->reuse, value->now_ticks);
+    uint32_t ticks = ticks_at(value, policy->now_ms);
+    if (ticks > reuse_now(value->reuse))
+        reuse_advance(value->reuse, ticks);
+    /* It has a span since it was made. */
+    cells_open_span(policy, value->groups[policy->group]);
+    value->began = true;
     value->came_back = false;
     value->branched = false;
+    value->continues = false;
     value->deepest = 0;
     value->deepest_turn = 0;
-    value->best = no_cell;
+    value->now++;
 }
 
 static void wait_aside(struct larder_policy *policy, uint32_t id)
 {
-    struct policy_node *node = policy_node(policy, id);
+    struct larder_policy_node *node = policy_node(policy, id);
     node->flags |= POLICY_PENDING;
     policy_list_append(policy, &policy->value->pending, id);
 }
@@ -309,46 +174,60 @@ static void note_return(struct policy_value *value, uint32_t depth, uint32_t tur
     value->branched = branched;
 }
 
+/* Something is stored, or would be, behind `parent`. */
+static void note_stored(const struct larder_policy *policy, const struct larder_policy_entry *entry)
+{
+    struct policy_value *value = policy->value;
+    const struct reuse_sample *followed = reuse_find(value->reuse, entry->key);
+    if (followed)
+        note_return(value, entry->depth, followed->turn, false);
+    if (entry->parent == LARDER_POLICY_NONE || !larder_policy_has(policy, entry->parent))
+        return;
+    const struct larder_policy_node *above = policy_node(policy, entry->parent);
+    if (!(above->flags & POLICY_PENDING)) {
+        value->continues = true;
+        value->continued_turn = above->turn;
+    }
+}
+
 static void value_use(struct larder_policy *policy, uint32_t id)
 {
-    struct policy_node *node = policy_node(policy, id);
+    struct larder_policy_node *node = policy_node(policy, id);
     if (node->flags & POLICY_PENDING)
         return;
     if (node->flags & POLICY_LISTED)
-        cell_remove(policy, id);
-    if (node->uses < UINT16_MAX)
+        cells_remove(policy, cells_of(policy, id), id);
+    if (node->uses < UINT8_MAX)
         node->uses++;
-    note_return(policy->value, node->depth, node->turn, (node->flags & POLICY_GREW) != 0);
+    note_return(policy->value, policy_describe(policy, id).depth, node->turn,
+                (node->flags & POLICY_GREW) != 0);
     wait_aside(policy, id);
 }
 
 /* It is no leaf any more. */
-static void hide_parent(struct larder_policy *policy, const struct policy_node *node)
+static void hide_parent(struct larder_policy *policy, uint32_t parent)
 {
-    if (node->parent == LARDER_POLICY_NONE)
+    if (parent == LARDER_POLICY_NONE || !larder_policy_has(policy, parent))
         return;
-    const struct policy_node *above = policy_node(policy, node->parent);
+    const struct larder_policy_node *above = policy_node(policy, parent);
     if ((above->flags & POLICY_LISTED) && !(above->flags & POLICY_PENDING))
-        cell_remove(policy, node->parent);
+        cells_remove(policy, cells_of(policy, parent), parent);
 }
 
 static void value_insert(struct larder_policy *policy, uint32_t id)
 {
-    struct policy_value *value = policy->value;
-    struct policy_node *node = policy_node(policy, id);
-    hide_parent(policy, node);
-    const struct reuse_sample *followed = reuse_find(value->reuse, node->key);
-    if (followed)
-        note_return(value, node->depth, followed->turn, false);
-    node->flags |= POLICY_NEW;
+    const struct larder_policy_entry entry = policy_describe(policy, id);
+    hide_parent(policy, entry.parent);
+    note_stored(policy, &entry);
+    policy_node(policy, id)->flags |= POLICY_NEW;
     wait_aside(policy, id);
 }
 
-static bool is_tail(const struct larder_policy *policy, const struct policy_node *node)
+static bool is_tail(const struct larder_policy *policy, const struct larder_policy_entry *entry)
 {
-    if (node->parent == LARDER_POLICY_NONE || !larder_policy_has(policy, node->parent))
-        return node->token_count < policy->value->token_count_max;
-    return node->token_count < policy_node(policy, node->parent)->token_count;
+    if (entry->parent == LARDER_POLICY_NONE || !larder_policy_has(policy, entry->parent))
+        return entry->token_count < policy->value->token_count_max;
+    return entry->token_count < policy_describe(policy, entry->parent).token_count;
 }
 
 /* 0, 1, 2, 3, 4-5, 6-9, 10-15, 16-31, 32-63, 64-127, 128 and more. */
@@ -361,13 +240,15 @@ static uint32_t turn_level(uint32_t turn)
     return level;
 }
 
-static uint32_t class_of(const struct larder_policy *policy, const struct policy_node *node)
+/* `node` need not be that of an entry in the tier. */
+static uint32_t class_of(const struct larder_policy *policy, const struct larder_policy_node *node,
+                         const struct larder_policy_entry *entry)
 {
-    if (is_tail(policy, node))
+    if (is_tail(policy, entry))
         return CLASS_TAIL;
     if (node->flags & POLICY_SHARED)
         return CLASS_SHARED + (node->uses > 15 ? 3 : node->uses > 7 ? 2 : node->uses > 3 ? 1 : 0);
-    uint32_t position = node->depth < 8 ? 0 : node->depth < 32 ? 1 : 2;
+    uint32_t position = entry->depth < 8 ? 0 : entry->depth < 32 ? 1 : 2;
     return CLASS_TURN + turn_level(node->turn) * POSITIONS + position;
 }
 
@@ -381,110 +262,166 @@ static uint32_t worth_level(struct policy_value *value, float worth)
         value->worth_known = true;
     }
     int level = exponent - value->worth_base;
-    return level < 0 ? 0 : level >= (int)WORTHS ? WORTHS - 1 : (uint32_t)level;
+    return level < 0 ? 0 : level >= (int)CELLS_WORTHS ? CELLS_WORTHS - 1 : (uint32_t)level;
 }
 
 /* Of the conversation that the request goes on with, by what is known so far. */
 static uint32_t turn_of(const struct policy_value *value)
 {
-    if (!value->came_back || value->branched)
+    if (!value->came_back)
+        return value->continues ? value->continued_turn : 0;
+    if (value->branched)
         return 0;
     return value->deepest_turn < TURN_MAX ? value->deepest_turn + 1 : TURN_MAX;
+}
+
+static uint8_t lane_of(struct policy_value *value, uint32_t class, float worth)
+{
+    return (uint8_t)(class * CELLS_WORTHS + worth_level(value, worth));
+}
+
+/* Among the candidates, if it is one and is not there yet. */
+static void show_leaf(struct larder_policy *policy, uint32_t id)
+{
+    const struct larder_policy_node *node = policy_node(policy, id);
+    if (*policy_child_count(policy, id) == 0 && !(node->flags & (POLICY_LISTED | POLICY_HELD)))
+        cells_add(policy, cells_of(policy, id), id, policy->value->now);
+}
+
+static void settle(struct larder_policy *policy, uint32_t id, uint32_t turn)
+{
+    struct policy_value *value = policy->value;
+    struct larder_policy_node *node = policy_node(policy, id);
+    const struct larder_policy_entry entry = policy_describe(policy, id);
+    policy_list_remove(policy, &value->pending, id);
+    node->flags &= (uint8_t)~POLICY_PENDING;
+    if (entry.token_count > value->token_count_max)
+        value->token_count_max = entry.token_count;
+    if (!(node->flags & POLICY_NEW) && value->branched && entry.depth <= value->deepest)
+        node->flags |= POLICY_SHARED;
+    node->turn = (uint8_t)turn;
+    node->used = reuse_now(value->reuse);
+    uint32_t class = class_of(policy, node, &entry);
+    if ((node->flags & POLICY_NEW) && entry.parent != LARDER_POLICY_NONE &&
+        larder_policy_has(policy, entry.parent) && !is_tail(policy, &entry) &&
+        policy_describe(policy, entry.parent).depth < entry.depth)
+        policy_node(policy, entry.parent)->flags |= POLICY_GREW;
+    node->flags &= (uint8_t)~POLICY_NEW;
+    node->list = lane_of(value, class, policy_worth(&entry));
+    reuse_use(value->reuse, entry.key, class, node->turn);
+    show_leaf(policy, id);
 }
 
 static void value_end(struct larder_policy *policy)
 {
     struct policy_value *value = policy->value;
     uint32_t turn = turn_of(value);
-    while (value->pending.first != LARDER_POLICY_NONE) {
-        uint32_t id = value->pending.first;
-        struct policy_node *node = policy_node(policy, id);
-        policy_list_remove(policy, &value->pending, id);
-        node->flags &= (uint8_t)~POLICY_PENDING;
-        if (node->token_count > value->token_count_max)
-            value->token_count_max = node->token_count;
-        if (!(node->flags & POLICY_NEW) && value->branched && node->depth <= value->deepest)
-            node->flags |= POLICY_SHARED;
-        node->turn = (uint8_t)turn;
-        node->used_ticks = value->now_ticks;
-        uint32_t class = class_of(policy, node);
-        if ((node->flags & POLICY_NEW) && node->parent != LARDER_POLICY_NONE &&
-            !is_tail(policy, node))
-            policy_node(policy, node->parent)->flags |= POLICY_GREW;
-        node->flags &= (uint8_t)~POLICY_NEW;
-        node->lane = (uint8_t)(class * WORTHS + worth_level(value, node->worth));
-        reuse_use(value->reuse, node->key, class, node->turn);
-        if (node->child_count == 0)
-            cell_add(policy, id);
-    }
-    value->best = no_cell;
+    while (value->pending.first != LARDER_POLICY_NONE)
+        settle(policy, value->pending.first, turn);
+    value->now++;
 }
 
-static void value_bared(struct larder_policy *policy, uint32_t id)
+static void value_hold(struct larder_policy *policy, uint32_t id)
 {
-    if (!(policy_node(policy, id)->flags & POLICY_LISTED))
-        cell_add(policy, id);
+    const struct larder_policy_node *node = policy_node(policy, id);
+    if ((node->flags & POLICY_LISTED) && !(node->flags & POLICY_PENDING))
+        cells_remove(policy, cells_of(policy, id), id);
 }
 
 static void value_leave(struct larder_policy *policy, uint32_t id, bool evicted)
 {
     (void)evicted;
-    const struct policy_node *node = policy_node(policy, id);
+    const struct larder_policy_node *node = policy_node(policy, id);
     if (node->flags & POLICY_PENDING)
         policy_list_remove(policy, &policy->value->pending, id);
     else if (node->flags & POLICY_LISTED)
-        cell_remove(policy, id);
+        cells_remove(policy, cells_of(policy, id), id);
 }
 
 /* --- victims --------------------------------------------------------------------------------- */
 
-static uint32_t last_that_may_go(const struct larder_policy *policy, const struct policy_list *list,
-                                 bool (*may_go)(void *context, uint32_t id), void *context)
+/* The group whose next victim is worth least; group_max: none has any. */
+static uint32_t least_group(const struct larder_policy *policy)
 {
-    uint32_t id = list->last;
-    while (id != LARDER_POLICY_NONE && !policy_may_go(policy, id, may_go, context))
-        id = policy_node(policy, id)->prev;
-    return id;
+    struct policy_value *value = policy->value;
+    uint32_t least = policy->group_max;
+    float least_value = 0;
+    for (uint32_t group = 0; group < policy->group_max; group++) {
+        if (!value->groups[group] || value->groups[group]->leaf_count == 0)
+            continue;
+        float next = cells_best(value->groups[group], value->now)->value;
+        if (least == policy->group_max || next < least_value) {
+            least = group;
+            least_value = next;
+        }
+    }
+    return least;
 }
 
-static uint32_t value_victim(struct larder_policy *policy,
+static uint32_t victim_of_all(struct larder_policy *policy,
+                              bool (*may_go)(void *context, uint32_t id), void *context)
+{
+    struct policy_value *value = policy->value;
+    uint32_t least = least_group(policy);
+    if (least == policy->group_max)
+        return LARDER_POLICY_NONE;
+    float best_value;
+    struct cells *cells = value->groups[least];
+    uint32_t best = cells_victim(policy, cells, value->now, &best_value, may_go, context);
+    if (best != LARDER_POLICY_NONE && best_value == cells->best.value)
+        return best;
+    /* What is worth least may not go. */
+    for (uint32_t group = 0; group < policy->group_max; group++) {
+        cells = value->groups[group];
+        if (group == least || !cells || cells->leaf_count == 0)
+            continue;
+        float other_value;
+        uint32_t other = cells_victim(policy, cells, value->now, &other_value, may_go, context);
+        if (other != LARDER_POLICY_NONE &&
+            (best == LARDER_POLICY_NONE || other_value < best_value)) {
+            best = other;
+            best_value = other_value;
+        }
+    }
+    return best;
+}
+
+static uint32_t value_victim(struct larder_policy *policy, uint32_t group,
                              bool (*may_go)(void *context, uint32_t id), void *context)
 {
     struct policy_value *value = policy->value;
-    find_best(value);
-    struct cell cell = value->best;
-    while (cell.span < SPANS_MAX) {
-        uint32_t id =
-            last_that_may_go(policy, &value->spans[cell.span]->lists[cell.lane], may_go, context);
-        if (id != LARDER_POLICY_NONE)
-            return id;
-        cell = next_cell(value, &cell);
-    }
-    return last_that_may_go(policy, &value->pending, may_go, context);
+    uint32_t id = LARDER_POLICY_NONE;
+    float unused;
+    if (group == LARDER_POLICY_ALL)
+        id = victim_of_all(policy, may_go, context);
+    else if (value->groups[group])
+        id = cells_victim(policy, value->groups[group], value->now, &unused, may_go, context);
+    if (id == LARDER_POLICY_NONE && (group == LARDER_POLICY_ALL || group == policy->group))
+        id = cells_last(policy, &value->pending, may_go, context);
+    return id;
+}
+
+static double value_least(struct larder_policy *policy, uint32_t group)
+{
+    struct cells *cells = policy->value->groups[group];
+    return cells && cells->leaf_count > 0 ? cells_best(cells, policy->value->now)->value : HUGE_VAL;
 }
 
 /* Worth more than the next victim? Its class is what is known of the request so far. */
-static bool value_admits(struct larder_policy *policy, const struct larder_policy_entry *entry)
+static bool value_admits(struct larder_policy *policy, uint32_t id, bool rooted)
 {
     struct policy_value *value = policy->value;
-    const struct reuse_sample *followed = reuse_find(value->reuse, entry->key);
-    if (followed)
-        note_return(value, entry->depth, followed->turn, false);
-    const struct policy_node node = {
-        .parent = entry->parent,
-        .token_count = policy_clamp_u16(entry->token_count),
-        .depth = policy_clamp_u16(entry->depth),
-        .turn = (uint8_t)turn_of(value),
-    };
-    uint32_t class = class_of(policy, &node);
-    uint32_t worth = worth_level(value, policy_worth(entry));
-    find_best(value);
-    bool rooted = entry->parent == LARDER_POLICY_NONE || larder_policy_has(policy, entry->parent);
-    if (rooted &&
-        (value->best.span == SPANS_MAX ||
-         reuse_density(value->reuse, class, 0) * (float)(1u << worth) >= value->best.value))
+    const struct larder_policy_entry entry = policy_describe(policy, id);
+    note_stored(policy, &entry);
+    const struct larder_policy_node node = {.turn = (uint8_t)turn_of(value)};
+    uint32_t class = class_of(policy, &node, &entry);
+    uint32_t worth = worth_level(value, policy_worth(&entry));
+    uint32_t least = least_group(policy);
+    if (rooted && (least == policy->group_max ||
+                   reuse_density(value->reuse, class, 0) * (float)(1u << worth) >=
+                       value->groups[least]->best.value))
         return true;
-    reuse_use(value->reuse, entry->key, class, node.turn);
+    reuse_use(value->reuse, entry.key, class, node.turn);
     return false;
 }
 
@@ -511,9 +448,8 @@ static size_t value_save(const struct larder_policy *policy, uint8_t *out)
     return sizeof(head) + reuse_save(value->reuse, out + sizeof(head));
 }
 
-static int value_load(struct larder_policy *policy, const uint8_t *in, size_t bytes)
+static int load_learned(struct policy_value *value, const uint8_t *in, size_t bytes)
 {
-    struct policy_value *value = policy->value;
     struct state_head head = {0};
     if (bytes >= sizeof(head))
         memcpy(&head, in, sizeof(head));
@@ -522,75 +458,98 @@ static int value_load(struct larder_policy *policy, const uint8_t *in, size_t by
         return larder_fail(LARDER_ECORRUPT, "eviction policy: the saved state is not one of this "
                                             "release; it starts to learn anew");
     LARDER_TRY(reuse_load(value->reuse, in + sizeof(head), bytes - sizeof(head)));
-    value->base_ms = head.base_ms;
-    value->base_known = true;
+    if (reuse_now(value->reuse) > START_TICKS) {
+        value->ticks_dropped = reuse_now(value->reuse) - START_TICKS;
+        reuse_rewind(value->reuse, value->ticks_dropped);
+    }
     value->worth_base = head.worth_base;
     value->worth_known = head.worth_known != 0;
     value->token_count_max = head.token_count_max;
-    value->now_ticks = reuse_now(value->reuse);
-    /* Spans for entries of all ages, every other class of age one. */
-    for (uint32_t age = REUSE_AGES; age > 0; age -= 2) {
-        uint32_t start = reuse_age_start(age - 1);
-        if (start > value->now_ticks)
-            continue;
-        struct span *span = value->spans[value->span_count++];
-        span->start_ticks = value->now_ticks - start;
-        span->last_ticks = span->start_ticks;
-    }
+    return 0;
+}
+
+static int value_load(struct larder_policy *policy, const uint8_t *in, size_t bytes,
+                      uint64_t now_ms)
+{
+    struct policy_value *value = policy->value;
+    int err = bytes > 0 ? load_learned(value, in, bytes) : 0;
+    if (err == 0 && bytes == 0)
+        reuse_advance(value->reuse, START_TICKS);
+    if (err < 0)
+        return err;
+    uint64_t past_ms = (uint64_t)reuse_now(value->reuse) * REUSE_TICK_MS;
+    value->base_ms = now_ms > past_ms ? now_ms - past_ms : 0;
+    value->base_known = true;
+    value->loaded = true;
     return 0;
 }
 
 static uint64_t value_recall(const struct larder_policy *policy, uint32_t id)
 {
-    const struct policy_node *node = policy_node(policy, id);
+    const struct larder_policy_node *node = policy_node(policy, id);
     const struct recalled recalled = {
-        .used_ticks = node->used_ticks,
+        .used_ticks = node->used,
         .uses = node->uses,
         .turn = node->turn,
-        .flags = node->flags & (POLICY_GREW | POLICY_SHARED),
+        .flags = node->flags & (POLICY_IN_TIER | POLICY_GREW | POLICY_SHARED),
     };
     uint64_t bits;
     memcpy(&bits, &recalled, sizeof(bits));
     return bits;
 }
 
-static void value_restore(struct larder_policy *policy, uint32_t id, uint64_t bits)
+static void value_restore(struct larder_policy *policy, uint32_t id, uint64_t bits,
+                          uint64_t stored_ms)
 {
     struct policy_value *value = policy->value;
-    struct policy_node *node = policy_node(policy, id);
+    struct larder_policy_node *node = policy_node(policy, id);
+    const struct larder_policy_entry entry = policy_describe(policy, id);
     struct recalled recalled;
     memcpy(&recalled, &bits, sizeof(recalled));
-    if (value->span_count == 0)
-        open_span(policy);
-    node->used_ticks =
-        recalled.used_ticks < value->now_ticks ? recalled.used_ticks : value->now_ticks;
-    node->uses = recalled.uses;
+    uint32_t used = ticks_at(value, stored_ms);
+    if (bits != 0)
+        used = recalled.used_ticks > value->ticks_dropped
+                   ? recalled.used_ticks - value->ticks_dropped
+                   : 0;
+    uint32_t now_ticks = reuse_now(value->reuse);
+    node->used = used < now_ticks ? used : now_ticks;
+    node->uses = recalled.uses < UINT8_MAX ? (uint8_t)recalled.uses : UINT8_MAX;
     node->turn = recalled.turn < TURN_MAX ? recalled.turn : TURN_MAX;
     node->flags |= recalled.flags & (POLICY_GREW | POLICY_SHARED);
-    node->lane = (uint8_t)(class_of(policy, node) * WORTHS + worth_level(value, node->worth));
-    hide_parent(policy, node);
-    if (node->child_count == 0)
-        cell_add(policy, id);
+    node->list = lane_of(value, class_of(policy, node, &entry), policy_worth(&entry));
+    hide_parent(policy, entry.parent);
+    show_leaf(policy, id);
 }
 
 static size_t value_bytes(const struct larder_policy *policy)
 {
-    return sizeof(struct policy_value) + SPANS_MAX * sizeof(struct span) +
-           reuse_bytes(policy->value->reuse);
+    size_t bytes = sizeof(struct policy_value) + reuse_bytes(policy->value->reuse);
+    for (uint32_t i = 0; i < policy->group_max; i++) {
+        bytes += sizeof(struct cells *);
+        if (policy->value->groups[i])
+            bytes += cells_bytes(policy->value->groups[i]);
+    }
+    return bytes;
 }
 
 const struct policy_ops policy_value_ops = {
     .name = "value",
+    .knows_groups = true,
     .open = value_open,
     .close = value_close,
+    .make_group = value_make_group,
     .begin = value_begin,
     .end = value_end,
     .insert = value_insert,
     .use = value_use,
     .victim = value_victim,
+    .hold = value_hold,
+    .release = show_leaf,
+    .least = value_least,
     .leave = value_leave,
-    .bared = value_bared,
+    .bared = show_leaf,
     .bytes = value_bytes,
+    .resize = value_resize,
     .admits = value_admits,
     .state_bytes_max = value_state_bytes_max,
     .save = value_save,

@@ -550,7 +550,8 @@ static void set_variant(struct larder_put *put)
     put->variant.computed_on = record->computed_on;
 }
 
-/* From here on everybody finds the entry, with this record. */
+/* From here on everybody finds the entry, with this record. Inside a request, which
+ * ends. */
 static void publish_locked(struct larder_store *store, struct larder_put *put)
 {
     struct larder_record *record = put->append.record;
@@ -563,11 +564,12 @@ static void publish_locked(struct larder_store *store, struct larder_put *put)
     stats_leave_locked(store, put->entry);
     put->old = entry->variant;
     entry->variant = put->variant;
-    entry->slot = put->slot;
+    tiers_attach_locked(store, put->entry, put->slot);
+    tiers_write_locked(store, put->entry);
+    tiers_end_locked(store);
     entry->flags |= ENTRY_VISIBLE;
     stats_enter_locked(store, put->entry);
-    struct host_slot *slot = host_slot(&store->host, put->slot);
-    slot->entry = put->entry;
+    const struct host_slot *slot = host_slot(&store->host, put->slot);
     atomic_store_explicit(&slot->shared->published_sections, record->section_count,
                           memory_order_release);
     host_ready(&store->host, put->slot);
@@ -598,6 +600,8 @@ void larder_store_put_commit(struct larder_store *store, struct larder_put *put,
     if (err == 0 && (put->entry == TABLE_NONE ||
                      (table_entry(&store->table, put->entry)->flags & ENTRY_DOOMED)))
         err = larder_fail(LARDER_ENOPARENT, "the entry or its parent was removed meanwhile");
+    if (err == 0)
+        err = tiers_begin_locked(store, table_entry(&store->table, put->entry)->tenant);
     if (err < 0) {
         drop_reserved_locked(store, put);
         pthread_mutex_unlock(&store->lock);
@@ -652,6 +656,7 @@ struct larder_put *put_make_rewrite_locked(struct larder_store *store, uint32_t 
     entry->flags |= ENTRY_PUTTING;
     entry->pending_quality = entry->variant.quality;
     link_put_locked(store, put);
+    tiers_rewrite_locked(store, id);
     return put;
 }
 
@@ -667,8 +672,6 @@ static void settle_entry_locked(struct larder_store *store, struct larder_put *p
         stats_enter_locked(store, put->entry);
         if (was_durable)
             writer_extent_dead_locked(store, &put->old);
-        else
-            table_ssd_insert(&store->table, put->entry);
     } else {
         history_note(&store->history, &put->key, LARDER_EVENT_WRITE_FAILED);
     }
@@ -679,6 +682,8 @@ static void settle_entry_locked(struct larder_store *store, struct larder_put *p
         stats_leave_locked(store, put->entry);
         entry->variant = put->old;
         stats_enter_locked(store, put->entry);
+    } else if (err < 0) {
+        tiers_unwrite_locked(store, put->entry);
     }
     put_watches_locked(store, put->entry, err);
     variant_order_locked(store, table_primary(&store->table, put->entry));

@@ -174,6 +174,7 @@ int recovery_add(struct recovery *recovery, uint32_t *out, const struct recovere
     struct table *table = &recovery->store->table;
     uint32_t primary = table_find(table, &found->key);
     *out = TABLE_NONE;
+    LARDER_TRY(tiers_expect(recovery->store, found->tenant));
     if (primary == TABLE_NONE) {
         *out = table_add_unlinked(table, &found->key, found->tenant, found->token_count);
         if (*out == TABLE_NONE)
@@ -235,7 +236,7 @@ static void make_durable(struct larder_store *store, uint32_t id)
 {
     struct entry *entry = table_entry(&store->table, id);
     entry->flags |= ENTRY_VISIBLE | ENTRY_DURABLE;
-    table_ssd_insert(&store->table, id);
+    tiers_restore(store, id, 0);
     stats_enter_locked(store, id);
     struct segment *segment = seglog_find(&store->log, entry->variant.segment_id);
     segment->live_bytes += (uint64_t)entry->variant.record_pages * LARDER_PAGE_BYTES;
@@ -653,7 +654,7 @@ int recovery_drop_subtree(struct recovery *recovery, uint32_t top)
         LARDER_TRY(recovery_changed(recovery, &entry->key, entry->number));
         extent_dead(store, &entry->variant);
         stats_leave_locked(store, id);
-        table_ssd_remove(&store->table, id);
+        tiers_unwrite_locked(store, id);
         entry->flags &= (uint16_t) ~(ENTRY_VISIBLE | ENTRY_DURABLE);
         table_remove(&store->table, id);
         if (id == top)
@@ -702,13 +703,14 @@ static int take_entry(struct recovery *recovery, const struct larder_record *rec
     if (primary != TABLE_NONE && (table_entry(&store->table, primary)->parent != parent ||
                                   table_entry(&store->table, primary)->model != model))
         return 0;
+    LARDER_TRY(tiers_expect(store, tenant));
     if (id != TABLE_NONE) {
         struct entry *entry = table_entry(&store->table, id);
         if (entry->variant.generation >= record->generation)
             return 0;
         extent_dead(store, &entry->variant);
         stats_leave_locked(store, id);
-        table_ssd_remove(&store->table, id);
+        tiers_unwrite_locked(store, id);
         entry->flags &= (uint16_t) ~(ENTRY_VISIBLE | ENTRY_DURABLE);
     } else {
         id = primary != TABLE_NONE
@@ -815,6 +817,7 @@ static void forget_all(struct larder_store *store)
         segment->committed_bytes = segment->live_bytes = segment->tombstone_bytes = 0;
     }
     table_close(&store->table);
+    tiers_close(store);
     marks_close(&store->marks);
     memset(&store->stats, 0, sizeof(store->stats));
     for (uint32_t i = 0; i < LARDER_TENANTS_MAX; i++)
@@ -830,6 +833,7 @@ static int start_anew(struct recovery *recovery)
     recovery->dropped = 0;
     recovery->mark_count = 0;
     LARDER_TRY(table_open(&store->table));
+    LARDER_TRY(tiers_open(store));
     LARDER_TRY(store_add_tenants(store));
     store->stats.index_rebuilt = 1;
     LARDER_TRY(rebuild_table(recovery));

@@ -54,7 +54,7 @@ int remove_subtree_locked(struct larder_store *store, uint32_t id, struct remova
     removal->single = table_entry(&store->table, id)->flags & ENTRY_VARIANT;
     removal->generation = store->next_generation++;
     for (uint32_t i = 0; i < removal->entry_count; i++) {
-        table_entry(&store->table, removal->entries[i])->flags |= ENTRY_DOOMED;
+        tiers_doom_locked(store, removal->entries[i]);
         put_watches_locked(store, removal->entries[i], LARDER_ENOTFOUND);
     }
     removal->next = NULL;
@@ -89,7 +89,7 @@ void remove_corrupt_locked(struct larder_store *store, uint32_t id)
         return;
     /* Without memory: hidden at least, with all below it, until the next start finds it again. */
     for (uint32_t at = id; at != TABLE_NONE; at = table_next_below(&store->table, at, id))
-        table_entry(&store->table, at)->flags |= ENTRY_DOOMED;
+        tiers_doom_locked(store, at);
 }
 
 void remove_tail_locked(struct larder_store *store, uint32_t id)
@@ -188,8 +188,8 @@ void remove_dead_locked(struct larder_store *store, uint32_t id)
     put_orphan_locked(store, id);
     if (entry->flags & ENTRY_DURABLE) {
         writer_extent_dead_locked(store, &entry->variant);
-        table_ssd_remove(&store->table, id);
     }
+    tiers_unwrite_locked(store, id);
     entry->flags &= (uint16_t) ~(ENTRY_VISIBLE | ENTRY_DURABLE);
     put_watches_locked(store, id, LARDER_ENOTFOUND);
     if (entry->first_child != TABLE_NONE) {
@@ -209,7 +209,7 @@ static void undoom_locked(struct larder_store *store, const struct removal *remo
             continue;
         struct entry *entry = table_entry(&store->table, removal->entries[i]);
         if (!(table_entry(&store->table, entry->parent)->flags & ENTRY_DOOMED))
-            entry->flags &= (uint16_t)~ENTRY_DOOMED;
+            tiers_undoom_locked(store, removal->entries[i]);
     }
 }
 

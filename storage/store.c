@@ -288,6 +288,9 @@ static int check_size(const char *name, uint64_t bytes, uint64_t least)
 
 static int check_options(const struct larder_store_options *options)
 {
+    if (!larder_policy_knows_groups(options->eviction))
+        return larder_fail(LARDER_ECONFIG, "eviction=%s is not known; use value, lru or fifo",
+                           options->eviction);
     LARDER_TRY(check_size("slab_bytes", options->slab_bytes, LARDER_SLAB_BYTES_MIN));
     LARDER_TRY(check_size("segment_bytes", options->segment_bytes, LARDER_SEGMENT_BYTES_MIN));
     LARDER_TRY(check_size("host_bytes", options->host_bytes, options->slab_bytes));
@@ -347,6 +350,7 @@ static int open_parts(struct larder_store *store)
     history_load(&store->history, store->directory);
     LARDER_TRY(
         host_open(&store->host, options->host_bytes, options->slab_bytes, &store->next_generation));
+    LARDER_TRY(tiers_open(store));
     LARDER_TRY(store_add_tenants(store));
     LARDER_TRY(open_disk(store));
     LARDER_TRY(seglog_open(&store->log, store->io, larder_identity_store_id(store->identity),
@@ -388,6 +392,7 @@ void store_free(struct larder_store *store)
     for (uint32_t i = 0; i < store->model_count; i++)
         larder_free(store->models[i]);
     larder_free(store->models);
+    tiers_close(store);
     if (store->host.tenants)
         host_close(&store->host);
     if (store->table.buckets)

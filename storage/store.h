@@ -45,6 +45,11 @@ struct larder_store_options {
     void *clock_context;
     /* Refuse to create a store where there is none. */
     bool must_exist;
+    /* Which entry of a full tier goes first: "value" (NULL), "lru" or "fifo" (docs/EVICTION.md). */
+    const char *eviction;
+    /* Tests: the time by which entries age, instead of the system's. */
+    uint64_t (*now_ms)(void *context);
+    void *now_ms_context;
 };
 
 /* Creates or opens; recovers; starts the storage thread. LARDER_ELOCKED when another process has

@@ -11,6 +11,7 @@
  *   remove.c   removal of subtrees: by request, after damage, of replaced tails
  *   marking.c  pins, expiry and priority of entries
  *   evict.c    room in the host tier and on SSD
+ *   tiers.c    what the eviction policies of both tiers are told
  *   recover.c  start: index, tails of segments;  rebuild.c  start without an index
  *
  * Threads: `lock` protects what is grouped under it. The storage thread alone does segment and
@@ -31,6 +32,7 @@
 #include "storage/index.h"
 #include "storage/io.h"
 #include "storage/mark.h"
+#include "storage/policy.h"
 #include "storage/seglog.h"
 #include "storage/store.h"
 #include "storage/table.h"
@@ -318,6 +320,7 @@ struct larder_store {
     struct larder_store_options options;
     char *directory;
     struct clock clock;
+    uint64_t opened_ms; /* of eviction's time: wall time less monotonic time then */
     struct larder_io *io;
     pthread_t thread;
     bool thread_runs;
@@ -329,6 +332,8 @@ struct larder_store {
     struct host host;
     struct history history;
     struct larder_identity *identity;
+    struct larder_policy *host_policy; /* tiers.c */
+    struct larder_policy *ssd_policy;
     struct tenant_state *tenants; /* LARDER_TENANTS_MAX */
     struct model_state **models;  /* LARDER_MODELS_MAX; each stays where it is */
     uint32_t model_count;
@@ -434,6 +439,39 @@ int mark_recovered(struct larder_store *store, uint32_t entry,
 void mark_recovered_all(struct larder_store *store);
 /* As the index has it; false when the entry has none. */
 bool mark_stored_locked(const struct larder_store *store, uint32_t entry, struct index_mark *out);
+
+/* tiers.c */
+int tiers_open(struct larder_store *store);
+void tiers_close(struct larder_store *store);
+/* A request of a tenant, in both tiers; -ENOMEM: not begun. */
+int tiers_begin_locked(struct larder_store *store, uint32_t tenant);
+void tiers_end_locked(struct larder_store *store);
+/* Inside a request: the entry was asked for. */
+void tiers_use_locked(struct larder_store *store, uint32_t entry);
+/* Inside a request: the entry gets the slot. evict_detach_slot_locked() takes it away again. */
+void tiers_attach_locked(struct larder_store *store, uint32_t entry, uint32_t slot);
+void tiers_detach_locked(struct larder_store *store, uint32_t entry);
+/* Inside a request: the entry is stored, and goes to SSD. */
+void tiers_write_locked(struct larder_store *store, uint32_t entry);
+/* Outside of requests: it goes to SSD without having been asked for; it will not, or not stay. */
+void tiers_rewrite_locked(struct larder_store *store, uint32_t entry);
+void tiers_unwrite_locked(struct larder_store *store, uint32_t entry);
+/* ENTRY_HELD came or went; its worth is another. */
+void tiers_held_locked(struct larder_store *store, uint32_t entry);
+void tiers_weigh_locked(struct larder_store *store, uint32_t entry);
+/* ENTRY_DOOMED, and not. */
+void tiers_doom_locked(struct larder_store *store, uint32_t entry);
+void tiers_undoom_locked(struct larder_store *store, uint32_t entry);
+/* table_swap_records(): what the policies know goes with the records. */
+void tiers_exchange_locked(struct larder_store *store, uint32_t primary, uint32_t other);
+/* At start: durable entries of the tenant will come. */
+int tiers_expect(struct larder_store *store, uint32_t tenant);
+/* At start: a durable entry, linked, with what the policy said of it in an earlier life; 0: nothing
+ * is known. */
+void tiers_restore(struct larder_store *store, uint32_t entry, uint64_t recalled);
+/* Whether the SSD has it, or will. */
+bool tiers_is_written(const struct larder_store *store, uint32_t entry);
+int tiers_check_entry(const struct larder_store *store, uint32_t entry);
 
 /* find.c */
 /* Is this entry for that tenant to see? */

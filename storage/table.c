@@ -265,6 +265,7 @@ void table_remove(struct table *table, uint32_t id)
     assert(entry->flags & ENTRY_USED);
     assert(!(entry->flags & (ENTRY_ROOT | ENTRY_DURABLE | ENTRY_MARKED | ENTRY_HELD)));
     assert(entry->first_child == TABLE_NONE);
+    assert(entry->ssd_node.flags == 0);
     if (!(entry->flags & ENTRY_VARIANT))
         hash_remove(table, id);
     unlink_from_parent(table, id);
@@ -389,44 +390,6 @@ uint32_t table_first_to_go(const struct table *table, uint32_t id)
     return worst;
 }
 
-/* --- use on SSD ------------------------------------------------------------------------------ */
-
-void table_ssd_insert(struct table *table, uint32_t id)
-{
-    struct entry *entry = table_entry(table, id);
-    assert(entry->newer == TABLE_NONE);
-    assert(entry->older == TABLE_NONE);
-    assert(table->ssd_newest != id);
-    entry->older = table->ssd_newest;
-    if (table->ssd_newest != TABLE_NONE)
-        table_entry(table, table->ssd_newest)->newer = id;
-    else
-        table->ssd_oldest = id;
-    table->ssd_newest = id;
-}
-
-void table_ssd_remove(struct table *table, uint32_t id)
-{
-    struct entry *entry = table_entry(table, id);
-    if (entry->newer != TABLE_NONE)
-        table_entry(table, entry->newer)->older = entry->older;
-    else
-        table->ssd_newest = entry->older;
-    if (entry->older != TABLE_NONE)
-        table_entry(table, entry->older)->newer = entry->newer;
-    else
-        table->ssd_oldest = entry->newer;
-    entry->newer = entry->older = TABLE_NONE;
-}
-
-void table_ssd_touch(struct table *table, uint32_t id)
-{
-    if (table->ssd_newest == id)
-        return;
-    table_ssd_remove(table, id);
-    table_ssd_insert(table, id);
-}
-
 /* --- recipes --------------------------------------------------------------------------------- */
 
 uint16_t table_recipe(struct table *table, const char *text, uint32_t bytes)
@@ -515,26 +478,14 @@ static int check_family(const struct table *table, uint32_t id)
 int table_check(const struct table *table)
 {
     uint32_t count = 0;
-    uint32_t durable = 0;
     for (uint32_t id = 1; id < table->entry_end; id++) {
         const struct entry *entry = table_entry(table, id);
         if (!(entry->flags & ENTRY_USED))
             continue;
         LARDER_TRY(check_family(table, id));
         count += !(entry->flags & (ENTRY_ROOT | ENTRY_VARIANT));
-        durable += (entry->flags & ENTRY_DURABLE) != 0;
     }
     if (count != table->count)
         return larder_fail(LARDER_ECORRUPT, "table: %u entries, counted %u", table->count, count);
-    uint32_t newer = TABLE_NONE;
-    for (uint32_t id = table->ssd_newest; id != TABLE_NONE; id = table_entry(table, id)->older) {
-        const struct entry *entry = table_entry(table, id);
-        if (!(entry->flags & ENTRY_DURABLE) || entry->newer != newer || durable-- == 0)
-            return larder_fail(LARDER_ECORRUPT, "table: entry %u is wrong in the LRU list", id);
-        newer = id;
-    }
-    if (durable != 0 || table->ssd_oldest != newer)
-        return larder_fail(LARDER_ECORRUPT, "table: %u durable entries not in the LRU list",
-                           durable);
     return 0;
 }

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* table.h - every entry of the store, in memory: found by key, linked into chains, ordered by use.
+/* table.h - every entry of the store, in memory: found by key, linked into chains. Which of them
+ * goes first is for the policies (policy.h), which keep their notes in the entries.
  *
  * Compact on purpose (a million entries must start in a second and take under 200 bytes each):
  * entries are named by 32-bit ids instead of pointers, live in chunks that never move, and hold
@@ -8,9 +9,8 @@
  *
  * Threads: none of its own; all of it under the store's lock.
  * T1  Every entry but a root has a parent; children list and parent agree.
- * T2  Durable entries, and only they, are in the SSD's LRU list.
- * T3  A durable entry's parent is durable, or a root.
- * T4  A key's entry in the hash is its primary: it carries the chain. Further variants of the key
+ * T2  A durable entry's parent is durable, or a root.
+ * T3  A key's entry in the hash is its primary: it carries the chain. Further variants of the key
  *     are entries too, with a record and a slot of their own, linked in front of the primary's
  *     other children; they have no children and are not in the hash. Outside of a put the primary
  *     holds the best record.
@@ -24,6 +24,7 @@
 
 #include "base/larder_base.h"
 #include "base/limits.h"
+#include "storage/policy.h"
 
 #define TABLE_NONE          0u
 #define TABLE_CHUNK_ENTRIES 4096u
@@ -67,12 +68,13 @@ struct entry {
     uint32_t next_sibling;
     uint32_t prev_sibling;
     uint32_t next_hash; /* in the hash chain, or in the list of free entries */
-    uint32_t newer;     /* in the SSD's LRU list */
-    uint32_t older;
-    uint32_t slot; /* of the host tier; 0: none */
+    uint32_t slot;      /* of the host tier; 0: none */
     uint32_t depth;
     uint32_t child_count;
     uint32_t uses;
+    uint32_t host_children; /* in the host tier, and on SSD; the policies count */
+    uint32_t ssd_children;
+    struct larder_policy_node ssd_node;
     uint16_t token_count;
     uint16_t tenant;
     uint16_t model;
@@ -80,7 +82,7 @@ struct entry {
     uint8_t pending_quality; /* of the put, while PUTTING */
     uint8_t number;          /* of this variant of its key, in its record and in the index */
 };
-static_assert(sizeof(struct entry) <= 144, "a million entries are to stay small");
+static_assert(sizeof(struct entry) <= 160, "a million entries are to stay small");
 
 struct table {
     struct entry **chunks;
@@ -89,9 +91,7 @@ struct table {
     uint32_t chunk_count;
     uint32_t entry_end; /* ids from here on were never used */
     uint32_t free_first;
-    uint32_t count; /* in the hash */
-    uint32_t ssd_newest;
-    uint32_t ssd_oldest;
+    uint32_t count;     /* in the hash */
     uint64_t hash_seed; /* random: clients may choose keys */
     char **recipes;
     uint32_t recipe_count;
@@ -123,7 +123,7 @@ uint32_t table_add(struct table *table, const struct larder_key *key, uint32_t p
 uint32_t table_add_unlinked(struct table *table, const struct larder_key *key, uint16_t tenant,
                             uint16_t token_count);
 void table_link(struct table *table, uint32_t id, uint32_t parent);
-/* It has no children and is in no LRU list. */
+/* It has no children, is not durable, and no policy has it. */
 void table_remove(struct table *table, uint32_t id);
 
 /* A further variant of the primary's key, with the lowest number that is free; TABLE_NONE without
@@ -169,16 +169,12 @@ static inline uint32_t table_block_count(const struct table *table, uint32_t id)
  * TABLE_NONE at the end. */
 uint32_t table_next_below(const struct table *table, uint32_t id, uint32_t top);
 
-void table_ssd_insert(struct table *table, uint32_t id);
-void table_ssd_remove(struct table *table, uint32_t id);
-void table_ssd_touch(struct table *table, uint32_t id);
-
 /* Small index of a recipe's text, cut to 63 bytes: it is for people. Never fails: a text beyond the
  * 1,024th is "(other)". */
 uint16_t table_recipe(struct table *table, const char *text, uint32_t bytes);
 const char *table_recipe_text(const struct table *table, uint16_t recipe);
 
-/* Tests: checks T1 to T3 and the lists; LARDER_ECORRUPT with a message. */
+/* Tests: checks T1 and T2; LARDER_ECORRUPT with a message. */
 int table_check(const struct table *table);
 
 #endif

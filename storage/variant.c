@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* variant.c - several records of one key (table.h, T4): which one a reader is given, and which one
+/* variant.c - several records of one key (table.h, T3): which one a reader is given, and which one
  * leads.
  *
  * The primary carries the chain, and leads: it goes last. A better variant that was put beside it
@@ -103,7 +103,7 @@ static void exchange_locked(struct larder_store *store, uint32_t primary, uint32
     uint32_t ids[] = {primary, other};
     for (uint32_t i = 0; i < 2; i++)
         stats_leave_locked(store, ids[i]);
-    table_swap_records(&store->table, primary, other);
+    tiers_exchange_locked(store, primary, other);
     for (uint32_t i = 0; i < 2; i++)
         stats_enter_locked(store, ids[i]);
     for (uint32_t i = 0; i < 2; i++) {

@@ -16,6 +16,7 @@
 #include "tools/sim/trace.h"
 
 #define CAPACITIES_MAX 64u
+#define NUMBER_MAX     (1u << 28)
 #define POLICIES_MAX   16u
 
 const char *argp_program_version = "larder-sim " LARDER_VERSION;
@@ -55,8 +56,8 @@ static uint32_t parse_number(struct argp_state *state, const char *name, const c
     char *end;
     errno = 0;
     unsigned long value = strtoul(argument, &end, 10);
-    if (errno || *end || end == argument || value == 0 || value > LARDER_POLICY_ID_MAX)
-        argp_error(state, "--%s=%s is not within 1..%u", name, argument, LARDER_POLICY_ID_MAX);
+    if (errno || *end || end == argument || value == 0 || value > NUMBER_MAX)
+        argp_error(state, "--%s=%s is not within 1..%u", name, argument, NUMBER_MAX);
     return (uint32_t)value;
 }
 

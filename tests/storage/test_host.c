@@ -107,7 +107,6 @@ START_TEST(random_slots)
             compare(&host, old);
             struct larder_slot *shared = host_slot(&host, old->id)->shared;
             uint64_t before = atomic_load(&shared->generation);
-            host_touch(&host, old->id);
             host_drop(&host, old->id);
             if (old->leased) {
                 ck_assert_uint_eq(atomic_load(&shared->generation), before);
@@ -141,35 +140,12 @@ START_TEST(random_slots)
 }
 END_TEST
 
-START_TEST(oldest_first)
-{
-    struct host host;
-    uint64_t generation = 1;
-    ck_assert_int_eq(host_open(&host, SLAB_BYTES, SLAB_BYTES, &generation), 0);
-    ck_assert_int_eq(grow(&host, 0), 0);
-    uint32_t ids[4];
-    for (int i = 0; i < 4; i++) {
-        ck_assert_int_eq(host_take(&host, &ids[i], 0, 5000), 0);
-        host_ready(&host, ids[i]);
-        host_unpin(&host, ids[i]);
-    }
-    ck_assert_uint_eq(host.tenants[0].oldest, ids[0]);
-    host_touch(&host, ids[0]);
-    ck_assert_uint_eq(host.tenants[0].oldest, ids[1]);
-    ck_assert_uint_eq(host.tenants[0].newest, ids[0]);
-    host_drop(&host, ids[1]);
-    ck_assert_uint_eq(host.tenants[0].oldest, ids[2]);
-    host_close(&host);
-}
-END_TEST
-
 int main(void)
 {
     Suite *suite = suite_create("host");
     TCase *tcase = tcase_create("host");
     tcase_set_timeout(tcase, 60);
     tcase_add_test(tcase, random_slots);
-    tcase_add_test(tcase, oldest_first);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);

@@ -30,6 +30,9 @@ struct model {
     uint64_t random;
     uint64_t scans;   /* prompts that came once */
     uint64_t victims; /* a digest of all of them in order */
+    struct larder_policy_entry entries[ID_MAX + 1];
+    struct larder_policy_node nodes[ID_MAX + 1];
+    uint32_t child_counts[ID_MAX + 1]; /* the policy's own count of them */
 };
 
 static struct model model;
@@ -42,13 +45,42 @@ static uint64_t draw(uint64_t limit)
     return model.random % limit;
 }
 
+static struct larder_policy_node *node_of(void *context, uint32_t id)
+{
+    (void)context;
+    return &model.nodes[id];
+}
+
+static uint32_t *child_count_of(void *context, uint32_t id)
+{
+    (void)context;
+    return &model.child_counts[id];
+}
+
+static void describe(void *context, uint32_t id, struct larder_policy_entry *out)
+{
+    (void)context;
+    *out = model.entries[id];
+}
+
+static int open_policy(struct larder_policy **out, const char *name, uint32_t capacity,
+                       uint32_t group_max)
+{
+    const struct larder_policy_options options = {
+        .name = name,
+        .capacity_entries = capacity,
+        .group_max = group_max,
+        .home = {.node = node_of, .child_count = child_count_of, .describe = describe},
+    };
+    return larder_policy_open(out, &options);
+}
+
 static void begin(const char *name, uint32_t capacity)
 {
     memset(&model, 0, sizeof(model));
     model.random = 88172645463325252ull;
     model.now_ms = 1700000000000ull;
-    const struct larder_policy_options options = {.name = name, .capacity_entries = capacity};
-    ck_assert_int_eq(larder_policy_open(&model.policy, &options), 0);
+    ck_assert_int_eq(open_policy(&model.policy, name, capacity, 1), 0);
 }
 
 static void finish(void)
@@ -79,11 +111,9 @@ static void take_away(uint32_t id, bool evicted)
     ck_assert_uint_eq(larder_policy_count(model.policy), model.count);
 }
 
-static struct larder_policy_entry entry_of(uint32_t id, uint32_t parent, uint32_t depth,
-                                           uint32_t token_count)
+static void make_entry(uint32_t id, uint32_t parent, uint32_t depth, uint32_t token_count)
 {
-    return (struct larder_policy_entry){
-        .id = id,
+    model.entries[id] = (struct larder_policy_entry){
         .parent = parent,
         .key = (id + (id > SCAN_FROM ? model.scans << 32 : 0)) * 0x9E3779B97F4A7C15ull,
         .depth = depth,
@@ -96,7 +126,7 @@ static struct larder_policy_entry entry_of(uint32_t id, uint32_t parent, uint32_
 static void make_room(uint32_t capacity)
 {
     while (model.count >= capacity) {
-        uint32_t id = larder_policy_victim(model.policy, may_go, NULL);
+        uint32_t id = larder_policy_victim(model.policy, 0, may_go, NULL);
         ck_assert_uint_ne(id, LARDER_POLICY_NONE);
         ck_assert(may_go(NULL, id));
         model.victims = (model.victims ^ id) * 0x100000001B3ull;
@@ -109,7 +139,7 @@ static void request(uint32_t first, uint32_t count, uint32_t capacity)
 {
     model.leased_from = first;
     model.leased_to = first + count;
-    larder_policy_begin(model.policy, model.now_ms);
+    ck_assert_int_eq(larder_policy_begin(model.policy, 0, model.now_ms), 0);
     for (uint32_t id = first + count; id > first; id--) {
         if (model.present[id - 1])
             larder_policy_use(model.policy, id - 1);
@@ -119,9 +149,8 @@ static void request(uint32_t first, uint32_t count, uint32_t capacity)
             continue;
         make_room(capacity);
         uint32_t parent = id > first ? id - 1 : 0;
-        const struct larder_policy_entry entry =
-            entry_of(id, parent, id - first, id + 1 == first + count ? 100 : 256);
-        ck_assert_int_eq(larder_policy_insert(model.policy, &entry), 0);
+        make_entry(id, parent, id - first, id + 1 == first + count ? 100 : 256);
+        larder_policy_insert(model.policy, id);
         model.present[id] = true;
         model.parent[id] = parent;
         model.count++;
@@ -152,7 +181,7 @@ START_TEST(chains_stay_whole)
     random_requests(5000);
     /* All of it can be given up. */
     make_room(1);
-    uint32_t last = larder_policy_victim(model.policy, NULL, NULL);
+    uint32_t last = larder_policy_victim(model.policy, 0, NULL, NULL);
     ck_assert_uint_eq(model.count, 0);
     ck_assert_uint_eq(last, LARDER_POLICY_NONE);
     finish();
@@ -190,19 +219,18 @@ END_TEST
 START_TEST(without_memory_nothing_breaks)
 {
     for (uint64_t n = 1; n < 200; n++) {
-        const struct larder_policy_options options = {
-            .name = larder_policy_name((uint32_t)_i),
-            .capacity_entries = 10,
-        };
+        memset(&model, 0, sizeof(model));
+        make_entry(1, 0, 0, 256);
         struct larder_policy *policy;
         larder_mem_fail_at(n);
-        int err = larder_policy_open(&policy, &options);
+        int err = open_policy(&policy, larder_policy_name((uint32_t)_i), 10, 1);
         if (err == 0) {
-            larder_policy_begin(policy, 0);
-            const struct larder_policy_entry entry = entry_of(5000, 0, 0, 256);
-            err = larder_policy_insert(policy, &entry);
-            ck_assert(larder_policy_has(policy, 5000) == (err == 0));
-            larder_policy_end(policy);
+            err = larder_policy_begin(policy, 0, 0);
+            if (err == 0) {
+                larder_policy_insert(policy, 1);
+                larder_policy_end(policy);
+            }
+            ck_assert(larder_policy_has(policy, 1) == (err == 0));
         }
         larder_mem_fail_at(0);
         larder_policy_close(policy);
@@ -217,11 +245,13 @@ END_TEST
 START_TEST(what_is_wrong_is_refused)
 {
     struct larder_policy *policy;
-    const struct larder_policy_options unknown = {.name = "none", .capacity_entries = 1};
-    ck_assert_int_eq(larder_policy_open(&policy, &unknown), -EINVAL);
+    ck_assert_int_eq(open_policy(&policy, "none", 1, 1), -EINVAL);
     ck_assert_ptr_null(policy);
-    const struct larder_policy_options empty = {.capacity_entries = 0};
-    ck_assert_int_eq(larder_policy_open(&policy, &empty), -EINVAL);
+    ck_assert_int_eq(open_policy(&policy, NULL, 0, 1), -EINVAL);
+    ck_assert_int_eq(open_policy(&policy, "arc", 1, 2), -EINVAL);
+    ck_assert(!larder_policy_knows_groups("arc"));
+    ck_assert(!larder_policy_knows_groups("none"));
+    ck_assert(larder_policy_knows_groups(NULL));
 }
 END_TEST
 
@@ -240,21 +270,21 @@ static void restart(const char *name)
             recalled[id] = larder_policy_recall(model.policy, id);
     }
     larder_policy_close(model.policy);
-    const struct larder_policy_options options = {.name = name, .capacity_entries = CAPACITY};
-    ck_assert_int_eq(larder_policy_open(&model.policy, &options), 0);
+    memset(model.nodes, 0, sizeof(model.nodes));
+    memset(model.child_counts, 0, sizeof(model.child_counts));
+    ck_assert_int_eq(open_policy(&model.policy, name, CAPACITY, 1), 0);
     if (bytes > 0) {
         /* Damage is met with a code, and leaves it as new. */
-        ck_assert_int_eq(larder_policy_load(model.policy, state, bytes - 1), LARDER_ECORRUPT);
-        ck_assert_int_eq(larder_policy_load(model.policy, state, 3), LARDER_ECORRUPT);
+        ck_assert_int_eq(larder_policy_load(model.policy, state, bytes - 1, model.now_ms),
+                         LARDER_ECORRUPT);
+        ck_assert_int_eq(larder_policy_load(model.policy, state, 3, model.now_ms), LARDER_ECORRUPT);
     }
-    ck_assert_msg(larder_policy_load(model.policy, state, bytes) == 0, "%s",
+    ck_assert_msg(larder_policy_load(model.policy, state, bytes, model.now_ms) == 0, "%s",
                   larder_error_message());
     for (uint32_t id = 1; id <= ID_MAX; id++) {
         if (!model.present[id])
             continue;
-        uint32_t depth = (id - 1) % 40;
-        const struct larder_policy_entry entry = entry_of(id, model.parent[id], depth, 256);
-        ck_assert_int_eq(larder_policy_restore(model.policy, &entry, recalled[id]), 0);
+        ck_assert_int_eq(larder_policy_restore(model.policy, id, recalled[id], model.now_ms), 0);
         ck_assert_uint_eq(larder_policy_recall(model.policy, id), recalled[id]);
     }
     ck_assert_uint_eq(larder_policy_count(model.policy), model.count);
@@ -291,7 +321,7 @@ START_TEST(flipped_state_never_harms)
         size_t at = draw(round % 2 ? bytes : 64);
         uint8_t before = state[at];
         state[at] ^= (uint8_t)(1 + draw(255));
-        int err = larder_policy_load(model.policy, state, bytes);
+        int err = larder_policy_load(model.policy, state, bytes, model.now_ms);
         ck_assert(err == 0 || err == LARDER_ECORRUPT);
         random_requests(60);
         finish();
@@ -369,19 +399,19 @@ START_TEST(a_full_tier_admits_what_returns_and_no_scans)
         take_away(40, false);
     take_away(39, false);
     request(41, 40, CAPACITY);
-    larder_policy_begin(model.policy, model.now_ms);
-    const struct larder_policy_entry known = entry_of(39, 38, 38, 256);
-    ck_assert(larder_policy_admits(model.policy, &known));
-    const struct larder_policy_entry hole = entry_of(SCAN_FROM - 1, SCAN_FROM - 2, 38, 256);
-    ck_assert(!larder_policy_admits(model.policy, &hole));
+    ck_assert_int_eq(larder_policy_begin(model.policy, 0, model.now_ms), 0);
+    make_entry(39, 38, 38, 256);
+    ck_assert(larder_policy_admits(model.policy, 39, true));
+    make_entry(SCAN_FROM - 1, SCAN_FROM - 2, 38, 256);
+    ck_assert(!larder_policy_admits(model.policy, SCAN_FROM - 1, false));
     larder_policy_end(model.policy);
     uint32_t admitted = 0;
     for (uint32_t i = 0; i < 100; i++) {
         model.now_ms += 5;
         model.scans++;
-        larder_policy_begin(model.policy, model.now_ms);
-        const struct larder_policy_entry new_entry = entry_of(SCAN_FROM + 399, 0, 0, 256);
-        admitted += larder_policy_admits(model.policy, &new_entry);
+        ck_assert_int_eq(larder_policy_begin(model.policy, 0, model.now_ms), 0);
+        make_entry(SCAN_FROM + 399, 0, 0, 256);
+        admitted += larder_policy_admits(model.policy, SCAN_FROM + 399, true);
         larder_policy_end(model.policy);
     }
     ck_assert_msg(admitted < 20, "%u of 100 blocks of scans were admitted", admitted);

@@ -41,7 +41,35 @@ struct run {
     uint32_t *request_of; /* the last that named the block */
     uint32_t request;
     uint32_t *missing; /* of the request, last first: known before room is made */
+    struct larder_policy_node *nodes;
+    uint32_t *child_counts;
 };
+
+static struct larder_policy_node *node_of(void *context, uint32_t id)
+{
+    const struct run *run = context;
+    return &run->nodes[id];
+}
+
+static uint32_t *child_count_of(void *context, uint32_t id)
+{
+    const struct run *run = context;
+    return &run->child_counts[id];
+}
+
+static void describe(void *context, uint32_t id, struct larder_policy_entry *out)
+{
+    const struct run *run = context;
+    const struct trace_block *block = &run->trace->blocks[id];
+    *out = (struct larder_policy_entry){
+        .parent = block->parent,
+        .key = key_of(block->id),
+        .depth = block->depth,
+        .token_count = block->token_count,
+        .bytes = BLOCK_BYTES,
+        .cost = 1,
+    };
+}
 
 /* As leases would: what the request itself uses or stores stays until its end. */
 static bool is_free(void *context, uint32_t id)
@@ -50,32 +78,25 @@ static bool is_free(void *context, uint32_t id)
     return run->request_of[id] != run->request;
 }
 
-/* 1: no room for it, or not worth it. */
-static int store_block(struct run *run, uint32_t id)
+/* False: no room for it, or not worth it. */
+static bool store_block(struct run *run, uint32_t id)
 {
     struct larder_policy *policy = run->policy;
-    const struct trace_block *block = &run->trace->blocks[id];
-    const struct larder_policy_entry entry = {
-        .id = id,
-        .parent = block->parent,
-        .key = key_of(block->id),
-        .depth = block->depth,
-        .token_count = block->token_count,
-        .bytes = BLOCK_BYTES,
-        .cost = 1,
-    };
+    uint32_t parent = run->trace->blocks[id].parent;
+    bool rooted = parent == 0 || larder_policy_has(policy, parent);
     if (run->simulation->admission &&
         larder_policy_count(policy) >= run->simulation->capacity_blocks &&
-        !larder_policy_admits(policy, &entry))
-        return 1;
+        !larder_policy_admits(policy, id, rooted))
+        return false;
     while (larder_policy_count(policy) >= run->simulation->capacity_blocks) {
         uint32_t victim =
-            larder_policy_victim(policy, run->simulation->holes ? NULL : is_free, run);
+            larder_policy_victim(policy, 0, run->simulation->holes ? NULL : is_free, run);
         if (victim == LARDER_POLICY_NONE)
-            return 1;
+            return false;
         larder_policy_evict(policy, victim);
     }
-    return larder_policy_insert(policy, &entry);
+    larder_policy_insert(policy, id);
+    return true;
 }
 
 static int serve(struct run *run, struct simulation_result *out, uint32_t index)
@@ -96,7 +117,7 @@ static int serve(struct run *run, struct simulation_result *out, uint32_t index)
     }
     run->request = index + 1;
     uint32_t missing_count = 0;
-    larder_policy_begin(policy, request->time_ms);
+    LARDER_TRY(larder_policy_begin(policy, 0, request->time_ms));
     for (uint32_t i = request->count; i > 0; i--) {
         uint32_t id = ids[i - 1];
         run->request_of[id] = run->request;
@@ -105,13 +126,10 @@ static int serve(struct run *run, struct simulation_result *out, uint32_t index)
         else
             run->missing[missing_count++] = id;
     }
-    int err = 0;
-    for (; err >= 0 && missing_count > 0; missing_count--) {
-        err = store_block(run, run->missing[missing_count - 1]);
-        out->written += err == 0;
-    }
+    for (; missing_count > 0; missing_count--)
+        out->written += store_block(run, run->missing[missing_count - 1]);
     larder_policy_end(policy);
-    return err < 0 ? err : 0;
+    return 0;
 }
 
 static uint32_t longest_request(const struct trace *trace)
@@ -134,7 +152,9 @@ static int run_trace(struct run *run, struct simulation_result *out,
             step(context, i);
     }
     out->seconds = now_s() - start;
-    out->bytes_ram = larder_policy_bytes(run->policy);
+    out->bytes_ram =
+        larder_policy_bytes(run->policy) +
+        larder_policy_count(run->policy) * (sizeof(struct larder_policy_node) + sizeof(uint32_t));
     return 0;
 }
 
@@ -145,19 +165,26 @@ int simulate(struct simulation_result *out, const struct trace *trace,
     *out = (struct simulation_result){0};
     if (strcmp(simulation->policy, BELADY) == 0)
         return simulate_belady(out, trace, simulation);
-    const struct larder_policy_options options = {
-        .name = simulation->policy,
-        .capacity_entries = simulation->capacity_blocks,
-        .holes = simulation->holes,
-    };
     struct run run = {
         .trace = trace,
         .simulation = simulation,
         .request_of = larder_alloc_zero(trace->block_count + 1u, sizeof(uint32_t)),
         .missing = larder_alloc_zero(longest_request(trace), sizeof(uint32_t)),
+        .nodes = larder_alloc_zero(trace->block_count + 1u, sizeof(struct larder_policy_node)),
+        .child_counts = larder_alloc_zero(trace->block_count + 1u, sizeof(uint32_t)),
+    };
+    const struct larder_policy_options options = {
+        .name = simulation->policy,
+        .capacity_entries = simulation->capacity_blocks,
+        .group_max = 1,
+        .holes = simulation->holes,
+        .home = {.context = &run,
+                 .node = node_of,
+                 .child_count = child_count_of,
+                 .describe = describe},
     };
     int err = 0;
-    if (!run.request_of || !run.missing)
+    if (!run.request_of || !run.missing || !run.nodes || !run.child_counts)
         err = larder_fail(-ENOMEM, "no memory for the simulation");
     if (err == 0)
         err = larder_policy_open(&run.policy, &options);
@@ -166,5 +193,7 @@ int simulate(struct simulation_result *out, const struct trace *trace,
     larder_policy_close(run.policy);
     larder_free(run.request_of);
     larder_free(run.missing);
+    larder_free(run.nodes);
+    larder_free(run.child_counts);
     return err;
 }

@@ -1,0 +1,352 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* tiers.c - what the eviction policies are told, one for each tier (policy.h, docs/EVICTION.md).
+ *
+ * Both name entries by the table's ids and keep their tenants apart as groups. The host tier's node
+ * of an entry is in its slot, the SSD's in the entry.
+ *
+ * P1  The host tier's policy has exactly the entries with a slot, the SSD's those that are durable
+ *     or being written. What is DOOMED is held in both.
+ * P2  Each has a tenant's group before an entry of that tenant is made.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <math.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/bytes.h"
+#include "base/error.h"
+#include "storage/store_priv.h"
+
+/* At this place in its prompt a token's attention costs as much as all else of it, in models of
+ * today. */
+#define POSITION_OF_TWICE 32768.0f
+/* Of a record, until some are known. */
+#define RECORD_BYTES_GUESS 65536u
+
+static struct larder_policy_node *host_node(void *context, uint32_t id)
+{
+    const struct larder_store *store = context;
+    uint32_t slot = table_entry(&store->table, id)->slot;
+    return slot != HOST_NONE ? &host_slot(&store->host, slot)->node : NULL;
+}
+
+static uint32_t *host_child_count(void *context, uint32_t id)
+{
+    const struct larder_store *store = context;
+    return &table_entry(&store->table, id)->host_children;
+}
+
+static struct larder_policy_node *ssd_node(void *context, uint32_t id)
+{
+    const struct larder_store *store = context;
+    return &table_entry(&store->table, id)->ssd_node;
+}
+
+static uint32_t *ssd_child_count(void *context, uint32_t id)
+{
+    const struct larder_store *store = context;
+    return &table_entry(&store->table, id)->ssd_children;
+}
+
+static void describe(void *context, uint32_t id, struct larder_policy_entry *out)
+{
+    const struct larder_store *store = context;
+    const struct entry *entry = table_entry(&store->table, id);
+    bool first = table_entry(&store->table, entry->parent)->flags & ENTRY_ROOT;
+    uint32_t tokens = entry->token_count > 0 ? entry->token_count : 1;
+    *out = (struct larder_policy_entry){
+        .parent = first ? LARDER_POLICY_NONE : entry->parent,
+        .group = entry->tenant,
+        .depth = entry->depth,
+        .token_count = entry->token_count,
+        .bytes = entry->variant.record_pages * LARDER_PAGE_BYTES,
+        .cost = (float)tokens * (1 + (float)entry->variant.position / POSITION_OF_TWICE),
+    };
+    if (entry->flags & ENTRY_MARKED)
+        out->cost = ldexpf(out->cost, mark_priority_locked(store, id));
+    memcpy(&out->key, entry->key.bytes, sizeof(out->key));
+    out->key ^= entry->number * 0x9E3779B97F4A7C15ull;
+}
+
+/* --- open ------------------------------------------------------------------------------------ */
+
+static uint64_t clock_ms(clockid_t clock)
+{
+    struct timespec now;
+    clock_gettime(clock, &now);
+    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
+/* Wall time as it was when the store was opened, from then on by the clock that nobody sets. */
+static uint64_t now_ms(const struct larder_store *store)
+{
+    if (store->options.now_ms)
+        return store->options.now_ms(store->options.now_ms_context);
+    return store->opened_ms + clock_ms(CLOCK_MONOTONIC);
+}
+
+static uint32_t capacity_of(uint64_t tier_bytes, uint64_t record_bytes, uint64_t records)
+{
+    uint64_t each = records >= 64 ? record_bytes / records : RECORD_BYTES_GUESS;
+    uint64_t capacity = tier_bytes / (each > 0 ? each : 1);
+    return capacity == 0 ? 1 : capacity < UINT32_MAX / 4 ? (uint32_t)capacity : UINT32_MAX / 4;
+}
+
+static int open_one(struct larder_store *store, struct larder_policy **out, uint64_t tier_bytes,
+                    const struct larder_policy_home *home)
+{
+    const struct larder_policy_options options = {
+        .name = store->options.eviction,
+        .capacity_entries = capacity_of(tier_bytes, 0, 0),
+        .group_max = LARDER_TENANTS_MAX,
+        .home = *home,
+    };
+    LARDER_TRY(larder_policy_open(out, &options));
+    return larder_policy_load(*out, NULL, 0, now_ms(store));
+}
+
+int tiers_open(struct larder_store *store)
+{
+    const struct larder_policy_home host = {
+        .context = store,
+        .node = host_node,
+        .child_count = host_child_count,
+        .describe = describe,
+    };
+    const struct larder_policy_home ssd = {
+        .context = store,
+        .node = ssd_node,
+        .child_count = ssd_child_count,
+        .describe = describe,
+    };
+    store->opened_ms = clock_ms(CLOCK_REALTIME) - clock_ms(CLOCK_MONOTONIC);
+    LARDER_TRY(open_one(store, &store->host_policy, store->options.host_bytes, &host));
+    return open_one(store, &store->ssd_policy, store->options.ssd_bytes, &ssd);
+}
+
+void tiers_close(struct larder_store *store)
+{
+    larder_policy_close(store->host_policy);
+    larder_policy_close(store->ssd_policy);
+    store->host_policy = store->ssd_policy = NULL;
+}
+
+/* --- requests -------------------------------------------------------------------------------- */
+
+/* What a tier holds depends on how large its records turn out to be. */
+static void fit_capacity(struct larder_policy *policy, uint32_t capacity)
+{
+    uint32_t known = larder_policy_capacity(policy);
+    if (capacity / 2 > known || capacity < known / 2)
+        larder_policy_resize(policy, capacity);
+}
+
+int tiers_begin_locked(struct larder_store *store, uint32_t tenant)
+{
+    const struct larder_store_stats *stats = &store->stats;
+    fit_capacity(store->host_policy, capacity_of(store->options.host_bytes,
+                                                 stats->record_bytes_host, stats->entries_host));
+    fit_capacity(store->ssd_policy, capacity_of(store->options.ssd_bytes, stats->record_bytes_ssd,
+                                                stats->entries_durable));
+    LARDER_TRY(larder_policy_begin(store->host_policy, tenant, now_ms(store)));
+    int err = larder_policy_begin(store->ssd_policy, tenant, now_ms(store));
+    if (err < 0)
+        larder_policy_end(store->host_policy);
+    return err;
+}
+
+void tiers_end_locked(struct larder_store *store)
+{
+    larder_policy_end(store->host_policy);
+    larder_policy_end(store->ssd_policy);
+}
+
+void tiers_use_locked(struct larder_store *store, uint32_t id)
+{
+    if (larder_policy_has(store->host_policy, id))
+        larder_policy_use(store->host_policy, id);
+    if (larder_policy_has(store->ssd_policy, id))
+        larder_policy_use(store->ssd_policy, id);
+}
+
+void tiers_attach_locked(struct larder_store *store, uint32_t id, uint32_t slot)
+{
+    struct entry *entry = table_entry(&store->table, id);
+    assert(entry->slot == HOST_NONE);
+    assert(!(entry->flags & ENTRY_DOOMED));
+    entry->slot = slot;
+    host_slot(&store->host, slot)->entry = id;
+    larder_policy_insert(store->host_policy, id);
+}
+
+void tiers_detach_locked(struct larder_store *store, uint32_t id)
+{
+    if (larder_policy_has(store->host_policy, id))
+        larder_policy_remove(store->host_policy, id);
+    table_entry(&store->table, id)->slot = HOST_NONE;
+}
+
+static void hold_as_flagged(struct larder_store *store, uint32_t id)
+{
+    uint16_t flags = table_entry(&store->table, id)->flags;
+    if (!larder_policy_has(store->ssd_policy, id))
+        return;
+    if (flags & (ENTRY_DOOMED | ENTRY_HELD))
+        larder_policy_hold(store->ssd_policy, id);
+    else
+        larder_policy_release(store->ssd_policy, id);
+}
+
+void tiers_write_locked(struct larder_store *store, uint32_t id)
+{
+    if (!larder_policy_has(store->ssd_policy, id))
+        larder_policy_insert(store->ssd_policy, id);
+    hold_as_flagged(store, id);
+}
+
+/* --- outside of requests --------------------------------------------------------------------- */
+
+int tiers_expect(struct larder_store *store, uint32_t tenant)
+{
+    return larder_policy_expect(store->ssd_policy, tenant);
+}
+
+static void return_to(struct larder_store *store, struct larder_policy *policy, uint32_t id,
+                      uint64_t recalled)
+{
+    uint64_t stored_ms = table_entry(&store->table, id)->variant.created_s * 1000;
+    int err = larder_policy_restore(policy, id, recalled, stored_ms);
+    assert(err == 0); /* P2 */
+}
+
+void tiers_restore(struct larder_store *store, uint32_t id, uint64_t recalled)
+{
+    return_to(store, store->ssd_policy, id, recalled);
+}
+
+void tiers_rewrite_locked(struct larder_store *store, uint32_t id)
+{
+    if (larder_policy_has(store->ssd_policy, id))
+        return;
+    uint64_t recalled = larder_policy_has(store->host_policy, id)
+                            ? larder_policy_recall(store->host_policy, id)
+                            : 0;
+    tiers_restore(store, id, recalled);
+    hold_as_flagged(store, id);
+}
+
+void tiers_unwrite_locked(struct larder_store *store, uint32_t id)
+{
+    if (larder_policy_has(store->ssd_policy, id))
+        larder_policy_remove(store->ssd_policy, id);
+}
+
+/* What is pinned stays on SSD; its copy in the host tier may go. */
+void tiers_held_locked(struct larder_store *store, uint32_t id)
+{
+    hold_as_flagged(store, id);
+}
+
+void tiers_doom_locked(struct larder_store *store, uint32_t id)
+{
+    table_entry(&store->table, id)->flags |= ENTRY_DOOMED;
+    hold_as_flagged(store, id);
+    if (larder_policy_has(store->host_policy, id))
+        larder_policy_hold(store->host_policy, id);
+}
+
+void tiers_undoom_locked(struct larder_store *store, uint32_t id)
+{
+    table_entry(&store->table, id)->flags &= (uint16_t)~ENTRY_DOOMED;
+    hold_as_flagged(store, id);
+    if (larder_policy_has(store->host_policy, id))
+        larder_policy_release(store->host_policy, id);
+}
+
+/* Taken out and put back: the policies look at its worth then. */
+void tiers_weigh_locked(struct larder_store *store, uint32_t id)
+{
+    struct larder_policy *policies[] = {store->host_policy, store->ssd_policy};
+    for (uint32_t i = 0; i < LARDER_COUNT_OF(policies); i++) {
+        if (!larder_policy_has(policies[i], id))
+            continue;
+        uint64_t recalled = larder_policy_recall(policies[i], id);
+        larder_policy_remove(policies[i], id);
+        return_to(store, policies[i], id, recalled);
+    }
+    hold_as_flagged(store, id);
+}
+
+struct place {
+    struct larder_policy *policy;
+    uint32_t id;
+    bool taken;
+    uint64_t recalled;
+};
+
+void tiers_exchange_locked(struct larder_store *store, uint32_t primary, uint32_t other)
+{
+    /* What is said of a record goes with it. */
+    struct place places[] = {
+        {.policy = store->host_policy, .id = other},
+        {.policy = store->host_policy, .id = primary},
+        {.policy = store->ssd_policy, .id = other},
+        {.policy = store->ssd_policy, .id = primary},
+    };
+    for (uint32_t i = 0; i < LARDER_COUNT_OF(places); i++) {
+        struct place *place = &places[i];
+        place->taken = larder_policy_has(place->policy, place->id);
+        if (!place->taken)
+            continue;
+        place->recalled = larder_policy_recall(place->policy, place->id);
+        larder_policy_remove(place->policy, place->id);
+    }
+    table_swap_records(&store->table, primary, other);
+    for (uint32_t i = LARDER_COUNT_OF(places); i-- > 0;) {
+        const struct place *place = &places[i];
+        if (!place->taken)
+            continue;
+        uint32_t id = place->policy == store->ssd_policy ? place->id
+                      : place->id == primary             ? other
+                                                         : primary;
+        return_to(store, place->policy, id, place->recalled);
+    }
+}
+
+bool tiers_is_written(const struct larder_store *store, uint32_t id)
+{
+    const struct entry *entry = table_entry(&store->table, id);
+    if (entry->flags & ENTRY_DURABLE)
+        return true;
+    if (!(entry->flags & ENTRY_PUTTING))
+        return false;
+    const struct larder_put *put = store->puts;
+    while (put && put->entry != id)
+        put = put->all_next;
+    return put && put->state != PUT_RESERVED;
+}
+
+/* --- invariants ------------------------------------------------------------------------------ */
+
+int tiers_check_entry(const struct larder_store *store, uint32_t id)
+{
+    const struct entry *entry = table_entry(&store->table, id);
+    if (larder_policy_has(store->host_policy, id) != (entry->slot != HOST_NONE))
+        return larder_fail(LARDER_ECORRUPT, "entry %u: slot %u, the policy says otherwise", id,
+                           entry->slot);
+    if (larder_policy_has(store->ssd_policy, id) != tiers_is_written(store, id))
+        return larder_fail(LARDER_ECORRUPT, "entry %u: flags %x, the SSD's policy says otherwise",
+                           id, entry->flags);
+    uint32_t in_host = 0;
+    uint32_t on_ssd = 0;
+    for (uint32_t child = entry->first_child; child != TABLE_NONE;
+         child = table_entry(&store->table, child)->next_sibling) {
+        in_host += larder_policy_has(store->host_policy, child);
+        on_ssd += larder_policy_has(store->ssd_policy, child);
+    }
+    if (entry->host_children != in_host || entry->ssd_children != on_ssd)
+        return larder_fail(LARDER_ECORRUPT, "entry %u: %u and %u children, counted %u and %u", id,
+                           entry->host_children, entry->ssd_children, in_host, on_ssd);
+    return 0;
+}
