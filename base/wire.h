@@ -33,6 +33,7 @@ enum wire_type {
     WIRE_REMOVE = 17,   /* wire_remove       -> wire_remove_ok */
     WIRE_STAT = 18,     /* (nothing)         -> wire_stat_ok */
     WIRE_PREFETCH = 19, /* wire_keys + keys -> wire_prefetch_ok */
+    WIRE_MARK = 20,     /* wire_mark         -> (nothing) */
 
     /* engine socket: daemon to client */
     WIRE_HELLO_OK = 40,
@@ -44,6 +45,7 @@ enum wire_type {
     WIRE_REMOVE_OK = 47,
     WIRE_STAT_OK = 48,
     WIRE_PREFETCH_OK = 49,
+    WIRE_MARK_OK = 50,
     WIRE_LOADED = 60, /* wire_loaded: every ref of a WIRE_GET is published or has failed */
     WIRE_SLAB = 61,   /* wire_slab with one descriptor: before the first ref into it */
 
@@ -52,9 +54,10 @@ enum wire_type {
     WIRE_ADMIN_LIST = 101,     /* wire_admin_list    -> wire_admin_list_ok + entries */
     WIRE_ADMIN_SHOW = 102,     /* wire_admin_key     -> wire_admin_show_ok */
     WIRE_ADMIN_VERIFY = 103,   /* wire_admin_variant -> wire_admin_verify_ok */
-    WIRE_ADMIN_REMOVE = 104,   /* wire_admin_variant -> wire_remove_ok */
+    WIRE_ADMIN_REMOVE = 104,   /* wire_admin_remove  -> wire_remove_ok */
     WIRE_ADMIN_MODELS = 105,   /* wire_admin_index   -> wire_admin_model_ok */
     WIRE_ADMIN_TENANTS = 106,  /* wire_admin_index   -> wire_admin_tenant_ok */
+    WIRE_ADMIN_MARK = 108,     /* wire_mark          -> (nothing) */
     WIRE_ADMIN_COUNTERS = 120, /* (nothing)         -> wire_admin_counters_ok */
     WIRE_ADMIN_HISTORY = 121,  /* wire_admin_key    -> wire_admin_history_ok */
     WIRE_ADMIN_DERIVE = 122,   /* wire_admin_derive + tokens -> wire_admin_key */
@@ -66,6 +69,7 @@ enum wire_type {
     WIRE_ADMIN_REMOVE_OK = 144,
     WIRE_ADMIN_MODEL_OK = 145,
     WIRE_ADMIN_TENANT_OK = 146,
+    WIRE_ADMIN_MARK_OK = 148,
     WIRE_ADMIN_COUNTERS_OK = 160,
     WIRE_ADMIN_HISTORY_OK = 161,
     WIRE_ADMIN_DERIVE_OK = 162,
@@ -239,8 +243,10 @@ struct wire_put {
     uint32_t flags;        /* bits of enum wire_put_flag */
     uint32_t reserved;
     char recipe[LARDER_RECIPE_BYTES_MAX]; /* the rest 0 */
+    struct larder_mark mark;              /* made with the entry; fields 0: none */
 };
-static_assert(sizeof(struct wire_put) == 1144, "wire size");
+static_assert(sizeof(struct larder_mark) == 32, "wire size");
+static_assert(sizeof(struct wire_put) == 1176, "wire size");
 
 struct wire_put_ok {
     uint64_t stored_bytes; /* of the record; 0 when it was stored before */
@@ -258,6 +264,12 @@ struct wire_remove_ok {
     uint64_t removed; /* entries, the subtree included */
 };
 static_assert(sizeof(struct wire_remove_ok) == 8, "wire size");
+
+struct wire_mark {
+    uint8_t key[32];
+    struct larder_mark mark;
+};
+static_assert(sizeof(struct wire_mark) == 64, "wire size");
 
 struct wire_stat_ok {
     uint64_t entries;
@@ -288,10 +300,17 @@ static_assert(sizeof(struct wire_admin_key) == 32, "wire size");
 
 struct wire_admin_variant {
     uint8_t key[32];
-    uint32_t variant; /* its number; REMOVE: or WIRE_VARIANT_ALL, with all that is behind */
+    uint32_t variant; /* its number */
     uint32_t reserved;
 };
 static_assert(sizeof(struct wire_admin_variant) == 40, "wire size");
+
+struct wire_admin_remove {
+    uint8_t key[32];
+    uint32_t variant; /* or WIRE_VARIANT_ALL, with all that is behind */
+    uint32_t pinned;  /* 1: also what is pinned */
+};
+static_assert(sizeof(struct wire_admin_remove) == 40, "wire size");
 
 struct wire_admin_index {
     uint32_t index; /* 0, 1, ...; LARDER_ENOTFOUND at the end */
@@ -329,10 +348,16 @@ struct wire_admin_entry {
     uint8_t durable;
     uint8_t variant;  /* its number */
     uint8_t variants; /* of its key, this one included */
-    uint8_t reserved[2];
+    uint8_t pinned;
+    uint8_t held;           /* pinned, or before what is */
+    int8_t priority;        /* now */
+    uint8_t reserved[7];    /* 0 */
+    uint64_t expires_s;     /* this and the next two: Unix time; 0: never */
+    uint64_t pin_expires_s; /* 0, too, when it is not pinned */
+    uint64_t priority_expires_s;
     char recipe[64]; /* NUL-terminated, cut when longer */
 };
-static_assert(sizeof(struct wire_admin_entry) == 208, "wire size");
+static_assert(sizeof(struct wire_admin_entry) == 240, "wire size");
 
 /* Followed by `count` struct wire_admin_entry. An answer may hold fewer than wanted, even none,
  * before the end. */
@@ -342,7 +367,7 @@ struct wire_admin_list_ok {
     uint32_t reserved;
 };
 static_assert(sizeof(struct wire_admin_list_ok) == 16, "wire size");
-static_assert(LARDER_ADMIN_LIST_MAX * 208 + 32 <= LARDER_FRAME_BYTES_MAX, "a list fits a frame");
+static_assert(LARDER_ADMIN_LIST_MAX * 240 + 32 <= LARDER_FRAME_BYTES_MAX, "a list fits a frame");
 
 struct wire_admin_show_ok {
     struct wire_admin_entry entry;
@@ -350,7 +375,7 @@ struct wire_admin_show_ok {
     char model_name[64];
     char tenant_name[LARDER_TENANT_NAME_MAX];
 };
-static_assert(sizeof(struct wire_admin_show_ok) == 368, "wire size");
+static_assert(sizeof(struct wire_admin_show_ok) == 400, "wire size");
 
 /* What reading one entry from SSD gave. */
 struct wire_admin_verify_ok {

@@ -56,6 +56,23 @@ int client_chain_open(struct client_chain *chain, struct larder_model *model,
     return err;
 }
 
+int client_chain_open_prefix(struct client_chain *chain, struct larder_model *model,
+                             struct larder_link *link, const struct larder_prompt *prompt,
+                             uint64_t tokens)
+{
+    const uint32_t block_tokens = link->hello.block_tokens;
+    memset(chain, 0, sizeof(*chain));
+    if (tokens == 0 || tokens > prompt->token_count ||
+        (tokens % block_tokens != 0 && tokens != prompt->token_count))
+        return larder_fail(-EINVAL,
+                           "%llu tokens end no block of a prompt of %zu; a multiple of %u, or the "
+                           "whole prompt, does",
+                           (unsigned long long)tokens, prompt->token_count, block_tokens);
+    struct larder_prompt prefix = *prompt;
+    prefix.token_count = (size_t)tokens;
+    return client_chain_open(chain, model, link, &prefix);
+}
+
 void client_chain_close(struct client_chain *chain)
 {
     if (chain->hasher)

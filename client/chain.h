@@ -23,6 +23,10 @@ struct client_chain {
 /* Checks the prompt (-EINVAL, LARDER_ELIMIT with a message). An empty one has no blocks. */
 int client_chain_open(struct client_chain *chain, struct larder_model *model,
                       struct larder_link *link, const struct larder_prompt *prompt);
+/* The chain of the first `tokens` tokens, which must end a block (else -EINVAL). */
+int client_chain_open_prefix(struct client_chain *chain, struct larder_model *model,
+                             struct larder_link *link, const struct larder_prompt *prompt,
+                             uint64_t tokens);
 void client_chain_close(struct client_chain *chain);
 
 /* Hashes on, so that the first `count` keys are known. */

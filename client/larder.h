@@ -182,7 +182,11 @@ struct larder_put_options {
     uint64_t position;               /* of token 0 when K was computed: 0; others are refused */
     uint64_t tokens_stored;          /* leading tokens known to be stored: not sent again */
     uint32_t flags;                  /* bits of enum larder_put_flag */
-    uint8_t reserved[12];            /* zeros */
+    /* Of each block that this call sends: its time and priority. Blocks stored before keep theirs.
+     * A pin is the last block's, stored before or not, and so holds the whole prompt. Without
+     * fields: none. No crash leaves a block without the mark it was put with. */
+    struct larder_mark mark;
+    uint8_t reserved[12]; /* zeros */
 };
 
 struct larder_put_result {
@@ -201,10 +205,31 @@ LARDER_API int larder_put(struct larder_model *model, struct larder_put_result *
                           const struct larder_prompt *prompt, const struct larder_layout *layout,
                           const struct larder_put_options *options);
 
+/* --- marks ----------------------------------------------------------------------------------- */
+
+/* These change the mark of the block that ends the first `tokens` tokens of the prompt (a multiple
+ * of the block size, or the prompt's length), at once, and durably when they return: struct
+ * larder_mark in larder_base.h says what a mark means. LARDER_ENOTFOUND when the block is not
+ * stored; LARDER_ELIMIT for times above 100 years and priorities outside -8..8. Seconds count on
+ * whatever is done to the wall clock; over a reboot of the machine the wall clock is believed. */
+LARDER_API int larder_mark(struct larder_model *model, const struct larder_prompt *prompt,
+                           uint64_t tokens, const struct larder_mark *mark);
+/* Keeps the block, and all before it, from eviction, expiry and removal for so many seconds (0:
+ * until larder_unpin()). It counts against the tenant's quota. */
+LARDER_API int larder_pin(struct larder_model *model, const struct larder_prompt *prompt,
+                          uint64_t tokens, uint64_t seconds);
+LARDER_API int larder_unpin(struct larder_model *model, const struct larder_prompt *prompt,
+                            uint64_t tokens);
+/* The block, and with it all that is stored behind it, is gone in so many seconds from now (0: not
+ * any more), unless it or something behind it is pinned then. */
+LARDER_API int larder_touch(struct larder_model *model, const struct larder_prompt *prompt,
+                            uint64_t tokens, uint64_t seconds);
+
 /* --- remove ---------------------------------------------------------------------------------- */
 
 /* Removes the block that ends the first `tokens` tokens of the prompt (a multiple of the block
- * size, or the prompt's length) and everything stored behind it, durably. LARDER_ENOTFOUND. */
+ * size, or the prompt's length) and everything stored behind it, durably. LARDER_ENOTFOUND;
+ * LARDER_EPINNED when one of them is pinned. */
 LARDER_API int larder_remove(struct larder_model *model, const struct larder_prompt *prompt,
                              uint64_t tokens, uint64_t *removed);
 

@@ -108,17 +108,8 @@ static int remove_key(struct larder_link *link, const struct larder_key *key, ui
 static int remove_prefix(struct larder_model *model, struct larder_link *link,
                          const struct larder_prompt *prompt, uint64_t tokens, uint64_t *removed)
 {
-    const uint32_t block_tokens = link->hello.block_tokens;
-    if (tokens == 0 || tokens > prompt->token_count ||
-        (tokens % block_tokens != 0 && tokens != prompt->token_count))
-        return larder_fail(-EINVAL,
-                           "remove: %llu tokens end no block of a prompt of %zu; a multiple of %u, "
-                           "or the whole prompt, does",
-                           (unsigned long long)tokens, prompt->token_count, block_tokens);
-    struct larder_prompt prefix = *prompt;
-    prefix.token_count = (size_t)tokens;
     struct client_chain chain;
-    int err = client_chain_open(&chain, model, link, &prefix);
+    int err = client_chain_open_prefix(&chain, model, link, prompt, tokens);
     if (err == 0)
         err = client_chain_hash(&chain, chain.block_count);
     if (err == 0)

@@ -19,4 +19,9 @@ int client_put(struct larder_model *model, struct larder_put_result *result,
                const struct larder_prompt *prompt, const struct larder_layout *layout,
                const struct larder_put_options *options, const atomic_bool *cancel);
 
+/* Changes the mark of the block of that key. */
+struct larder_link;
+int client_mark_key(struct larder_link *link, const struct larder_key *key,
+                    const struct larder_mark *mark);
+
 #endif

@@ -201,6 +201,10 @@ static int send_block(struct put_run *run, uint32_t block)
     memcpy(body.key, run->chain.keys[block].bytes, sizeof(body.key));
     memcpy(body.parent, client_chain_parent(&run->chain, block)->bytes, sizeof(body.parent));
     memcpy(body.recipe, run->recipe, body.recipe_bytes);
+    body.mark = options->mark;
+    /* A pin holds all that is before it. */
+    if (block + 1 < run->chain.block_count)
+        body.mark.fields &= ~(uint32_t)LARDER_MARK_PIN;
     struct put_flight *flight = &run->flights[block % run->flight_max];
     flight->block = block;
     flight->call = (struct client_call){
@@ -297,13 +301,22 @@ static int first_block(struct put_run *run, uint32_t *at)
     return client_chain_hash(&run->chain, *at);
 }
 
+/* Nothing was left to be put: the pin goes by itself. */
+static int pin_stored(struct put_run *run)
+{
+    const struct larder_mark pin = {.fields = LARDER_MARK_PIN, .pin_s = run->options->mark.pin_s};
+    if (!(run->options->mark.fields & LARDER_MARK_PIN) || run->chain.block_count == 0)
+        return 0;
+    return client_mark_key(run->link, &run->chain.keys[run->chain.block_count - 1], &pin);
+}
+
 static int put_chain(struct put_run *run)
 {
     uint32_t at;
     LARDER_TRY(first_block(run, &at));
     run->result->tokens = client_chain_tokens(&run->chain, at);
     if (at == run->chain.block_count)
-        return 0;
+        return pin_stored(run);
     LARDER_TRY(prepare_staging(run, run->chain.block_count - at));
 
     const uint64_t timeout_ns = run->model->larder->timeout_ms * 1000000ull;
@@ -351,6 +364,8 @@ static int check_options(struct put_run *run)
                            "put: position=%llu, but a block is stored at its place in its own "
                            "chain; give K as rotated from 0 on, and position=0",
                            (unsigned long long)options->position);
+    if (options->mark.fields & LARDER_MARK_UNPIN)
+        return larder_fail(-EINVAL, "put: a mark that unpins; larder_unpin() does that");
     LARDER_TRY(client_check_quality(options->computed_on));
     run->recipe = options->recipe ? options->recipe : "";
     const size_t bytes = strlen(run->recipe);

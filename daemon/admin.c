@@ -44,6 +44,12 @@ static void copy_entry(struct wire_admin_entry *out, const struct larder_entry_i
     out->durable = info->durable;
     out->variant = info->variant;
     out->variants = info->variants;
+    out->pinned = info->pinned;
+    out->held = info->held;
+    out->priority = info->priority;
+    out->expires_s = info->expires_s;
+    out->pin_expires_s = info->pin_expires_s;
+    out->priority_expires_s = info->priority_expires_s;
     snprintf(out->recipe, sizeof(out->recipe), "%s", info->recipe);
 }
 
@@ -161,7 +167,7 @@ static int admin_tenants(struct session *session, const struct frame *frame)
 static int find(struct session *session, struct larder_entry_info *info, const struct frame *frame)
 {
     struct larder_key key;
-    memcpy(key.bytes, ((const struct wire_admin_key *)frame->body)->key, sizeof(key.bytes));
+    memcpy(key.bytes, frame->body, sizeof(key.bytes)); /* every such body begins with it */
     return larder_store_find(session->daemon->store, info, &key);
 }
 
@@ -219,9 +225,17 @@ static int admin_derive(struct session *session, const struct frame *frame)
 static int admin_remove(struct session *session, const struct frame *frame)
 {
     struct larder_entry_info info;
+    const struct wire_admin_remove *wire = frame->body;
     LARDER_TRY(find(session, &info, frame));
-    const struct wire_admin_variant *wire = frame->body;
-    return session_remove_key(session, frame->request, info.tenant, &info.key, wire->variant);
+    return session_remove_key(session, frame->request, info.tenant, &info.key, wire->variant,
+                              wire->pinned ? LARDER_REMOVE_PINNED : LARDER_KEEP_PINNED);
+}
+
+static int admin_mark(struct session *session, const struct frame *frame)
+{
+    struct larder_entry_info info;
+    LARDER_TRY(find(session, &info, frame));
+    return session_mark_key(session, frame->request, info.tenant, frame->body);
 }
 
 /* --- on a worker ------------------------------------------------------------------------------ */
@@ -376,6 +390,8 @@ int admin_request(struct session *session, const struct frame *frame)
         return admin_verify(session, frame);
     case WIRE_ADMIN_REMOVE:
         return admin_remove(session, frame);
+    case WIRE_ADMIN_MARK:
+        return admin_mark(session, frame);
     case WIRE_ADMIN_MODELS:
         return admin_models(session, frame);
     case WIRE_ADMIN_TENANTS:

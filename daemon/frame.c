@@ -105,9 +105,17 @@ static int check_put(const void *body)
 static int check_variant(const void *body)
 {
     const struct wire_admin_variant *wire = body;
+    if (wire->variant >= LARDER_VARIANTS_MAX)
+        return bad("variant", wire->variant, "must be below 8");
+    return wire->reserved ? bad("reserved", wire->reserved, "must be 0") : 0;
+}
+
+static int check_remove(const void *body)
+{
+    const struct wire_admin_remove *wire = body;
     if (wire->variant >= LARDER_VARIANTS_MAX && wire->variant != WIRE_VARIANT_ALL)
         return bad("variant", wire->variant, "must be below 8, or all");
-    return wire->reserved ? bad("reserved", wire->reserved, "must be 0") : 0;
+    return wire->pinned > 1 ? bad("pinned", wire->pinned, "must be 0 or 1") : 0;
 }
 
 static int check_index(const void *body)
@@ -180,13 +188,15 @@ static const struct shape shapes[] = {
     {WIRE_PUT, FRAME_ENGINE, false, sizeof(struct wire_put), 0, 0, 0, check_put},
     {WIRE_REMOVE, FRAME_ENGINE, false, sizeof(struct wire_remove), 0, 0, 0, NULL},
     {WIRE_STAT, FRAME_ENGINE, false, 0, 0, 0, 0, NULL},
+    {WIRE_MARK, FRAME_ENGINE, false, sizeof(struct wire_mark), 0, 0, 0, NULL},
+    {WIRE_ADMIN_MARK, FRAME_CONTROL, false, sizeof(struct wire_mark), 0, 0, 0, NULL},
     {WIRE_ADMIN_STATUS, FRAME_CONTROL, false, 0, 0, 0, 0, NULL},
     {WIRE_ADMIN_LIST, FRAME_CONTROL, false, sizeof(struct wire_admin_list), 0, 0, 0, check_list},
     {WIRE_ADMIN_SHOW, FRAME_CONTROL, false, sizeof(struct wire_admin_key), 0, 0, 0, NULL},
     {WIRE_ADMIN_VERIFY, FRAME_CONTROL, false, sizeof(struct wire_admin_variant), 0, 0, 0,
      check_variant},
-    {WIRE_ADMIN_REMOVE, FRAME_CONTROL, false, sizeof(struct wire_admin_variant), 0, 0, 0,
-     check_variant},
+    {WIRE_ADMIN_REMOVE, FRAME_CONTROL, false, sizeof(struct wire_admin_remove), 0, 0, 0,
+     check_remove},
     {WIRE_ADMIN_MODELS, FRAME_CONTROL, false, sizeof(struct wire_admin_index), 0, 0, 0,
      check_index},
     {WIRE_ADMIN_TENANTS, FRAME_CONTROL, false, sizeof(struct wire_admin_index), 0, 0, 0,

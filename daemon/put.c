@@ -145,11 +145,25 @@ static void committed(void *context, int err)
     post_answer(operation);
 }
 
+static void existing_marked(void *context, int err)
+{
+    struct operation *operation = context;
+    if (err < 0)
+        set_error_text(operation, err, "the block is stored, but its mark is not");
+    post_answer(operation);
+}
+
 /* Of an entry that another PUT stores or has stored. */
 static void existing(void *context, int err)
 {
     struct operation *operation = context;
+    const struct put *put = &operation->put;
     operation->put.existed = 1;
+    if (err == 0 && put->wire.mark.fields != 0) {
+        larder_store_mark(put->session->daemon->store, put->session->tenant.index, &operation->key,
+                          &put->wire.mark, existing_marked, operation);
+        return;
+    }
     if (err == LARDER_ENOTFOUND)
         set_error(operation, -EBUSY,
                   "another put of the same block was given up meanwhile; put it again");
@@ -473,6 +487,7 @@ static int reserve(struct operation *operation)
         .computed_on = (enum larder_quality)wire->computed_on,
         .raw_bytes = larder_model_kv_bytes(&put->model->info.desc, wire->token_count),
         .beside = (wire->flags & WIRE_PUT_BESIDE) != 0,
+        .mark = wire->mark,
     };
     memcpy(desc->parent.bytes, wire->parent, sizeof(desc->parent.bytes));
     LARDER_TRY(plan_sections(operation, &desc->payload_bytes_max));

@@ -198,6 +198,8 @@ static int engine_request(struct session *session, const struct frame *frame)
         return session_remove(session, frame);
     case WIRE_STAT:
         return session_stat(session, frame);
+    case WIRE_MARK:
+        return session_mark(session, frame);
     default:
         assert(0 && "frame_parse() lets no other type through");
         return LARDER_EPROTO;
@@ -410,6 +412,7 @@ void session_tick_all(struct larderd *daemon, uint64_t now_ms)
         tick(session, now_ms);
     }
     session_expire_leases(daemon, now_ms);
+    larder_store_expire(daemon->store);
 }
 
 void session_stop_all(struct larderd *daemon)

@@ -46,7 +46,8 @@ static void removal_done(void *context, int err, uint64_t removed)
 }
 
 int session_remove_key(struct session *session, uint64_t request, uint32_t tenant,
-                       const struct larder_key *key, uint32_t variant)
+                       const struct larder_key *key, uint32_t variant,
+                       enum larder_remove_pinned pinned)
 {
     struct removal *removal = larder_alloc_zero(1, sizeof(*removal));
     if (!removal)
@@ -60,8 +61,7 @@ int session_remove_key(struct session *session, uint64_t request, uint32_t tenan
     removal->request = request;
     removal->completion.run = removal_answer;
     if (variant == WIRE_VARIANT_ALL)
-        larder_store_remove(session->daemon->store, tenant, key, LARDER_KEEP_PINNED, removal_done,
-                            removal);
+        larder_store_remove(session->daemon->store, tenant, key, pinned, removal_done, removal);
     else
         larder_store_remove_variant(session->daemon->store, tenant, key, variant, removal_done,
                                     removal);
@@ -73,7 +73,7 @@ int session_remove(struct session *session, const struct frame *frame)
     struct larder_key key;
     memcpy(key.bytes, ((const struct wire_remove *)frame->body)->key, sizeof(key.bytes));
     return session_remove_key(session, frame->request, session->tenant.index, &key,
-                              WIRE_VARIANT_ALL);
+                              WIRE_VARIANT_ALL, LARDER_KEEP_PINNED);
 }
 
 int session_tenant_stat(const struct larderd *daemon, struct wire_stat_ok *out, uint32_t tenant)

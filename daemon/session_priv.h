@@ -152,9 +152,13 @@ int session_put(struct session *session, const struct frame *frame);
 
 int session_remove(struct session *session, const struct frame *frame);
 int session_stat(struct session *session, const struct frame *frame);
+int session_mark(struct session *session, const struct frame *frame);
 /* What they share with the control socket. */
 int session_remove_key(struct session *session, uint64_t request, uint32_t tenant,
-                       const struct larder_key *key, uint32_t variant);
+                       const struct larder_key *key, uint32_t variant,
+                       enum larder_remove_pinned pinned);
+int session_mark_key(struct session *session, uint64_t request, uint32_t tenant,
+                     const struct wire_mark *wire);
 int session_tenant_stat(const struct larderd *daemon, struct wire_stat_ok *out, uint32_t tenant);
 
 int admin_request(struct session *session, const struct frame *frame);

@@ -11,6 +11,7 @@
 #include "base/limits.h"
 #include "base/wire.h"
 #include "tools/larder_commands.h"
+#include "tools/larder_text.h"
 
 const char *argp_program_version = "larder " LARDER_VERSION;
 
@@ -31,6 +32,8 @@ static const struct argp rm_parser;
 static const struct argp scrub_parser;
 static const struct argp top_parser;
 static const struct argp why_parser;
+static const struct argp pin_parser;
+static const struct argp priority_parser;
 
 static const struct command commands[] = {
     {"status", "", "What larderd holds, and is it healthy", 0, 0, NULL, command_status},
@@ -44,6 +47,12 @@ static const struct command commands[] = {
      command_scrub},
     {"why", "[KEY]", "Why a lookup missed: of a key, or of --tokens", 0, 1, &why_parser,
      command_why},
+    {"pin", "KEY...", "Keep entries, and all before them", 1, 1 << 16, &pin_parser, command_pin},
+    {"unpin", "KEY...", "Let go of what was pinned", 1, 1 << 16, NULL, command_unpin},
+    {"ttl", "TIME|never KEY...", "Remove entries when that time is over", 2, 1 << 16, NULL,
+     command_ttl},
+    {"priority", "KEY...", "Make entries worth more or less to eviction", 1, 1 << 16,
+     &priority_parser, command_priority},
     {"rm", "KEY...", "Remove entries and what is behind them", 1, 1 << 16, &rm_parser, command_rm},
     {"fsck", "DIR", "Check a store that no larderd uses", 1, 1, &fsck_parser, command_fsck},
     {"models", "", "List models", 0, 0, NULL, command_models},
@@ -67,6 +76,9 @@ enum {
     OPTION_STATUS,
     OPTION_CANCEL,
     OPTION_BACKGROUND,
+    OPTION_FOR,
+    OPTION_LEVEL,
+    OPTION_PINNED,
 };
 
 struct input {
@@ -118,8 +130,20 @@ static const struct argp_option why_options[] = {
     {0},
 };
 
+static const struct argp_option pin_options[] = {
+    {"for", OPTION_FOR, "TIME", 0, "So long: 90s, 15m, 12h, 7d; default: until it is unpinned", 0},
+    {0},
+};
+
+static const struct argp_option priority_options[] = {
+    {"level", OPTION_LEVEL, "N", 0, "-8 to 8: each step doubles what it is worth; 0: as before", 0},
+    {"for", OPTION_FOR, "TIME", 0, "So long: 90s, 15m, 12h, 7d; default: without end", 0},
+    {0},
+};
+
 static const struct argp_option rm_options[] = {
     {"variant", OPTION_VARIANT, "N", 0, "Only this variant; others stay, and what is behind", 0},
+    {"pinned", OPTION_PINNED, NULL, 0, "Also what is pinned, or before what is", 0},
     {0},
 };
 
@@ -242,6 +266,10 @@ static error_t parse_why(int key, char *argument, struct argp_state *state)
 static error_t parse_rm(int key, char *argument, struct argp_state *state)
 {
     struct input *input = state->input;
+    if (key == OPTION_PINNED) {
+        input->options.pinned = true;
+        return 0;
+    }
     if (key != OPTION_VARIANT)
         return ARGP_ERR_UNKNOWN;
     if (argument[0] < '0' || argument[0] >= '0' + (int)LARDER_VARIANTS_MAX || argument[1] != '\0')
@@ -249,6 +277,29 @@ static error_t parse_rm(int key, char *argument, struct argp_state *state)
                    argument, LARDER_VARIANTS_MAX - 1);
     input->options.variant = (uint32_t)(argument[0] - '0');
     return 0;
+}
+
+static error_t parse_marks(int key, char *argument, struct argp_state *state)
+{
+    struct input *input = state->input;
+    char *end;
+    long level;
+    switch (key) {
+    case OPTION_FOR:
+        if (text_parse_seconds(&input->options.seconds, argument) < 0)
+            argp_error(state, "%s", larder_error_message());
+        return 0;
+    case OPTION_LEVEL:
+        level = strtol(argument, &end, 10);
+        if (*end || end == argument || level < -LARDER_PRIORITY_MAX || level > LARDER_PRIORITY_MAX)
+            argp_error(state, "'%s' is not a number from %d to %d", argument, -LARDER_PRIORITY_MAX,
+                       LARDER_PRIORITY_MAX);
+        input->options.level = (int)level;
+        input->options.level_set = true;
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
 }
 
 static error_t parse_metrics(int key, char *argument, struct argp_state *state)
@@ -291,6 +342,8 @@ static const struct argp scrub_parser = {.options = scrub_options, .parser = par
 static const struct argp why_parser = {.options = why_options, .parser = parse_why};
 static const struct argp rm_parser = {.options = rm_options, .parser = parse_rm};
 static const struct argp metrics_parser = {.options = metrics_options, .parser = parse_metrics};
+static const struct argp pin_parser = {.options = pin_options, .parser = parse_marks};
+static const struct argp priority_parser = {.options = priority_options, .parser = parse_marks};
 static const struct argp top_parser = {.options = top_options, .parser = parse_top_options};
 
 /* --- subcommand ------------------------------------------------------------------------------- */

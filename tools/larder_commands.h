@@ -25,6 +25,11 @@ struct command_options {
     bool long_keys;
     /* rm */
     uint32_t variant; /* WIRE_VARIANT_ALL: all of a key, and what is behind */
+    bool pinned;
+    /* pin, priority */
+    uint64_t seconds; /* 0: without end */
+    int level;
+    bool level_set;
     /* why */
     const char *tokens; /* NULL: a key */
     const char *extra;
@@ -55,6 +60,10 @@ int command_verify(const struct command_options *options, int argc, char **argv)
 int command_fsck(const struct command_options *options, int argc, char **argv);
 int command_scrub(const struct command_options *options, int argc, char **argv);
 int command_why(const struct command_options *options, int argc, char **argv);
+int command_pin(const struct command_options *options, int argc, char **argv);
+int command_unpin(const struct command_options *options, int argc, char **argv);
+int command_ttl(const struct command_options *options, int argc, char **argv);
+int command_priority(const struct command_options *options, int argc, char **argv);
 int command_rm(const struct command_options *options, int argc, char **argv);
 int command_recipe(const struct command_options *options, int argc, char **argv);
 

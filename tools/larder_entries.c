@@ -84,7 +84,7 @@ static json_t *entry_json(const struct wire_admin_entry *entry, const char *tena
     larder_hex(parent, entry->parent, 32);
     return json_pack(
         "{s:s, s:s, s:s, s:s, s:i, s:i, s:i, s:i, s:I, s:I, s:I, s:I, s:I, s:i, s:I, s:s, s:s, "
-        "s:b, s:b, s:i, s:i, s:s}",
+        "s:b, s:b, s:b, s:b, s:i, s:I, s:I, s:I, s:i, s:i, s:s}",
         "key", key, "parent", parent, "tenant", tenant, "model", model, "tokens",
         (int)entry->token_count, "depth", (int)entry->depth, "children", (int)entry->children,
         "leases", (int)entry->lease_count, "stored_bytes", (json_int_t)entry->record_bytes,
@@ -93,7 +93,10 @@ static json_t *entry_json(const struct wire_admin_entry *entry, const char *tena
         (int)entry->segment_id, "segment_offset",
         (json_int_t)entry->segment_page * LARDER_PAGE_BYTES, "quality",
         text_quality(entry->quality), "computed_on", text_quality(entry->computed_on), "in_host",
-        entry->in_host != 0, "durable", entry->durable != 0, "variant", (int)entry->variant,
+        entry->in_host != 0, "durable", entry->durable != 0, "pinned", entry->pinned != 0, "held",
+        entry->held != 0, "priority", (int)entry->priority, "expires_s",
+        (json_int_t)entry->expires_s, "pin_expires_s", (json_int_t)entry->pin_expires_s,
+        "priority_expires_s", (json_int_t)entry->priority_expires_s, "variant", (int)entry->variant,
         "variants", (int)entry->variants, "recipe", entry->recipe);
 }
 
@@ -108,13 +111,14 @@ struct listing {
 static void ls_row(const struct listing *listing, const struct wire_admin_entry *entry,
                    const char *tenant, const char *model)
 {
-    char key[65], stored[16], ratio[16], age[16];
+    char key[65], stored[16], ratio[16], age[16], marks[8];
     bool is_long = listing->options->long_keys;
     larder_hex(key, entry->key, is_long ? 32 : 6);
-    printf("%s %-11.11s %-15.15s %6u %5u %8s %6s %-7s %-8s %5s %5llu\n", key, tenant, model,
+    printf("%s %-11.11s %-12.12s %6u %5u %8s %6s %-7s %-8s %5s %5llu %s\n", key, tenant, model,
            entry->token_count, entry->depth, larder_human_bytes(stored, entry->record_bytes),
            text_ratio(ratio, entry->raw_bytes, entry->record_bytes), text_quality(entry->quality),
-           text_tier(entry), text_age(age, age_s(entry)), (unsigned long long)entry->uses);
+           text_tier(entry), text_age(age, age_s(entry)), (unsigned long long)entry->uses,
+           text_marks(marks, entry));
 }
 
 static int ls_entry(void *context, const struct wire_admin_entry *entry)
@@ -152,9 +156,9 @@ int command_ls(const struct command_options *options, int argc, char **argv)
     if (options->json)
         fputs("[", stdout);
     else
-        printf("%-*s %-11s %-15s %6s %5s %8s %6s %-7s %-8s %5s %5s\n", options->long_keys ? 64 : 12,
-               "KEY", "TENANT", "MODEL", "TOKENS", "DEPTH", "STORED", "RATIO", "QUALITY", "TIER",
-               "AGE", "USES");
+        printf("%-*s %-11s %-12s %6s %5s %8s %6s %-7s %-8s %5s %5s %s\n",
+               options->long_keys ? 64 : 12, "KEY", "TENANT", "MODEL", "TOKENS", "DEPTH", "STORED",
+               "RATIO", "QUALITY", "TIER", "AGE", "USES", "MARK");
     err = link_each_entry(listing.names.link, any, 0, ls_entry, &listing);
     if (options->json)
         fputs("\n]\n", stdout);
@@ -164,6 +168,30 @@ int command_ls(const struct command_options *options, int argc, char **argv)
 }
 
 /* --- show ------------------------------------------------------------------------------------- */
+
+static void show_end(const char *what, uint64_t end_s)
+{
+    char left[32];
+    uint64_t now = (uint64_t)time(NULL);
+    if (end_s == 0)
+        printf("%s\n", what);
+    else
+        printf("%s for %s more\n", what, text_duration(left, end_s > now ? end_s - now : 0));
+}
+
+static void show_marks(const struct wire_admin_entry *entry)
+{
+    char priority[40];
+    if (entry->pinned)
+        show_end("pin          pinned", entry->pin_expires_s);
+    else if (entry->held)
+        printf("pin          held by what is pinned behind it\n");
+    if (entry->expires_s)
+        show_end("ttl          stored", entry->expires_s);
+    snprintf(priority, sizeof(priority), "priority     %+d", entry->priority);
+    if (entry->priority)
+        show_end(priority, entry->priority_expires_s);
+}
 
 static void show_text(const struct wire_admin_show_ok *show)
 {
@@ -193,6 +221,7 @@ static void show_text(const struct wire_admin_show_ok *show)
                (unsigned long long)entry->segment_page * LARDER_PAGE_BYTES);
     if (localtime_r(&created, &local) && strftime(when, sizeof(when), "%F %T", &local))
         printf("created      %s, %s ago\n", when, text_age(age, age_s(entry)));
+    show_marks(entry);
     printf("uses         %llu since larderd started, %u leases now\n",
            (unsigned long long)entry->uses, entry->lease_count);
 }
@@ -395,7 +424,7 @@ int command_rm(const struct command_options *options, int argc, char **argv)
     for (int i = 0; err == 0 && i < argc; i++) {
         struct wire_admin_entry entry;
         const void *body;
-        struct wire_admin_variant ask = {.variant = options->variant};
+        struct wire_admin_remove ask = {.variant = options->variant, .pinned = options->pinned};
         err = link_find(link, &entry, argv[i]);
         if (err == 0) {
             memcpy(ask.key, entry.key, sizeof(ask.key));

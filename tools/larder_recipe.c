@@ -14,7 +14,9 @@
 int command_failed(int err)
 {
     fprintf(stderr, "larder: %s\n", larder_error_message());
-    return err == LARDER_ENOTFOUND || err == LARDER_ECORRUPT ? COMMAND_PROBLEM : COMMAND_USAGE;
+    return err == LARDER_ENOTFOUND || err == LARDER_ECORRUPT || err == LARDER_EPINNED
+               ? COMMAND_PROBLEM
+               : COMMAND_USAGE;
 }
 
 static int recipe_ls(const struct command_options *options)

@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "tools/larder_text.h"
 
+#include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "base/error.h"
 #include "base/wire.h"
 
 #define BAR_WIDTH     40
@@ -40,6 +43,37 @@ char *text_duration(char out[32], uint64_t seconds)
         snprintf(out, 32, "%lluh %llum", llu(seconds / 3600), llu(seconds / 60 % 60));
     else
         snprintf(out, 32, "%llud %lluh", llu(seconds / 86400), llu(seconds / 3600 % 24));
+    return out;
+}
+
+int text_parse_seconds(uint64_t *out, const char *text)
+{
+    static const char units[] = "smhd";
+    static const uint64_t seconds[] = {1, 60, 3600, 86400};
+    char *end;
+    errno = 0;
+    uint64_t number = strtoull(text, &end, 10);
+    const char *unit = *end ? strchr(units, *end) : units;
+    if (errno || end == text || *text < '0' || *text > '9' || !unit || (*end && end[1]) ||
+        number == 0 || number > LARDER_MARK_SECONDS_MAX / seconds[unit - units])
+        return larder_fail(-EINVAL,
+                           "'%s' is no time like 90s, 15m, 12h or 7d, of at most 100 years", text);
+    *out = number * seconds[unit - units];
+    return 0;
+}
+
+char *text_marks(char out[8], const struct wire_admin_entry *entry)
+{
+    char priority[8] = "";
+    if (entry->priority)
+        snprintf(priority, sizeof(priority), "%+d", entry->priority);
+    snprintf(out, 8, "%s%s%.3s",
+             entry->pinned ? "P"
+             : entry->held ? "h"
+                           : "",
+             entry->expires_s ? "t" : "", priority);
+    if (out[0] == '\0')
+        snprintf(out, 8, "-");
     return out;
 }
 

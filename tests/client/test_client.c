@@ -531,6 +531,39 @@ START_TEST(test_remove)
 }
 END_TEST
 
+START_TEST(test_marks)
+{
+    open_scene(ENGINE_PLAIN, LARDER_BF16, 1, NULL);
+    const struct larder_put_options options = {
+        .mark = {.fields = LARDER_MARK_PIN | LARDER_MARK_TTL, .pin_s = 1000, .ttl_s = 1000}};
+    put_with(ENGINE_TOKENS, &options);
+    const struct larder_prompt prompt = prompt_of(ENGINE_TOKENS);
+    uint64_t removed;
+    ck_assert_int_eq(larder_remove(model, &prompt, BLOCK, &removed), LARDER_EPINNED);
+    ck_assert_int_eq(larder_unpin(model, &prompt, ENGINE_TOKENS), 0);
+    /* All of it is stored: the pin comes by itself. */
+    put_with(ENGINE_TOKENS, &options);
+    ck_assert_int_eq(larder_remove(model, &prompt, BLOCK, &removed), LARDER_EPINNED);
+    ck_assert_int_eq(larder_unpin(model, &prompt, ENGINE_TOKENS), 0);
+    ck_assert_int_eq(larder_pin(model, &prompt, 2 * BLOCK, 0), 0);
+    ck_assert_int_eq(larder_remove(model, &prompt, 3 * BLOCK, &removed), 0);
+    ck_assert_int_eq(larder_remove(model, &prompt, 2 * BLOCK, &removed), LARDER_EPINNED);
+    ck_assert_int_eq(larder_unpin(model, &prompt, 2 * BLOCK), 0);
+    ck_assert_int_eq(larder_touch(model, &prompt, 2 * BLOCK, 1), 0);
+    for (int i = 0; i < 500 && get(ENGINE_TOKENS) > BLOCK; i++)
+        usleep(10000);
+    ck_assert_uint_eq(get(ENGINE_TOKENS), BLOCK);
+    ck_assert_int_eq(larder_touch(model, &prompt, 2 * BLOCK, 1), LARDER_ENOTFOUND);
+    ck_assert_int_eq(larder_pin(model, &prompt, 7, 0), -EINVAL);
+    const struct larder_mark bad = {.fields = LARDER_MARK_TTL, .ttl_s = UINT64_MAX};
+    ck_assert_int_eq(larder_mark(model, &prompt, BLOCK, &bad), LARDER_ELIMIT);
+    const struct larder_put_options unpins = {.mark = {.fields = LARDER_MARK_UNPIN}};
+    struct larder_put_result result;
+    ck_assert_int_eq(larder_put(model, &result, &prompt, &engine.layout, &unpins), -EINVAL);
+    close_scene();
+}
+END_TEST
+
 /* --- layers ---------------------------------------------------------------------------------- */
 
 START_TEST(test_layers)
@@ -1098,6 +1131,7 @@ static void add_cases(Suite *suite)
         {"quality", test_quality, 1},
         {"lossy", test_lossy, 1},
         {"remove", test_remove, 1},
+        {"marks", test_marks, 1},
         {"layers", test_layers, 1},
         {"stale", test_stale, 1},
         {"many_blocks", test_many_blocks, 2},

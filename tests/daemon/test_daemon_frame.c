@@ -68,7 +68,6 @@ static size_t make(uint16_t type)
         bytes += sizeof(struct wire_admin_list);
         break;
     case WIRE_ADMIN_VERIFY:
-    case WIRE_ADMIN_REMOVE:
         bytes += sizeof(struct wire_admin_variant);
         break;
     case WIRE_ADMIN_SHOW:
@@ -77,6 +76,13 @@ static size_t make(uint16_t type)
         break;
     case WIRE_ADMIN_SCRUB:
         bytes += sizeof(struct wire_admin_scrub);
+        break;
+    case WIRE_ADMIN_REMOVE:
+        bytes += sizeof(struct wire_admin_remove);
+        break;
+    case WIRE_MARK:
+    case WIRE_ADMIN_MARK:
+        bytes += sizeof(struct wire_mark);
         break;
     case WIRE_ADMIN_DERIVE:
         ((struct wire_admin_derive *)body)->token_count = 3;
@@ -178,6 +184,7 @@ START_TEST(each_rule)
     struct wire_admin_list *list = body_of();
     struct wire_admin_index *index = body_of();
     struct wire_admin_variant *variant = body_of();
+    struct wire_admin_remove *removal = body_of();
 
     BREAKS(WIRE_STAT, buffer.frame.reserved = 1);
     BREAKS(WIRE_STAT, buffer.frame.request = 0);
@@ -195,7 +202,9 @@ START_TEST(each_rule)
     BREAKS(WIRE_PREFETCH, keys->worst = 3);
     BREAKS(WIRE_GET, keys->flags = 2);
     BREAKS(WIRE_ADMIN_VERIFY, variant->variant = 8);
-    BREAKS(WIRE_ADMIN_REMOVE, variant->reserved = 1);
+    BREAKS(WIRE_ADMIN_VERIFY, variant->reserved = 1);
+    BREAKS(WIRE_ADMIN_REMOVE, removal->variant = 8);
+    BREAKS(WIRE_ADMIN_REMOVE, removal->pinned = 2);
     BREAKS(WIRE_GET, keys->key_count = 0);
     BREAKS(WIRE_GET, keys->key_count = 4);
     BREAKS(WIRE_GET, keys->key_count = 1025);

@@ -287,6 +287,64 @@ START_TEST(remove_takes_the_subtree)
 }
 END_TEST
 
+static int mark_block(const struct block *block, struct larder_mark mark)
+{
+    struct wire_mark wire = {.mark = mark};
+    struct answer answer;
+    memcpy(wire.key, block->key.bytes, sizeof(wire.key));
+    uint64_t request = peer_send(&peer, WIRE_MARK, &wire, sizeof(wire), NULL, 0);
+    peer_receive(&peer, &answer);
+    const struct wire_frame *header = (const struct wire_frame *)answer.bytes;
+    ck_assert_uint_eq(header->request, request);
+    if (header->type == WIRE_ERROR)
+        return ((const struct wire_error *)(header + 1))->code;
+    ck_assert_uint_eq(header->type, WIRE_MARK_OK);
+    return 0;
+}
+
+START_TEST(marks_by_frame)
+{
+    struct block blocks[4];
+    struct answer answer;
+    start(NULL);
+    peer_chain(&peer, blocks, 4, 1);
+    peer_put_chain(&peer, blocks, 4, 1, LARDER_CACHED);
+    const struct larder_mark pin = {.fields = LARDER_MARK_PIN};
+    ck_assert_int_eq(mark_block(&blocks[2], pin), 0);
+    uint64_t request = peer_send(&peer, WIRE_REMOVE, blocks[1].key.bytes, 32, NULL, 0);
+    peer_expect_error(&peer, request, LARDER_EPINNED);
+    /* Acknowledged: it survives a kill, as its entry does, which was only CACHED. */
+    peer_close(&peer);
+    fixture_kill(&fixture);
+    fixture_restart(&fixture);
+    peer_open(&peer, fixture.socket);
+    ck_assert_uint_ge(peer_lookup(&peer, blocks, 4), 3);
+    request = peer_send(&peer, WIRE_REMOVE, blocks[0].key.bytes, 32, NULL, 0);
+    peer_expect_error(&peer, request, LARDER_EPINNED);
+    ck_assert_int_eq(mark_block(&blocks[2], (struct larder_mark){.fields = LARDER_MARK_UNPIN}), 0);
+    /* A time that is over soon: a miss, and the tick of the daemon removes it. */
+    ck_assert_int_eq(
+        mark_block(&blocks[1], (struct larder_mark){.fields = LARDER_MARK_TTL, .ttl_s = 1}), 0);
+    for (int i = 0; i < 500 && peer_lookup(&peer, blocks, 4) > 1; i++)
+        usleep(10000);
+    ck_assert_uint_eq(peer_lookup(&peer, blocks, 4), 1);
+    uint64_t entries = 4;
+    for (int i = 0; i < 500 && entries > 1; i++) {
+        request = peer_send(&peer, WIRE_STAT, NULL, 0, NULL, 0);
+        const struct wire_stat_ok *stat = peer_expect(&peer, &answer, WIRE_STAT_OK, request);
+        entries = stat->entries;
+        usleep(10000);
+    }
+    ck_assert_uint_eq(entries, 1);
+    ck_assert_int_eq(mark_block(&blocks[3], pin), LARDER_ENOTFOUND);
+    ck_assert_int_eq(mark_block(&blocks[0], (struct larder_mark){.fields = 99}), -EINVAL);
+    ck_assert_int_eq(mark_block(&blocks[0], (struct larder_mark){.fields = LARDER_MARK_PRIORITY,
+                                                                 .priority = 100}),
+                     LARDER_ELIMIT);
+    stop();
+}
+END_TEST
+
 START_TEST(durable_survives_a_kill)
 {
     struct block blocks[6];
@@ -567,6 +625,7 @@ int main(void)
     tcase_add_test(tests, put_says_why_not);
     tcase_add_test(tests, wrong_model_is_refused);
     tcase_add_test(tests, remove_takes_the_subtree);
+    tcase_add_test(tests, marks_by_frame);
     tcase_add_test(tests, durable_survives_a_kill);
     tcase_add_test(tests, cached_survives_a_stop);
     tcase_add_test(tests, tenants_are_apart);

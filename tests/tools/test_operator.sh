@@ -40,7 +40,24 @@ key=$(larder ls --json | jq -r 'sort_by(.depth) | .[-1].key')
 expect "show" "$key" "$(larder show "${key:0:12}" --json | jq -r .key)"
 fails_with 1 larder show 0000000000
 fails_with 2 larder show not-hex
-larder rm "${key:0:12}" >/dev/null
+larder pin --for 1h "${key:0:12}" >/dev/null
+expect "pinned" true "$(larder show "$key" --json | jq .pinned)"
+larder show "$key" | grep -E 'pinned for (1h|59m)' >/dev/null
+larder ls | grep ' P$' >/dev/null
+fails_with 1 larder rm "$key"
+larder unpin "$key" | grep 'unpinned 1 entry' >/dev/null
+larder ttl 2d "$key" >/dev/null
+larder priority --level=-3 --for 10m "$key" >/dev/null
+expect "priority" -3 "$(larder show "$key" --json | jq .priority)"
+larder ls | grep ' t-3$' >/dev/null
+larder ttl never "$key" >/dev/null
+expect "no time" 0 "$(larder show "$key" --json | jq .expires_s)"
+fails_with 2 larder priority "$key"
+fails_with 2 larder priority --level=9 "$key"
+fails_with 2 larder ttl 5x "$key"
+fails_with 2 larder pin --for 1y "$key"
+larder pin "$key" >/dev/null
+larder rm --pinned "${key:0:12}" >/dev/null
 expect "entries after rm" $((count - 1)) "$(larder status --json | jq .entries)"
 fails_with 1 larder show "$key"
 
