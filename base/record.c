@@ -52,9 +52,9 @@ static int check_header(const struct larder_record *record)
                            record->version, LARDER_RECORD_VERSION);
     if (record->type < LARDER_RECORD_ENTRY || record->type > LARDER_RECORD_MODEL)
         return larder_fail(LARDER_ECORRUPT, "record: type %u is unknown", record->type);
-    if (record->tag_kind != LARDER_TAG_XXH3_128)
-        return larder_fail(LARDER_EVERSION, "record: tag kind %u, this release knows %u",
-                           record->tag_kind, LARDER_TAG_XXH3_128);
+    if (record->tag_kind != LARDER_TAG_XXH3_128 && record->tag_kind != LARDER_TAG_AES_256_GCM)
+        return larder_fail(LARDER_EVERSION, "record: tag kind %u, this release knows %u and %u",
+                           record->tag_kind, LARDER_TAG_XXH3_128, LARDER_TAG_AES_256_GCM);
     if (record->flags != 0 || !larder_all_zero(record->reserved0, sizeof(record->reserved0)))
         return larder_fail(LARDER_ECORRUPT, "record: reserved fields are not zero");
     LARDER_TRY(check_field("record_bytes", record->record_bytes, LARDER_RECORD_BYTES_MAX));

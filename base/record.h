@@ -33,7 +33,7 @@ enum larder_record_type {
 
 enum larder_tag_kind {
     LARDER_TAG_XXH3_128 = 1,
-    LARDER_TAG_AES_256_GCM = 2, /* reserved in v1 */
+    LARDER_TAG_AES_256_GCM = 2, /* all behind the fixed header is encrypted on disk */
 };
 
 struct larder_record {

@@ -53,6 +53,7 @@ static const struct key keys[] = {
     {"control_socket", VALUE_PATH, CHANGE_RESTART, FIELD(control_socket), 0, 0},
     {"io", VALUE_TEXT, CHANGE_RESTART, FIELD(io), 0, 0},
     {"io_depth", VALUE_COUNT, CHANGE_RESTART, FIELD(io_depth), 1, 1024},
+    {"key_file", VALUE_PATH, CHANGE_RESTART, FIELD(key_file), 0, 0},
     {"recipe", VALUE_TEXT, CHANGE_RESTART, FIELD(recipe), 0, 0},
     {"host_bytes", VALUE_BYTES, CHANGE_RESTART, FIELD(host_bytes), LARDER_SLAB_BYTES_MIN,
      1ull << 46},

@@ -40,6 +40,7 @@ struct config {
     char control_socket[CONFIG_SOCKET_BYTES_MAX]; /* empty in a file: beside `socket` */
     char io[16];
     char recipe[LARDER_RECIPE_BYTES_MAX + 1];
+    char key_file[PATH_MAX]; /* empty: the store is not encrypted */
     uint64_t host_bytes;
     uint64_t ssd_bytes;
     uint64_t slab_bytes;

@@ -38,12 +38,14 @@ struct command_line {
     const char *directory;
     const char *socket;
     const char *control_socket;
+    const char *new_key_file;
     bool check_config;
 };
 
 enum {
     OPTION_CHECK_CONFIG = 256,
     OPTION_CONTROL,
+    OPTION_NEW_KEY_FILE,
 };
 
 static const struct argp_option options[] = {
@@ -51,6 +53,8 @@ static const struct argp_option options[] = {
     {"dir", 'd', "DIR", 0, "Keep the store in DIR", 0},
     {"socket", 's', "PATH", 0, "Listen on PATH", 0},
     {"control-socket", OPTION_CONTROL, "PATH", 0, "Listen for larder(1) on PATH", 0},
+    {"new-key-file", OPTION_NEW_KEY_FILE, "FILE", 0,
+     "Wrap the store's keys with that of FILE instead of key_file, then exit", 0},
     {"check-config", OPTION_CHECK_CONFIG, NULL, 0, "Check the configuration, then exit", 0},
     {0},
 };
@@ -70,6 +74,9 @@ static error_t parse_option(int key, char *argument, struct argp_state *state)
         return 0;
     case OPTION_CONTROL:
         line->control_socket = argument;
+        return 0;
+    case OPTION_NEW_KEY_FILE:
+        line->new_key_file = argument;
         return 0;
     case OPTION_CHECK_CONFIG:
         line->check_config = true;
@@ -214,7 +221,9 @@ static int open_store(struct larderd *daemon)
                                                .host_bytes = config->host_bytes,
                                                .ssd_bytes = config->ssd_bytes,
                                                .slab_bytes = config->slab_bytes,
-                                               .segment_bytes = config->segment_bytes};
+                                               .segment_bytes = config->segment_bytes,
+                                               .key_file =
+                                                   config->key_file[0] ? config->key_file : NULL};
     return larder_store_open(&daemon->store, &store);
 }
 
@@ -278,6 +287,22 @@ static int exit_code(int err)
     }
 }
 
+/* From now on the store opens with the new file only. */
+static int change_key(const struct config *config)
+{
+    int err =
+        config->key_file[0]
+            ? larder_store_rewrap(config->directory, config->key_file, command_line.new_key_file)
+            : larder_fail(LARDER_ECONFIG, "--new-key-file: no key_file is set");
+    if (err < 0) {
+        fprintf(stderr, "larderd: %s\n", larder_error_message());
+        return exit_code(err);
+    }
+    printf("%s opens with %s from now on: name it in key_file, then destroy %s\n",
+           config->directory, command_line.new_key_file, config->key_file);
+    return EXIT_SUCCESS;
+}
+
 int main(int argc, char **argv)
 {
     static struct larderd daemon;
@@ -295,6 +320,11 @@ int main(int argc, char **argv)
     larder_log_set_level(daemon.config.log_level);
     if (!daemon.config.core_dumps)
         forbid_core_dumps();
+    if (command_line.new_key_file) {
+        int code = change_key(&daemon.config);
+        config_free(&daemon.config);
+        return code;
+    }
     raise_open_files();
     umask(0007);
     signal(SIGPIPE, SIG_IGN);

@@ -12,6 +12,7 @@
 #include "base/bytes.h"
 #include "base/error.h"
 #include "base/mem.h"
+#include "storage/crypt.h"
 #include "storage/recover_priv.h"
 
 #define TOLD_MAX 20u
@@ -75,6 +76,7 @@ static int make_bare(struct check *check, struct larder_store **out)
     LARDER_TRY(store_add_tenants(store));
     LARDER_TRY(seglog_open(&store->log, store->io, larder_identity_store_id(store->identity),
                            store->options.segment_bytes));
+    LARDER_TRY(store_open_seal(store));
     store->log.punches = false; /* or a rebuild would take torn records out of their files */
     return 0;
 }
@@ -315,11 +317,23 @@ static int open_segments(struct check *check)
     return err;
 }
 
+static int inspect_identity(struct check *check, unsigned *bad_copies)
+{
+    const struct larder_store_options *store = &check->options->store;
+    if (!store->key_file)
+        return larder_identity_inspect(&check->identity, store->directory, NULL, bad_copies);
+    uint8_t key[CRYPT_KEY_BYTES];
+    int err = crypt_read_key_file(key, store->key_file);
+    if (err == 0)
+        err = larder_identity_inspect(&check->identity, store->directory, key, bad_copies);
+    crypt_wipe(key, sizeof(key));
+    return err;
+}
+
 static int check_once(struct check *check)
 {
     unsigned bad_copies = 0;
-    LARDER_TRY(
-        larder_identity_inspect(&check->identity, check->options->store.directory, &bad_copies));
+    LARDER_TRY(inspect_identity(check, &bad_copies));
     check->report->bad_tenant_copies = bad_copies;
     if (bad_copies > 0)
         tell(check, 1, "one of the files tenants and tenants.copy is damaged, old or missing");

@@ -168,6 +168,8 @@ static int map_slab(struct host_slab *slab)
         return larder_fail(-errno, "host tier: mmap of %llu bytes: %s",
                            (unsigned long long)slab->bytes, strerror(errno));
     slab->map = map;
+    /* Of no use in a core dump, and other people's prompts. */
+    madvise(map, slab->bytes, MADV_DONTDUMP);
     /* MAP_POPULATE would map shared pages for reading only, and each first write would fault. Where
      * the kernel is older than 5.14 they do. */
     madvise(map, slab->bytes, MADV_POPULATE_WRITE);

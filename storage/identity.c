@@ -4,7 +4,7 @@
  * Order of making a store: directory, lock, tenants, tenants.copy, format. So a directory with
  * `format` has had two good copies of the tenants, and one without it has no tenant yet.
  */
-#include "storage/identity.h"
+#include "storage/identity_priv.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -13,75 +13,21 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include <xxhash.h>
 
 #include "base/bytes.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "base/mem.h"
+#include "storage/crypt.h"
 
-#define TENANTS_MAGIC      0x31544e4e5444524cull /* "LRDTNNT1" */
-#define TENANTS_VERSION    1u
 #define FORMAT_BYTES_MAX   256u
 #define FORMAT_FIRST_WORDS "larder store "
 
-/* tenants, tenants.copy: the head, then `count` tenants, nothing else. */
-struct tenants_head {
-    uint64_t magic;    /* 00-07 */
-    uint32_t version;  /* 08-11 */
-    uint32_t count;    /* 12-15  <= LARDER_TENANTS_MAX */
-    uint64_t sequence; /* 16-23  rises with every change: of two good copies the higher one holds */
-    uint64_t reserved; /* 24-31  0 */
-    uint8_t store[16]; /* 32-47  the store's id: guards against a copy from elsewhere */
-    XXH128_canonical_t check; /* 48-63  XXH3-128 over the file, this field as zeros */
-};
-static_assert(sizeof(struct tenants_head) == 64, "on-disk size");
-
-struct tenants_item {
-    char name[LARDER_TENANT_NAME_MAX]; /* 000-063  NUL-terminated, zeros behind */
-    uint8_t id[16];                    /* 064-079 */
-    uint8_t key[32];                   /* 080-111 */
-};
-static_assert(sizeof(struct tenants_item) == 112, "on-disk size");
-
-#define TENANTS_BYTES_MAX                                                                          \
-    (sizeof(struct tenants_head) + LARDER_TENANTS_MAX * sizeof(struct tenants_item))
-
-static const char *const copy_names[2] = {"tenants", "tenants.copy"};
-
-struct larder_identity {
-    char *directory; /* for messages */
-    int directory_fd;
-    int lock_fd;
-    bool looks_only;     /* nothing is written */
-    unsigned bad_copies; /* of the tenants, that were left as they are */
-    uint8_t store_id[16];
-    pthread_mutex_t adding; /* held while a tenant is made, which waits for the disk */
-    uint64_t sequence;
-    uint32_t count;                     /* in the files; under `adding` */
-    _Atomic uint32_t complete;          /* of them, to be seen by all */
-    struct larder_tenant_info *tenants; /* LARDER_TENANTS_MAX: never moved */
-};
+#define TENANT_INFO_BYTES (LARDER_TENANTS_MAX * sizeof(struct larder_tenant_info))
 
 /* --- files ------------------------------------------------------------------------------------ */
-
-static int random_bytes(void *out, size_t bytes)
-{
-    uint8_t *at = out;
-    while (bytes > 0) {
-        ssize_t got = getrandom(at, bytes, 0);
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (got < 0)
-            return larder_fail(-errno, "getrandom: %s", larder_error_text(-errno));
-        at += got;
-        bytes -= (size_t)got;
-    }
-    return 0;
-}
 
 static int write_all(int fd, const void *bytes, size_t count)
 {
@@ -98,9 +44,8 @@ static int write_all(int fd, const void *bytes, size_t count)
     return 0;
 }
 
-/* At most `capacity` bytes; *out_bytes is capacity + 1 for a longer file. */
-static int read_file(const struct larder_identity *identity, const char *name, void *out,
-                     size_t capacity, size_t *out_bytes)
+int identity_read_file(const struct larder_identity *identity, const char *name, void *out,
+                       size_t capacity, size_t *out_bytes)
 {
     *out_bytes = 0;
     int fd = openat(identity->directory_fd, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
@@ -126,9 +71,8 @@ static int read_file(const struct larder_identity *identity, const char *name, v
     return err;
 }
 
-/* After any crash the name holds the old bytes or the new ones, whole. */
-static int replace_file(const struct larder_identity *identity, const char *name, const void *bytes,
-                        size_t count)
+int identity_replace_file(const struct larder_identity *identity, const char *name,
+                          const void *bytes, size_t count)
 {
     char fresh[32];
     snprintf(fresh, sizeof(fresh), "%s.new", name);
@@ -156,7 +100,7 @@ static int read_format(struct larder_identity *identity)
 {
     char text[FORMAT_BYTES_MAX + 1];
     size_t bytes;
-    int err = read_file(identity, "format", text, FORMAT_BYTES_MAX, &bytes);
+    int err = identity_read_file(identity, "format", text, FORMAT_BYTES_MAX, &bytes);
     if (err == -ENOENT)
         return 0;
     if (err < 0)
@@ -189,12 +133,12 @@ static int write_format(const struct larder_identity *identity)
     larder_hex(id, identity->store_id, sizeof(identity->store_id));
     int bytes =
         snprintf(text, sizeof(text), FORMAT_FIRST_WORDS "%u\nid %s\n", LARDER_STORE_FORMAT, id);
-    return replace_file(identity, "format", text, (size_t)bytes);
+    return identity_replace_file(identity, "format", text, (size_t)bytes);
 }
 
-/* --- tenants ---------------------------------------------------------------------------------- */
+/* --- making a store --------------------------------------------------------------------------- */
 
-static bool name_is_valid(const char *name)
+bool identity_name_is_valid(const char *name)
 {
     static const char letters[] =
         "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-";
@@ -202,174 +146,15 @@ static bool name_is_valid(const char *name)
     return length > 0 && length < LARDER_TENANT_NAME_MAX && strspn(name, letters) == length;
 }
 
-static XXH128_canonical_t tenants_check(struct tenants_head *file, size_t bytes)
-{
-    XXH128_canonical_t was = file->check;
-    XXH128_canonical_t check;
-    memset(&file->check, 0, sizeof(file->check));
-    XXH128_canonicalFromHash(&check, XXH3_128bits(file, bytes));
-    file->check = was;
-    return check;
-}
-
-/* A name twice would give one tenant's keys to another. */
-static bool names_are_valid(const struct tenants_item *items, uint32_t count)
-{
-    for (uint32_t i = 0; i < count; i++) {
-        if (!name_is_valid(items[i].name))
-            return false;
-        for (uint32_t j = 0; j < i; j++)
-            if (strcmp(items[i].name, items[j].name) == 0)
-                return false;
-    }
-    return true;
-}
-
-/* -ENOENT, LARDER_EVERSION, LARDER_ECORRUPT, other -errno; `file` has TENANTS_BYTES_MAX bytes. */
-static int read_copy(const struct larder_identity *identity, const char *name,
-                     struct tenants_head *file)
-{
-    size_t bytes;
-    LARDER_TRY(read_file(identity, name, file, TENANTS_BYTES_MAX, &bytes));
-    const char *wrong = NULL;
-    if (bytes < sizeof(*file) || file->magic != TENANTS_MAGIC)
-        wrong = "is not a list of tenants";
-    else if (file->count > LARDER_TENANTS_MAX ||
-             bytes != sizeof(*file) + file->count * sizeof(struct tenants_item))
-        wrong = "has the wrong length";
-    if (!wrong) {
-        XXH128_canonical_t check = tenants_check(file, bytes);
-        if (memcmp(&check, &file->check, sizeof(check)) != 0)
-            wrong = "is damaged";
-        else if (file->version != TENANTS_VERSION || file->reserved != 0)
-            return larder_fail(LARDER_EVERSION, "%s/%s has version %u, expected %u",
-                               identity->directory, name, file->version, TENANTS_VERSION);
-        else if (memcmp(file->store, identity->store_id, sizeof(file->store)) != 0)
-            wrong = "belongs to another store";
-        else if (!names_are_valid((const struct tenants_item *)(file + 1), file->count))
-            wrong = "has a malformed name";
-    }
-    return wrong ? larder_fail(LARDER_ECORRUPT, "%s/%s %s", identity->directory, name, wrong) : 0;
-}
-
-static void adopt(struct larder_identity *identity, const struct tenants_head *file)
-{
-    const struct tenants_item *items = (const struct tenants_item *)(file + 1);
-    identity->sequence = file->sequence;
-    identity->count = file->count;
-    for (uint32_t i = 0; i < file->count; i++) {
-        struct larder_tenant_info *tenant = &identity->tenants[i];
-        *tenant = (struct larder_tenant_info){.index = i};
-        memcpy(tenant->name, items[i].name, sizeof(tenant->name));
-        memcpy(tenant->id, items[i].id, sizeof(tenant->id));
-        memcpy(tenant->key, items[i].key, sizeof(tenant->key));
-    }
-}
-
-/* The file's bytes for the tenants as they are now; its length through *bytes. */
-static void build_file(const struct larder_identity *identity, struct tenants_head *file,
-                       size_t *bytes)
-{
-    struct tenants_item *items = (struct tenants_item *)(file + 1);
-    *bytes = sizeof(*file) + identity->count * sizeof(*items);
-    memset(file, 0, *bytes);
-    file->magic = TENANTS_MAGIC;
-    file->version = TENANTS_VERSION;
-    file->count = identity->count;
-    file->sequence = identity->sequence;
-    memcpy(file->store, identity->store_id, sizeof(file->store));
-    for (uint32_t i = 0; i < identity->count; i++) {
-        const struct larder_tenant_info *tenant = &identity->tenants[i];
-        memcpy(items[i].name, tenant->name, sizeof(items[i].name));
-        memcpy(items[i].id, tenant->id, sizeof(items[i].id));
-        memcpy(items[i].key, tenant->key, sizeof(items[i].key));
-    }
-    file->check = tenants_check(file, *bytes);
-}
-
-/* Writes the copies named by the bits of `which`, the first one first. */
-static int write_copies(const struct larder_identity *identity, unsigned which)
-{
-    struct tenants_head *file = larder_alloc(TENANTS_BYTES_MAX);
-    if (!file)
-        return larder_fail(-ENOMEM, "no memory for the list of tenants");
-    size_t bytes;
-    build_file(identity, file, &bytes);
-    int err = 0;
-    for (unsigned i = 0; i < 2 && err == 0; i++)
-        if (which & (1u << i))
-            err = replace_file(identity, copy_names[i], file, bytes);
-    larder_free(file);
-    return err;
-}
-
-/* Reads both copies, adopts the newer good one, and repairs the other. */
-static int load_tenants(struct larder_identity *identity)
-{
-    struct tenants_head *files[2] = {larder_alloc(TENANTS_BYTES_MAX),
-                                     larder_alloc(TENANTS_BYTES_MAX)};
-    int result = 0;
-    if (!files[0] || !files[1]) {
-        result = larder_fail(-ENOMEM, "no memory for the list of tenants");
-        goto out;
-    }
-    int err[2];
-    for (unsigned i = 0; i < 2; i++) {
-        err[i] = read_copy(identity, copy_names[i], files[i]);
-        if (err[i] < 0 && err[i] != LARDER_ECORRUPT && err[i] != -ENOENT) {
-            /* A newer release's file, or a disk that cannot be read: not ours to overwrite. */
-            result = err[i];
-            goto out;
-        }
-        if (err[i] < 0)
-            larder_log(LARDER_LOG_WARN, "storage: %s", larder_error_message());
-    }
-    if (err[0] < 0 && err[1] < 0) {
-        result = larder_fail(LARDER_ECORRUPT,
-                             "%s/tenants and its copy are both unusable: restore one of them, "
-                             "or start with an empty directory",
-                             identity->directory);
-        goto out;
-    }
-    unsigned good = err[0] < 0 || (err[1] == 0 && files[1]->sequence > files[0]->sequence);
-    adopt(identity, files[good]);
-    bool both = err[1 - good] == 0 && files[1 - good]->sequence == files[good]->sequence;
-    identity->bad_copies = !both;
-    if (!both && !identity->looks_only) {
-        result = write_copies(identity, 1u << (1 - good));
-        if (result == 0)
-            larder_log(LARDER_LOG_INFO, "storage: repaired %s/%s from %s", identity->directory,
-                       copy_names[1 - good], copy_names[good]);
-    }
-out:
-    larder_free(files[1]);
-    larder_free(files[0]);
-    return result;
-}
-
-/* Without `format` there must be no tenant: else somebody lost the file. */
-static int check_empty(const struct larder_identity *identity)
-{
-    struct stat st;
-    for (unsigned i = 0; i < 2; i++) {
-        if (fstatat(identity->directory_fd, copy_names[i], &st, AT_SYMLINK_NOFOLLOW) != 0)
-            continue;
-        if ((size_t)st.st_size > sizeof(struct tenants_head))
-            return larder_fail(LARDER_ECORRUPT,
-                               "%s has tenants but no file \"format\": restore it (two lines, "
-                               "docs/FORMAT.md), or use another directory",
-                               identity->directory);
-    }
-    return 0;
-}
-
 static int make_store(struct larder_identity *identity)
 {
-    LARDER_TRY(check_empty(identity));
-    LARDER_TRY(random_bytes(identity->store_id, sizeof(identity->store_id)));
+    LARDER_TRY(tenants_check_none(identity));
+    LARDER_TRY(crypt_random(identity->store_id, sizeof(identity->store_id)));
+    if (identity->keys)
+        LARDER_TRY(crypt_random(identity->keys->store, sizeof(identity->keys->store)));
     identity->sequence = 1;
     identity->count = 0;
-    LARDER_TRY(write_copies(identity, 3));
+    LARDER_TRY(tenants_write(identity));
     return write_format(identity);
 }
 
@@ -450,11 +235,27 @@ static int open_locked(struct larder_identity *identity, bool must_exist)
     LARDER_TRY(take_lock(identity));
     known = read_format(identity); /* another process may have made it meanwhile */
     LARDER_TRY(known);
-    return known ? load_tenants(identity) : make_store(identity);
+    return known ? tenants_load(identity) : make_store(identity);
+}
+
+static int alloc_parts(struct larder_identity *identity, const char *directory,
+                       const uint8_t *wrap_key)
+{
+    identity->directory = larder_strdup(directory);
+    identity->tenants = crypt_secret_alloc(TENANT_INFO_BYTES);
+    if (!identity->directory || !identity->tenants)
+        return larder_fail(-ENOMEM, "no memory to open %s", directory);
+    if (!wrap_key)
+        return 0;
+    identity->keys = crypt_secret_alloc(sizeof(*identity->keys));
+    if (!identity->keys)
+        return larder_fail(-ENOMEM, "no memory to open %s", directory);
+    memcpy(identity->keys->wrap, wrap_key, sizeof(identity->keys->wrap));
+    return crypt_open(&identity->crypt);
 }
 
 static int open_identity(struct larder_identity **out, const char *directory, bool must_exist,
-                         bool looks_only)
+                         const uint8_t *wrap_key, bool looks_only)
 {
     *out = NULL;
     struct larder_identity *identity = larder_alloc_zero(1, sizeof(*identity));
@@ -464,13 +265,9 @@ static int open_identity(struct larder_identity **out, const char *directory, bo
     identity->directory_fd = -1;
     identity->lock_fd = -1;
     identity->looks_only = looks_only;
-    int err = -ENOMEM;
-    identity->directory = larder_strdup(directory);
-    identity->tenants = larder_alloc_zero(LARDER_TENANTS_MAX, sizeof(*identity->tenants));
-    if (!identity->directory || !identity->tenants) {
-        larder_fail(err, "no memory to open %s", directory);
+    int err = alloc_parts(identity, directory, wrap_key);
+    if (err < 0)
         goto fail;
-    }
     err = open_directory(identity, must_exist);
     if (err < 0)
         goto fail;
@@ -486,15 +283,16 @@ fail:
     return err;
 }
 
-int larder_identity_open(struct larder_identity **out, const char *directory, bool must_exist)
+int larder_identity_open(struct larder_identity **out, const char *directory, bool must_exist,
+                         const uint8_t *wrap_key)
 {
-    return open_identity(out, directory, must_exist, false);
+    return open_identity(out, directory, must_exist, wrap_key, false);
 }
 
 int larder_identity_inspect(struct larder_identity **out, const char *directory,
-                            unsigned *bad_copies)
+                            const uint8_t *wrap_key, unsigned *bad_copies)
 {
-    LARDER_TRY(open_identity(out, directory, true, true));
+    LARDER_TRY(open_identity(out, directory, true, wrap_key, true));
     *bad_copies = (*out)->bad_copies;
     return 0;
 }
@@ -507,7 +305,9 @@ void larder_identity_close(struct larder_identity *identity)
         close(identity->lock_fd);
     if (identity->directory_fd >= 0)
         close(identity->directory_fd);
-    larder_free(identity->tenants);
+    crypt_close(identity->crypt);
+    crypt_secret_free(identity->keys, sizeof(*identity->keys));
+    crypt_secret_free(identity->tenants, TENANT_INFO_BYTES);
     larder_free(identity->directory);
     pthread_mutex_destroy(&identity->adding);
     larder_free(identity);
@@ -549,11 +349,13 @@ static int add_tenant(struct larder_identity *identity, const char *name)
     struct larder_tenant_info *tenant = &identity->tenants[identity->count];
     *tenant = (struct larder_tenant_info){.index = identity->count};
     memcpy(tenant->name, name, strlen(name));
-    LARDER_TRY(random_bytes(tenant->id, sizeof(tenant->id)));
-    LARDER_TRY(random_bytes(tenant->key, sizeof(tenant->key)));
+    LARDER_TRY(crypt_random(tenant->id, sizeof(tenant->id)));
+    LARDER_TRY(crypt_random(tenant->key, sizeof(tenant->key)));
+    if (identity->keys)
+        LARDER_TRY(crypt_random(identity->keys->tenants[identity->count], CRYPT_KEY_BYTES));
     identity->count++;
     identity->sequence++;
-    int err = write_copies(identity, 3);
+    int err = tenants_write(identity);
     if (err < 0) {
         /* One copy may have it: then it is found at the next start, unused. The sequence is not
          * taken back, so that a later change outranks that copy. */
@@ -568,7 +370,7 @@ int larder_identity_add_tenant(struct larder_identity *identity, uint32_t *out_i
                                const char *name)
 {
     *out_index = 0;
-    if (!name_is_valid(name))
+    if (!identity_name_is_valid(name))
         return larder_fail(-EINVAL,
                            "tenant name \"%.80s\" is not 1 to %u letters, digits, '.', '_' or '-'",
                            name, LARDER_TENANT_NAME_MAX - 1);
@@ -586,4 +388,45 @@ int larder_identity_add_tenant(struct larder_identity *identity, uint32_t *out_i
     }
     *out_index = index;
     return 0;
+}
+
+/* --- encryption ------------------------------------------------------------------------------- */
+
+bool larder_identity_encrypted(const struct larder_identity *identity)
+{
+    return identity->keys != NULL;
+}
+
+bool larder_identity_data_key(struct larder_identity *identity, uint8_t out[32],
+                              const uint8_t id[16])
+{
+    assert(identity->keys);
+    if (larder_all_zero(id, sizeof(identity->tenants[0].id))) {
+        memcpy(out, identity->keys->store, CRYPT_KEY_BYTES);
+        return true;
+    }
+    uint32_t count = larder_identity_tenant_count(identity);
+    for (uint32_t i = 0; i < count; i++) {
+        if (memcmp(identity->tenants[i].id, id, sizeof(identity->tenants[i].id)) == 0) {
+            memcpy(out, identity->keys->tenants[i], CRYPT_KEY_BYTES);
+            return true;
+        }
+    }
+    return false;
+}
+
+int larder_identity_rewrap(struct larder_identity *identity, const uint8_t *wrap_key)
+{
+    assert(identity->keys);
+    uint8_t before[CRYPT_KEY_BYTES];
+    pthread_mutex_lock(&identity->adding);
+    memcpy(before, identity->keys->wrap, sizeof(before));
+    memcpy(identity->keys->wrap, wrap_key, sizeof(before));
+    identity->sequence++;
+    int err = tenants_write(identity);
+    if (err < 0)
+        memcpy(identity->keys->wrap, before, sizeof(before));
+    pthread_mutex_unlock(&identity->adding);
+    crypt_wipe(before, sizeof(before));
+    return err;
 }

@@ -183,14 +183,15 @@ static bool plan_stage(struct load *load, struct host_layers layers)
 
 static int check_head(const struct load *load)
 {
-    const struct larder_record *record = load->buffer;
+    struct larder_record *record = load->buffer;
     const struct entry_variant *variant = &load->variant;
-    int err = larder_record_check(record, variant->head_bytes);
+    int err = tag_open_head(load->store->seal, record, variant->head_bytes);
     if (err == -EAGAIN)
         return larder_fail(LARDER_ECORRUPT, "record: head of %u bytes, the index says %u",
                            record->head_bytes, variant->head_bytes);
-    if (err < 0)
+    if (err < 0 && err != -ENOMEM)
         return LARDER_ECORRUPT; /* an unknown version too: the segment said which it holds */
+    LARDER_TRY(err);
     if (record->type != LARDER_RECORD_ENTRY || record->head_bytes != variant->head_bytes ||
         record->record_bytes != (uint64_t)variant->record_pages * LARDER_PAGE_BYTES ||
         record->variant != load->number || record->generation != variant->generation ||
@@ -198,8 +199,6 @@ static int check_head(const struct load *load)
         record->segment_page != variant->segment_page ||
         memcmp(record->key, load->key.bytes, sizeof(record->key)) != 0)
         return larder_fail(LARDER_ECORRUPT, "record: not the one that the index names");
-    if (!tag_head_matches(record))
-        return larder_fail(LARDER_ECORRUPT, "record: the tag of its head does not match");
     return 0;
 }
 
@@ -224,7 +223,7 @@ static void advance(struct load *load)
 {
     if (load->err < 0)
         return;
-    const struct larder_record *record = load->buffer;
+    struct larder_record *record = load->buffer;
     if (!load->head_good) {
         if (load->reached < load->variant.head_bytes)
             return;
@@ -240,11 +239,9 @@ static void advance(struct load *load)
         const struct larder_section *section = &sections[load->section_next];
         if (section->offset + section->bytes > load->reached && load->reached < load->stage_end)
             return;
-        if (!tag_section_matches(record, load->section_next)) {
-            load->err = larder_fail(LARDER_ECORRUPT, "record: the tag of section %u does not match",
-                                    load->section_next);
+        load->err = tag_open_section(load->store->seal, record, load->section_next);
+        if (load->err < 0)
             return;
-        }
         load->section_next++;
         publish(load);
     }

@@ -8,8 +8,8 @@
  * than they are, and what is behind it; what has no parent goes.
  *
  * A payload may hold bytes that look like a record. They are met only inside of a record whose own
- * head is damaged, and must then carry the right place and tags; v1's tags do not resist somebody
- * who makes them on purpose (docs/FORMAT.md), those of encrypted stores will.
+ * head is damaged, and must then carry the right place and tags; those of plain stores do not
+ * resist somebody who makes them on purpose (docs/FORMAT.md), those of encrypted stores do.
  */
 #include <errno.h>
 #include <string.h>
@@ -25,6 +25,7 @@ struct removed_key {
     struct larder_key key;
     uint64_t generation;
     uint32_t variant; /* its number + 1; 0: all */
+    uint16_t tenant;  /* only an entry of this one is meant */
 };
 
 struct rebuild {
@@ -38,6 +39,9 @@ static int note_removed(struct rebuild *rebuild, const struct larder_record *rec
 {
     const struct larder_key *keys = (const void *)larder_record_extra(record);
     uint32_t count = record->extra_bytes / (uint32_t)sizeof(*keys);
+    uint16_t tenant;
+    if (!recovery_tenant(rebuild->recovery, record->tenant, &tenant))
+        return 0;
     while (rebuild->removed_count + count > rebuild->removed_capacity) {
         uint32_t capacity = rebuild->removed_capacity ? rebuild->removed_capacity * 2 : 1024;
         struct removed_key *removed =
@@ -48,8 +52,11 @@ static int note_removed(struct rebuild *rebuild, const struct larder_record *rec
         rebuild->removed_capacity = capacity;
     }
     for (uint32_t i = 0; i < count; i++)
-        rebuild->removed[rebuild->removed_count++] = (struct removed_key){
-            .key = keys[i], .generation = record->generation, .variant = record->variant};
+        rebuild->removed[rebuild->removed_count++] =
+            (struct removed_key){.key = keys[i],
+                                 .generation = record->generation,
+                                 .variant = record->variant,
+                                 .tenant = tenant};
     return 0;
 }
 
@@ -179,6 +186,11 @@ static int scan_segment(struct rebuild *rebuild, struct segment *segment, bool n
     return 0;
 }
 
+static bool is_meant(const struct table *table, uint32_t id, const struct removed_key *removed)
+{
+    return id != TABLE_NONE && table_entry(table, id)->tenant == removed->tenant;
+}
+
 static void apply_removed(struct rebuild *rebuild)
 {
     struct table *table = &rebuild->recovery->store->table;
@@ -188,7 +200,7 @@ static void apply_removed(struct rebuild *rebuild)
         uint32_t end = removed->variant == 0 ? LARDER_VARIANTS_MAX : removed->variant;
         for (uint32_t number = first; number < end; number++) {
             uint32_t id = table_find_variant(table, &removed->key, number);
-            if (id != TABLE_NONE &&
+            if (is_meant(table, id, removed) &&
                 table_entry(table, id)->variant.generation < removed->generation)
                 recovery_forget(rebuild->recovery, id);
         }
@@ -211,7 +223,7 @@ static int drop_behind_removed(struct rebuild *rebuild)
     for (uint32_t i = 0; i < rebuild->removed_count; i++) {
         const struct removed_key *removed = &rebuild->removed[i];
         uint32_t id = removed->variant == 0 ? table_find(table, &removed->key) : TABLE_NONE;
-        if (id != TABLE_NONE && newest[id] < removed->generation)
+        if (is_meant(table, id, removed) && newest[id] < removed->generation)
             newest[id] = removed->generation;
     }
     for (uint32_t i = 0; i < larder_identity_tenant_count(store->identity); i++) {

@@ -662,8 +662,12 @@ int recovery_drop_subtree(struct recovery *recovery, uint32_t top)
     }
 }
 
+/* What a tombstone says counts for its tenant's entries alone. */
 static int take_tombstone(struct recovery *recovery, const struct larder_record *record)
 {
+    uint16_t tenant;
+    if (!recovery_tenant(recovery, record->tenant, &tenant))
+        return 0;
     const struct larder_key *keys = (const void *)larder_record_extra(record);
     uint32_t count = record->extra_bytes / (uint32_t)sizeof(*keys);
     struct table *table = &recovery->store->table;
@@ -671,7 +675,8 @@ static int take_tombstone(struct recovery *recovery, const struct larder_record 
         uint32_t id = record->variant == 0
                           ? table_find(table, &keys[i])
                           : table_find_variant(table, &keys[i], record->variant - 1);
-        if (id == TABLE_NONE || table_entry(table, id)->variant.generation >= record->generation)
+        if (id == TABLE_NONE || table_entry(table, id)->tenant != tenant ||
+            table_entry(table, id)->variant.generation >= record->generation)
             continue;
         /* One variant alone: another carries the chain then. */
         if (record->variant != 0 && (table_entry(table, id)->flags & ENTRY_VARIED))
@@ -896,7 +901,7 @@ static int start_from_index(struct recovery *recovery)
 int recovery_begin(struct recovery *recovery, struct larder_store *store)
 {
     *recovery = (struct recovery){.store = store};
-    return scan_open(&recovery->scan, store->io);
+    return scan_open(&recovery->scan, store->io, store->seal);
 }
 
 void recovery_end(struct recovery *recovery)

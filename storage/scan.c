@@ -9,9 +9,9 @@
 #include "base/mem.h"
 #include "storage/tag.h"
 
-int scan_open(struct scan *scan, struct larder_io *io)
+int scan_open(struct scan *scan, struct larder_io *io, struct seal *seal)
 {
-    *scan = (struct scan){.io = io, .capacity = LARDER_IO_BYTES_MAX};
+    *scan = (struct scan){.io = io, .seal = seal, .capacity = LARDER_IO_BYTES_MAX};
     scan->buffer = larder_alloc_aligned(LARDER_PAGE_BYTES, scan->capacity);
     return scan->buffer ? 0 : larder_fail(-ENOMEM, "recovery: no memory");
 }
@@ -60,20 +60,22 @@ int scan_head(struct scan *scan, const struct larder_record **out, const struct 
     if (offset + LARDER_PAGE_BYTES > segment->end_bytes)
         return LARDER_ECORRUPT;
     LARDER_TRY(read_part(scan, segment, offset, 0, LARDER_PAGE_BYTES));
-    const struct larder_record *record = (const void *)scan->buffer;
+    struct larder_record *record = (void *)scan->buffer;
     if (record->magic != LARDER_RECORD_MAGIC)
         return LARDER_ECORRUPT;
-    int err = larder_record_check(record, LARDER_PAGE_BYTES);
+    int err = tag_open_head(scan->seal, record, LARDER_PAGE_BYTES);
     if (err == -EAGAIN && offset + record->record_bytes <= segment->end_bytes) {
         uint64_t head_bytes = larder_round_up(record->head_bytes, LARDER_PAGE_BYTES);
         LARDER_TRY(read_part(scan, segment, offset, LARDER_PAGE_BYTES, head_bytes));
-        record = (const void *)scan->buffer;
-        err = larder_record_check(record, head_bytes);
+        record = (void *)scan->buffer;
+        err = tag_open_head(scan->seal, record, head_bytes);
     }
+    if (err == -ENOMEM)
+        return err;
     /* A version that is not known is damage here: the segment's header said which it holds. */
     if (err < 0 || record->segment_id != segment->id ||
         record->segment_page != offset / LARDER_PAGE_BYTES ||
-        offset + record->record_bytes > segment->end_bytes || !tag_head_matches(record))
+        offset + record->record_bytes > segment->end_bytes)
         return LARDER_ECORRUPT;
     *out = record;
     return 0;
@@ -87,10 +89,10 @@ int scan_record(struct scan *scan, const struct larder_record **out, const struc
     LARDER_TRY(scan_head(scan, &record, segment, offset));
     uint64_t head_bytes = larder_round_up(record->head_bytes, LARDER_PAGE_BYTES);
     LARDER_TRY(read_part(scan, segment, offset, head_bytes, record->record_bytes));
-    record = (const void *)scan->buffer;
-    if (!tag_record_matches(record))
-        return LARDER_ECORRUPT;
-    *out = record;
+    struct larder_record *whole = (void *)scan->buffer;
+    for (uint32_t i = 0; i < whole->section_count; i++)
+        LARDER_TRY(tag_open_section(scan->seal, whole, i));
+    *out = whole;
     return 0;
 }
 

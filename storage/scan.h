@@ -12,20 +12,23 @@
 #include "storage/io.h"
 #include "storage/seglog.h"
 
+struct seal;
+
 struct scan {
     struct larder_io *io;
-    uint8_t *buffer; /* aligned */
+    struct seal *seal; /* NULL: a plain store */
+    uint8_t *buffer;   /* aligned */
     uint64_t capacity;
     uint64_t io_errors;
     bool unreadable; /* the last LARDER_ECORRUPT was a read that failed, twice */
 };
 
-int scan_open(struct scan *scan, struct larder_io *io);
+int scan_open(struct scan *scan, struct larder_io *io, struct seal *seal);
 void scan_close(struct scan *scan);
 
-/* The head at `offset`, checked: form, place, tag; it ends within the segment. Valid until the next
- * call. LARDER_ECORRUPT: there is no valid head here (or it cannot be read). Sections are not
- * looked at. */
+/* The head at `offset`, checked and decrypted: form, place, tag; it ends within the segment. Valid
+ * until the next call. LARDER_ECORRUPT: there is no valid head here (or it cannot be read).
+ * Sections are not looked at. */
 int scan_head(struct scan *scan, const struct larder_record **out, const struct segment *segment,
               uint64_t offset);
 /* The same with the whole record and all its tags. */

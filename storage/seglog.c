@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/random.h>
 #include <time.h>
 #include <xxhash.h>
 
@@ -13,6 +12,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/record.h"
+#include "storage/crypt.h"
 
 #define NAME_BYTES 24
 
@@ -108,8 +108,16 @@ enum header_state {
     HEADER_FOREIGN,
 };
 
-/* A damaged header costs nothing: every record says itself where it belongs, and is checked. */
-static int read_header(struct seglog *log, const struct segment *segment, enum header_state *state)
+static bool header_is_whole(const struct segment_header *header)
+{
+    uint8_t check[16];
+    header_check(check, header);
+    return header->magic == SEGMENT_MAGIC && memcmp(check, header->check, sizeof(check)) == 0;
+}
+
+/* A damaged header costs nothing in a plain store: every record says itself where it belongs, and
+ * is checked. In an encrypted one its copy has the salt. */
+static int read_header(struct seglog *log, struct segment *segment, enum header_state *state)
 {
     *state = HEADER_OURS;
     if (segment->file_bytes < SEGMENT_HEADER_BYTES)
@@ -121,9 +129,9 @@ static int read_header(struct seglog *log, const struct segment *segment, enum h
                            larder_error_text(err));
     struct segment_header header;
     memcpy(&header, log->page, sizeof(header));
-    uint8_t check[16];
-    header_check(check, &header);
-    if (header.magic != SEGMENT_MAGIC || memcmp(check, header.check, sizeof(check)) != 0) {
+    if (!header_is_whole(&header))
+        memcpy(&header, log->page + SEGMENT_HEADER_COPY, sizeof(header));
+    if (!header_is_whole(&header)) {
         larder_log(LARDER_LOG_WARN, "segment %u: its header is damaged or was never written",
                    segment->id);
         return 0;
@@ -134,6 +142,8 @@ static int read_header(struct seglog *log, const struct segment *segment, enum h
     if (memcmp(header.store_id, log->store_id, sizeof(header.store_id)) != 0 ||
         header.segment_id != segment->id)
         *state = HEADER_FOREIGN;
+    memcpy(segment->salt, header.salt, sizeof(segment->salt));
+    segment->has_salt = true;
     return 0;
 }
 
@@ -168,6 +178,7 @@ int seglog_open(struct seglog *log, struct larder_io *io, const uint8_t *store_i
     log->store_id = store_id;
     log->segment_bytes = segment_bytes;
     log->next_id = 1;
+    log->tag_kind = LARDER_TAG_XXH3_128;
     log->punches = true;
     log->page = larder_alloc_aligned(LARDER_PAGE_BYTES, SEGMENT_HEADER_BYTES);
     if (!log->page)
@@ -191,21 +202,24 @@ void seglog_close(struct seglog *log)
 
 /* --- append ---------------------------------------------------------------------------------- */
 
-static int fill_header(struct seglog *log, const struct segment *segment)
+static int fill_header(struct seglog *log, struct segment *segment)
 {
     struct segment_header header = {
         .magic = SEGMENT_MAGIC,
         .version = SEGMENT_VERSION,
         .segment_id = segment->id,
         .created_s = (uint64_t)time(NULL),
-        .tag_kind = LARDER_TAG_XXH3_128,
+        .tag_kind = log->tag_kind,
     };
     memcpy(header.store_id, log->store_id, sizeof(header.store_id));
-    if (getrandom(header.salt, sizeof(header.salt), 0) != sizeof(header.salt))
-        return larder_fail(-EIO, "segments: no random numbers from the system");
+    LARDER_TRY(crypt_random(header.salt, sizeof(header.salt)));
+    memcpy(segment->salt, header.salt, sizeof(segment->salt));
+    segment->has_salt = true;
     header_check(header.check, &header);
     memset(log->page, 0, SEGMENT_HEADER_BYTES);
     memcpy(log->page, &header, sizeof(header));
+    if (log->tag_kind != LARDER_TAG_XXH3_128)
+        memcpy(log->page + SEGMENT_HEADER_COPY, &header, sizeof(header));
     return 0;
 }
 

@@ -24,8 +24,11 @@
 #define SEGMENT_MAGIC        0x314d47455344524cull /* "LRDSEGM1" */
 #define SEGMENT_VERSION      1u
 #define SEGMENT_HEADER_BYTES 4096u
+/* The header's second copy, in another sector: an encrypted segment is lost with its salt. */
+#define SEGMENT_HEADER_COPY 2048u
 
-/* The first bytes of a segment's first page; zeros behind. */
+/* The first bytes of a segment's first page, and those at SEGMENT_HEADER_COPY if it is encrypted;
+ * zeros between and behind. */
 struct segment_header {
     uint64_t magic;       /* 00-07 */
     uint32_t version;     /* 08-11 */
@@ -49,6 +52,8 @@ struct segment {
     uint64_t live_bytes;      /* of records that the table names */
     uint64_t tombstone_bytes; /* and of marks */
     uint32_t mark_count;      /* that hold; as of the last sweep */
+    uint8_t salt[32];         /* of its header */
+    bool has_salt;            /* it was found there */
     bool in_index;            /* has a row there */
     bool needs_header;        /* new: its header, in seglog.page, goes out with its first records */
 };
@@ -57,6 +62,8 @@ struct seglog {
     struct larder_io *io;
     const uint8_t *store_id;
     uint64_t segment_bytes;
+    uint32_t
+        tag_kind; /* of the records in new segments: XXH3-128, until the owner says otherwise */
     struct segment **segments; /* by id, oldest first */
     uint32_t count;
     uint32_t capacity;

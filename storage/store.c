@@ -14,6 +14,7 @@
 #include "base/key.h"
 #include "base/log.h"
 #include "base/mem.h"
+#include "storage/crypt.h"
 #include "storage/store_priv.h"
 
 #define IO_DEPTH_DEFAULT 64u
@@ -341,10 +342,47 @@ static int open_requests(struct larder_store *store)
     return 0;
 }
 
+static int open_identity(struct larder_identity **out, const char *directory, bool must_exist,
+                         const char *key_file)
+{
+    uint8_t key[CRYPT_KEY_BYTES];
+    *out = NULL;
+    if (!key_file)
+        return larder_identity_open(out, directory, must_exist, NULL);
+    int err = crypt_read_key_file(key, key_file);
+    if (err == 0)
+        err = larder_identity_open(out, directory, must_exist, key);
+    crypt_wipe(key, sizeof(key));
+    return err;
+}
+
+int larder_store_rewrap(const char *directory, const char *key_file, const char *new_key_file)
+{
+    uint8_t key[CRYPT_KEY_BYTES];
+    struct larder_identity *identity = NULL;
+    int err = crypt_read_key_file(key, new_key_file);
+    if (err == 0)
+        err = open_identity(&identity, directory, true, key_file);
+    if (err == 0)
+        err = larder_identity_rewrap(identity, key);
+    larder_identity_close(identity);
+    crypt_wipe(key, sizeof(key));
+    return err;
+}
+
+int store_open_seal(struct larder_store *store)
+{
+    if (!larder_identity_encrypted(store->identity))
+        return 0;
+    store->log.tag_kind = LARDER_TAG_AES_256_GCM;
+    return seal_create(&store->seal, store->identity, &store->log);
+}
+
 static int open_parts(struct larder_store *store)
 {
     const struct larder_store_options *options = &store->options;
-    LARDER_TRY(larder_identity_open(&store->identity, store->directory, options->must_exist));
+    LARDER_TRY(
+        open_identity(&store->identity, store->directory, options->must_exist, options->key_file));
     LARDER_TRY(table_open(&store->table));
     LARDER_TRY(history_open(&store->history));
     history_load(&store->history, store->directory);
@@ -355,6 +393,7 @@ static int open_parts(struct larder_store *store)
     LARDER_TRY(open_disk(store));
     LARDER_TRY(seglog_open(&store->log, store->io, larder_identity_store_id(store->identity),
                            options->segment_bytes));
+    LARDER_TRY(store_open_seal(store));
     LARDER_TRY(open_requests(store));
     LARDER_TRY(recover_store(store));
     int err = pthread_create(&store->thread, NULL, storage_thread, store);
@@ -385,6 +424,7 @@ void store_free(struct larder_store *store)
         larder_index_close(store->index);
     if (store->io)
         store->io->ops->close(store->io);
+    seal_close(store->seal);
     larder_free(store->append_requests);
     larder_free(store->load_requests);
     larder_free(store->dead.extents);

@@ -50,6 +50,10 @@ struct larder_store_options {
     /* Tests: the time by which entries age, instead of the system's. */
     uint64_t (*now_ms)(void *context);
     void *now_ms_context;
+    /* The key that an encrypted store's keys are wrapped with; NULL: a plain store. A store is
+     * encrypted from its making or never: LARDER_ECONFIG when this does not fit (docs/FORMAT.md,
+     * "Encryption"). */
+    const char *key_file;
 };
 
 /* Creates or opens; recovers; starts the storage thread. LARDER_ELOCKED when another process has
@@ -57,6 +61,9 @@ struct larder_store_options {
 int larder_store_open(struct larder_store **out, const struct larder_store_options *options);
 /* Writes out what is queued, then stops. Leases of holders that still exist are void. */
 void larder_store_close(struct larder_store *store);
+/* Wraps the keys of an encrypted store that nobody has open with the key of another file: its
+ * records stay as they are. */
+int larder_store_rewrap(const char *directory, const char *key_file, const char *new_key_file);
 
 /* --- tenants and models ---------------------------------------------------------------------- */
 

@@ -33,6 +33,7 @@
 #include "storage/io.h"
 #include "storage/mark.h"
 #include "storage/policy.h"
+#include "storage/seal.h"
 #include "storage/seglog.h"
 #include "storage/store.h"
 #include "storage/table.h"
@@ -264,6 +265,7 @@ struct append_request {
     struct larder_io_request io;
     struct append_request *next;
     struct group *group;
+    void *sealed; /* what is written; NULL: the record as it is */
 };
 
 struct lease_ref {
@@ -367,6 +369,7 @@ struct larder_store {
     struct append_request *free_append_requests;
     struct load_request *load_requests;
     struct load_request *free_load_requests;
+    struct seal *seal;     /* NULL: a plain store */
     struct dead_list dead; /* the index forgot them: to be given back */
     uint32_t *gone;        /* ids of removed segments that the index still knows */
     uint32_t gone_count;
@@ -391,6 +394,8 @@ int store_add_model_locked(struct larder_store *store, uint32_t *out,
 uint32_t store_find_model_locked(const struct larder_store *store,
                                  const struct larder_key *fingerprint);
 void store_fail_writes(struct larder_store *store, const char *what, int err);
+/* Of an encrypted store, once its tenants and segments are known. */
+int store_open_seal(struct larder_store *store);
 
 /* evict.c */
 /* As host_take(), evicting what may go: -EAGAIN: add a slab and come again; -EBUSY. */

@@ -2,6 +2,7 @@
 #include "storage/tag.h"
 
 #include <assert.h>
+#include <errno.h>
 #include <string.h>
 /* For a streaming state on the stack. */
 #define XXH_STATIC_LINKING_ONLY
@@ -11,31 +12,26 @@
 #include <xxh_x86dispatch.h>
 #endif
 
+#include "base/error.h"
 #include "storage/planted.h"
+#include "storage/seal.h"
 
-#define HEAD_SECTION UINT32_MAX
-
-/* What a tag is bound to, packed as docs/FORMAT.md lists it. */
-struct __attribute__((packed)) binding {
-    uint8_t key[32];
-    uint32_t variant;
-    uint32_t segment_id;
-    uint32_t segment_page;
-    uint64_t generation;
-    uint32_t section;
-};
-static_assert(sizeof(struct binding) == 56, "format");
-
-static uint64_t seed_of(const struct larder_record *record, uint32_t section)
+void tag_bind(struct tag_binding *out, const struct larder_record *record, uint32_t section)
 {
-    struct binding binding = {
+    *out = (struct tag_binding){
         .variant = record->variant,
         .segment_id = record->segment_id,
         .segment_page = record->segment_page,
         .generation = record->generation,
         .section = section,
     };
-    memcpy(binding.key, record->key, sizeof(binding.key));
+    memcpy(out->key, record->key, sizeof(out->key));
+}
+
+static uint64_t seed_of(const struct larder_record *record, uint32_t section)
+{
+    struct tag_binding binding;
+    tag_bind(&binding, record, section);
     return XXH3_64bits(&binding, sizeof(binding));
 }
 
@@ -61,7 +57,7 @@ static void tag_of_head(uint8_t out[16], const struct larder_record *record)
     /* reset_withSeed() trusts the secret in a state whose seed it has already, and this one's is
      * whatever the stack held: the last head's seed over a secret since overwritten. */
     XXH3_INITSTATE(&state);
-    XXH3_128bits_reset_withSeed(&state, seed_of(record, HEAD_SECTION));
+    XXH3_128bits_reset_withSeed(&state, seed_of(record, TAG_HEAD_SECTION));
     XXH3_128bits_update(&state, &header, sizeof(header));
     XXH3_128bits_update(&state, record + 1, record->head_bytes - sizeof(header));
     store_hash(out, XXH3_128bits_digest(&state));
@@ -75,7 +71,7 @@ void tag_record(struct larder_record *record)
     tag_of_head(record->tag, record);
 }
 
-bool tag_head_matches(const struct larder_record *record)
+static bool head_matches(const struct larder_record *record)
 {
     if (LARDER_PLANT(TAG_UNCHECKED))
         return true;
@@ -84,23 +80,34 @@ bool tag_head_matches(const struct larder_record *record)
     return memcmp(tag, record->tag, sizeof(tag)) == 0;
 }
 
-bool tag_section_matches(const struct larder_record *record, uint32_t section)
+int tag_open_head(struct seal *seal, struct larder_record *record, uint64_t available_bytes)
 {
-    assert(section < record->section_count);
-    if (LARDER_PLANT(TAG_UNCHECKED))
-        return true;
-    uint8_t tag[16];
-    tag_of_section(tag, record, section);
-    return memcmp(tag, larder_record_directory(record)[section].tag, sizeof(tag)) == 0;
+    int err = larder_record_check(record, sizeof(*record));
+    if (err < 0 && err != -EAGAIN)
+        return err;
+    if (record->head_bytes > available_bytes)
+        return -EAGAIN;
+    if (record->tag_kind != (seal ? LARDER_TAG_AES_256_GCM : LARDER_TAG_XXH3_128))
+        return larder_fail(LARDER_ECORRUPT, "record: tag kind %u in a store that is %sencrypted",
+                           record->tag_kind, seal ? "" : "not ");
+    if (seal)
+        LARDER_TRY(seal_open_head(seal, record));
+    else if (!head_matches(record))
+        return larder_fail(LARDER_ECORRUPT, "record: the tag of its head does not match");
+    return larder_record_check(record, available_bytes);
 }
 
-bool tag_record_matches(const struct larder_record *record)
+int tag_open_section(struct seal *seal, struct larder_record *record, uint32_t section)
 {
-    if (!tag_head_matches(record))
-        return false;
-    for (uint32_t i = 0; i < record->section_count; i++) {
-        if (!tag_section_matches(record, i))
-            return false;
-    }
-    return true;
+    assert(section < record->section_count);
+    if (seal)
+        return seal_open_section(seal, record, section);
+    if (LARDER_PLANT(TAG_UNCHECKED))
+        return 0;
+    uint8_t tag[16];
+    tag_of_section(tag, record, section);
+    if (memcmp(tag, larder_record_directory(record)[section].tag, sizeof(tag)) != 0)
+        return larder_fail(LARDER_ECORRUPT, "record: the tag of section %u does not match",
+                           section);
+    return 0;
 }

@@ -585,35 +585,60 @@ static void append_done(struct larder_io_request *io)
         group->err = io->result;
     group->in_flight--;
     group->in_flight_bytes -= io->bytes;
+    if (request->sealed)
+        seal_piece_done(store->seal, request->sealed);
     request->next = store->free_append_requests;
     store->free_append_requests = request;
 }
 
-static void submit_append(struct larder_store *store, struct group *group, struct append *append)
+/* What of an append goes next. 1: that. 0: no buffer is free now. Negative: it cannot be sealed. */
+static int next_piece(struct larder_store *store, const struct group *group, struct append *append,
+                      struct seal_piece *out)
 {
-    struct append_request *request = store->free_append_requests;
-    store->free_append_requests = request->next;
+    uint32_t page = (uint32_t)(append->offset / LARDER_PAGE_BYTES);
+    if (append->record && store->seal)
+        return seal_next_piece(store->seal, out, append->record, group->segment->id, page);
     if (append->record && append->submitted_bytes == 0) {
         append->record->segment_id = group->segment->id;
-        append->record->segment_page = (uint32_t)(append->offset / LARDER_PAGE_BYTES);
+        append->record->segment_page = page;
         tag_record(append->record);
     }
-    uint32_t bytes =
-        (uint32_t)larder_min_u64(append->bytes - append->submitted_bytes, LARDER_IO_BYTES_MAX);
+    *out = (struct seal_piece){
+        .buffer = (uint8_t *)append->buffer + append->submitted_bytes,
+        .offset = append->submitted_bytes,
+        .bytes =
+            (uint32_t)larder_min_u64(append->bytes - append->submitted_bytes, LARDER_IO_BYTES_MAX),
+    };
+    return 1;
+}
+
+/* False: nothing more can be submitted now. */
+static bool submit_append(struct larder_store *store, struct group *group, struct append *append)
+{
+    struct seal_piece piece;
+    int made = next_piece(store, group, append, &piece);
+    if (made < 0)
+        group->err = made;
+    if (made <= 0)
+        return false;
+    struct append_request *request = store->free_append_requests;
+    store->free_append_requests = request->next;
     request->group = group;
+    request->sealed = append->record && store->seal ? piece.buffer : NULL;
     request->io = (struct larder_io_request){
         .op = LARDER_IO_WRITE,
         .file = group->segment->file,
-        .buffer = (uint8_t *)append->buffer + append->submitted_bytes,
-        .offset = append->offset + append->submitted_bytes,
-        .bytes = bytes,
+        .buffer = piece.buffer,
+        .offset = append->offset + piece.offset,
+        .bytes = piece.bytes,
         .done = append_done,
         .context = store,
     };
-    append->submitted_bytes += bytes;
+    append->submitted_bytes += piece.bytes;
     group->in_flight++;
-    group->in_flight_bytes += bytes;
+    group->in_flight_bytes += piece.bytes;
     store->io->ops->submit(store->io, &request->io);
+    return true;
 }
 
 static void submit_appends(struct larder_store *store, struct group *group)
@@ -621,7 +646,8 @@ static void submit_appends(struct larder_store *store, struct group *group)
     while (group->appending && store->free_append_requests && group->err == 0 &&
            group->in_flight_bytes < WRITE_BYTES_IN_FLIGHT_MAX && !store->read_only) {
         struct append *append = group->appending;
-        submit_append(store, group, append);
+        if (!submit_append(store, group, append))
+            return;
         if (append->submitted_bytes == append->bytes)
             group->appending = append->next;
     }

@@ -79,6 +79,7 @@ enum {
     OPTION_FOR,
     OPTION_LEVEL,
     OPTION_PINNED,
+    OPTION_KEY_FILE,
 };
 
 struct input {
@@ -104,6 +105,7 @@ static const struct argp_option list_options[] = {
 static const struct argp_option fsck_options[] = {
     {"data", OPTION_DATA, NULL, 0, "Read every entry, and check all its tags", 0},
     {"repair", OPTION_REPAIR, NULL, 0, "Mend what is wrong; drop what is damaged", 0},
+    {"key-file", OPTION_KEY_FILE, "FILE", 0, "Of an encrypted store: larderd's key_file", 0},
     {0},
 };
 
@@ -203,13 +205,15 @@ static error_t parse_list(int key, char *argument, struct argp_state *state)
 static error_t parse_fsck(int key, char *argument, struct argp_state *state)
 {
     struct input *input = state->input;
-    (void)argument;
     switch (key) {
     case OPTION_DATA:
         input->options.data = true;
         return 0;
     case OPTION_REPAIR:
         input->options.repair = true;
+        return 0;
+    case OPTION_KEY_FILE:
+        input->options.key_file = argument;
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;

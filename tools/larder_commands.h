@@ -41,6 +41,7 @@ struct command_options {
     bool scrub_status;
     bool scrub_cancel;
     bool scrub_background;
+    const char *key_file;
     /* metrics */
     const char *output; /* NULL: stdout */
     /* top */

@@ -92,12 +92,13 @@ int command_fsck(const struct command_options *options, int argc, char **argv)
 {
     (void)argc;
     struct work work = {.options = options, .findings = options->json ? json_array() : NULL};
-    const struct larder_fsck_options ask = {.store = {.directory = argv[0]},
-                                            .data = options->data,
-                                            .repair = options->repair,
-                                            .finding = on_finding,
-                                            .progress = on_progress,
-                                            .context = &work};
+    const struct larder_fsck_options ask = {
+        .store = {.directory = argv[0], .key_file = options->key_file},
+        .data = options->data,
+        .repair = options->repair,
+        .finding = on_finding,
+        .progress = on_progress,
+        .context = &work};
     struct larder_fsck_report report;
     larder_log_set_level(LARDER_LOG_WARN);
     progress_start(&work.progress);

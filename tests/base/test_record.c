@@ -124,7 +124,7 @@ END_TEST
     X(r->type = 0, LARDER_ECORRUPT)                                                                \
     X(r->type = 99, LARDER_ECORRUPT)                                                               \
     X(r->tag_kind = 0, LARDER_EVERSION)                                                            \
-    X(r->tag_kind = LARDER_TAG_AES_256_GCM, LARDER_EVERSION)                                       \
+    X(r->tag_kind = 3, LARDER_EVERSION)                                                            \
     X(r->flags = 1, LARDER_ECORRUPT)                                                               \
     X(r->reserved0[1] = 1, LARDER_ECORRUPT)                                                        \
     X(r->record_bytes += 1, LARDER_ECORRUPT)                                                       \

@@ -3,6 +3,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -491,6 +492,7 @@ void world_draw_options(struct world *world)
         .segment_bytes =
             segment_mib[world->evicts ? 0 : world_draw(world, LARDER_COUNT_OF(segment_mib))] << 20,
         .ssd_bytes = world->evicts ? world->options.ssd_bytes : 256u << 20,
+        .key_file = world->key_file[0] ? world->key_file : NULL,
     };
 }
 
@@ -625,6 +627,20 @@ static void init_locks(struct world *world)
     pthread_cond_init(&world->changed, NULL);
 }
 
+static void make_key(struct world *world)
+{
+    uint8_t key[32];
+    for (size_t i = 0; i < sizeof(key); i++)
+        key[i] = (uint8_t)world_draw(world, 256);
+    snprintf(world->key_file, sizeof(world->key_file), "%s.key", world->directory);
+    int fd = open(world->key_file, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    if (fd < 0 || write(fd, key, sizeof(key)) != (ssize_t)sizeof(key)) {
+        perror(world->key_file);
+        exit(2);
+    }
+    close(fd);
+}
+
 struct world *world_begin(struct tally *tally, uint64_t seed, bool on_disk, bool verbose)
 {
     /* A child's work in it is the parent's too. */
@@ -637,6 +653,8 @@ struct world *world_begin(struct tally *tally, uint64_t seed, bool on_disk, bool
     alarm(2 * HANG_SECONDS);
     init_locks(world);
     scratch_make(world->directory);
+    if (world_chance(world, 50))
+        make_key(world);
     if (on_disk) {
         world->disk = sim_disk_create(world_mix(seed + 1));
         lmdb_disk_attach(world->disk, world_mix(seed + 2));
@@ -661,6 +679,8 @@ void world_end(struct world *world)
         sim_disk_destroy(world->disk);
     }
     scratch_remove(world->directory);
+    if (world->key_file[0])
+        unlink(world->key_file);
     pthread_cond_destroy(&world->changed);
     pthread_mutex_destroy(&world->mutex);
     munmap(world, sizeof(*world));

@@ -39,7 +39,8 @@ struct world {
     uint64_t random;
     bool verbose; /* a line for each bug met */
     char directory[SCRATCH_PATH_BYTES];
-    struct sim_disk *disk; /* NULL: real files */
+    char key_file[SCRATCH_PATH_BYTES + 8]; /* empty: not encrypted */
+    struct sim_disk *disk;                 /* NULL: real files */
     struct larder_store *store;
     struct larder_store_options options;
     struct larder_hasher *hasher;

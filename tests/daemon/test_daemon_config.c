@@ -67,6 +67,7 @@ START_TEST(mistakes_are_named)
         {"threads = 99999999999999999999", "f.conf:1: threads: "},
         {"block_tokens = 0", "f.conf:1: block_tokens: 0 is outside 1..4096"},
         {"directory = var/lib", "f.conf:1: directory: path 'var/lib' is relative"},
+        {"key_file = key", "f.conf:1: key_file: path 'key' is relative"},
         {"directory =", "f.conf:1: directory: a value is missing"},
         {"core_dumps = yes", "f.conf:1: core_dumps: 'yes' is neither 'on' nor 'off'"},
         {"log_level = loud", "f.conf:1: log_level: "},
@@ -160,7 +161,7 @@ START_TEST(sample_is_the_default)
     uint32_t key_count = 0;
     for (size_t i = 0; i < LARDER_COUNT_OF(sample.lines); i++)
         key_count += sample.lines[i] > 0;
-    ck_assert_uint_eq(key_count, 22); /* as many as larderd.conf(5) has */
+    ck_assert_uint_eq(key_count, 22); /* as many as larderd.conf(5) has, but for key_file */
     memset(sample.lines, 0, sizeof(sample.lines));
     config_free(&sample);
     ck_assert_mem_eq(&sample, &plain, sizeof(plain));

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <unistd.h>
 
 #include "base/error.h"
@@ -73,6 +74,7 @@ void fixture_begin(struct fixture *fixture)
     memset(fixture, 0, sizeof(*fixture));
     scratch_make(fixture->path);
     larder_log_set_level(LARDER_LOG_ERROR);
+    const char *key_file = getenv("LARDER_TEST_ENCRYPTED") ? fixture_make_key(fixture) : NULL;
     fixture->options = (struct larder_store_options){
         .directory = fixture->path,
         .io = "auto",
@@ -80,7 +82,20 @@ void fixture_begin(struct fixture *fixture)
         .slab_bytes = 1 << 20,
         .ssd_bytes = 16 << 20,
         .segment_bytes = 1 << 20,
+        .key_file = key_file,
     };
+}
+
+const char *fixture_make_key(struct fixture *fixture)
+{
+    snprintf(fixture->key_path, sizeof(fixture->key_path), "%s/test.key", fixture->path);
+    int fd = open(fixture->key_path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    must(fd >= 0);
+    uint8_t key[32];
+    must(getrandom(key, sizeof(key), 0) == sizeof(key));
+    must(write(fd, key, sizeof(key)) == sizeof(key));
+    close(fd);
+    return fixture->key_path;
 }
 
 int fixture_open(struct fixture *fixture)

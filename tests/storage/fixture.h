@@ -21,14 +21,18 @@ _Noreturn void must_fail(const char *condition, const char *file, int line);
 
 struct fixture {
     char path[SCRATCH_PATH_BYTES];
+    char key_path[SCRATCH_PATH_BYTES + 16];
     struct larder_store_options options;
     struct larder_store *store;
     struct larder_tenant_info tenant;
     struct larder_model_info model;
 };
 
-/* Small sizes: 4 MiB of host tier in slabs of 1 MiB, 16 MiB of SSD in segments of 1 MiB. */
+/* Small sizes: 4 MiB of host tier in slabs of 1 MiB, 16 MiB of SSD in segments of 1 MiB. Encrypted
+ * when LARDER_TEST_ENCRYPTED is in the environment: the suites of the store run both ways. */
 void fixture_begin(struct fixture *fixture);
+/* Makes a key file, beside the store's own files, and gives its path. */
+const char *fixture_make_key(struct fixture *fixture);
 /* Opens with fixture->options; the tenant "a" and the model are there then. */
 int fixture_open(struct fixture *fixture);
 void fixture_close(struct fixture *fixture);

@@ -86,7 +86,7 @@ static void set_up(struct fixture *fixture)
 static struct larder_identity *open_good(const struct fixture *fixture)
 {
     struct larder_identity *identity;
-    int err = larder_identity_open(&identity, fixture->path, false);
+    int err = larder_identity_open(&identity, fixture->path, false, NULL);
     ck_assert_msg(err == 0, "%s", larder_error_message());
     return identity;
 }
@@ -94,7 +94,7 @@ static struct larder_identity *open_good(const struct fixture *fixture)
 static int open_bad(const struct fixture *fixture, bool must_exist)
 {
     struct larder_identity *identity;
-    int err = larder_identity_open(&identity, fixture->path, must_exist);
+    int err = larder_identity_open(&identity, fixture->path, must_exist, NULL);
     ck_assert_int_lt(err, 0);
     ck_assert_ptr_null(identity);
     return err;
@@ -174,7 +174,7 @@ START_TEST(tenants_last)
     larder_identity_close(identity);
 
     for (int i = 0; i < 2; i++) {
-        ck_assert_int_eq(larder_identity_open(&identity, fixture.path, true), 0);
+        ck_assert_int_eq(larder_identity_open(&identity, fixture.path, true, NULL), 0);
         ck_assert_mem_eq(larder_identity_store_id(identity), store_id, 16);
         again = add(identity, "bob.2_x-Y");
         ck_assert_mem_eq(&again, &bob, sizeof(bob));
@@ -216,7 +216,7 @@ START_TEST(locking)
     pid_t child = fork();
     if (child == 0) {
         struct larder_identity *other;
-        _exit(larder_identity_open(&other, fixture.path, false) == LARDER_ELOCKED ? 0 : 1);
+        _exit(larder_identity_open(&other, fixture.path, false, NULL) == LARDER_ELOCKED ? 0 : 1);
     }
     int status;
     ck_assert_int_eq(waitpid(child, &status, 0), child);
@@ -343,7 +343,7 @@ static void run_child(const struct fixture *fixture, int fd, int dies_at)
     static const char *const names[] = {"alice", "bob"};
     struct larder_identity *identity;
     steps_left = dies_at;
-    if (larder_identity_open(&identity, fixture->path, false) != 0)
+    if (larder_identity_open(&identity, fixture->path, false, NULL) != 0)
         _exit(1);
     for (int i = 0; i < 2; i++) {
         uint32_t index;

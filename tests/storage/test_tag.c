@@ -48,10 +48,20 @@ static struct larder_record *make_record(void)
     return record;
 }
 
+static bool matches(void)
+{
+    static _Alignas(LARDER_PAGE_BYTES) uint8_t copy[sizeof(bytes)];
+    memcpy(copy, bytes, sizeof(bytes));
+    struct larder_record *record = (void *)copy;
+    if (tag_open_head(NULL, record, sizeof(copy)) < 0)
+        return false;
+    return tag_open_section(NULL, record, 0) == 0 && tag_open_section(NULL, record, 1) == 0;
+}
+
 START_TEST(every_bit_of_what_is_tagged_counts)
 {
     struct larder_record *record = make_record();
-    ck_assert(tag_record_matches(record));
+    ck_assert(matches());
     const struct larder_section *sections = larder_record_directory(record);
     for (uint64_t bit = 0; bit < 8ull * sizeof(bytes); bit++) {
         uint64_t at = bit / 8;
@@ -63,10 +73,10 @@ START_TEST(every_bit_of_what_is_tagged_counts)
             (at >= (uint64_t)((const uint8_t *)sections - bytes) && at < record->head_bytes))
             continue;
         bytes[at] ^= (uint8_t)(1u << bit % 8);
-        ck_assert_msg(tag_record_matches(record) != covered, "bit %llu", (unsigned long long)bit);
+        ck_assert_msg(matches() != covered, "bit %llu", (unsigned long long)bit);
         bytes[at] ^= (uint8_t)(1u << bit % 8);
     }
-    ck_assert(tag_record_matches(record));
+    ck_assert(matches());
 }
 END_TEST
 
