@@ -61,8 +61,14 @@ static uint64_t hadamard_scratch(const struct codec_node *node, const struct cod
     return 2 * row_bytes(node, size) + 64 + codec_scratch(node->inner, size);
 }
 
-/* One halving: sums and differences of elements `step` apart. */
-CODEC_VECTOR static void butterfly(float *x, uint64_t count, uint64_t step)
+#define LANES 16u
+
+/* Never an argument or a result: how those are passed depends on the machine. */
+typedef float lanes __attribute__((vector_size(LANES * sizeof(float))));
+
+/* Sums and differences of elements `step` apart, in elements that the row's end or a vector's
+ * width lets stand side by side. */
+static inline void butterfly(float *x, uint64_t count, uint64_t step)
 {
     for (uint64_t first = 0; first < count; first += 2 * step) {
         float *low = x + first;
@@ -76,7 +82,44 @@ CODEC_VECTOR static void butterfly(float *x, uint64_t count, uint64_t step)
     }
 }
 
-CODEC_VECTOR static void multiply(float *x, const float *y, uint64_t count, float factor)
+/* The steps below LANES, within one vector: a lane whose bit is clear gets x + y, its partner y
+ * the difference; signs of +1 and -1 change no bit of a product. */
+static inline void turn_lanes(float *at)
+{
+    const lanes sign8 = {1, 1, 1, 1, 1, 1, 1, 1, -1, -1, -1, -1, -1, -1, -1, -1};
+    const lanes sign4 = {1, 1, 1, 1, -1, -1, -1, -1, 1, 1, 1, 1, -1, -1, -1, -1};
+    const lanes sign2 = {1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1};
+    const lanes sign1 = {1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1};
+    lanes x;
+    memcpy(&x, at, sizeof(x));
+    x = __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7) +
+        x * sign8;
+    x = __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11) +
+        x * sign4;
+    x = __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13) +
+        x * sign2;
+    x = __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14) +
+        x * sign1;
+    memcpy(at, &x, sizeof(x));
+}
+
+/* Each run of `dims` elements times the Hadamard matrix, not normalised. */
+CODEC_VECTOR static void turn_row(float *x, uint64_t count, uint64_t dims)
+{
+    uint64_t step = dims / 2;
+    for (; step >= LANES; step /= 2)
+        butterfly(x, count, step);
+    if (dims < LANES) {
+        for (; step > 0; step /= 2)
+            butterfly(x, count, step);
+        return;
+    }
+    for (uint64_t i = 0; i < count; i += LANES)
+        turn_lanes(x + i);
+}
+
+CODEC_VECTOR static void multiply(float *restrict x, const float *restrict y, uint64_t count,
+                                  float factor)
 {
     for (uint64_t i = 0; i < count; i++)
         x[i] = x[i] * y[i] * factor;
@@ -127,8 +170,7 @@ static void turn(const struct hadamard *hadamard, struct codec_tile *tile, bool 
                 memcpy(row + i * dims, at + i * head_count, dims * sizeof(float));
             if (!back)
                 multiply(row, hadamard->signs, hadamard->count, hadamard->factor);
-            for (uint64_t step = hadamard->dims / 2; step > 0; step /= 2)
-                butterfly(row, hadamard->count, step);
+            turn_row(row, hadamard->count, hadamard->dims);
             if (back)
                 multiply(row, hadamard->signs, hadamard->count, hadamard->factor);
             for (uint32_t i = 0; i < hadamard->heads && row != at; i++)

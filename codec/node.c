@@ -82,10 +82,13 @@ CODEC_VECTOR static void load_bf16(float *out, const uint8_t *in, uint64_t count
     }
 }
 
-CODEC_VECTOR static void store_bf16(uint8_t *out, const float *x, uint64_t count)
+/* To nearest, ties to even. Numbers are finite, unless the stream is hostile: then a NaN becomes
+ * some other number, the same everywhere. */
+CODEC_VECTOR static void store_bf16(uint8_t *restrict out, const float *restrict x, uint64_t count)
 {
     for (uint64_t i = 0; i < count; i++) {
-        uint16_t half = bf16_from_float(x[i]);
+        uint32_t bits = bits_of(x[i]);
+        uint16_t half = (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
         memcpy(out + 2 * i, &half, sizeof(half));
     }
 }

@@ -6,9 +6,10 @@
  *   Encoding  sees all tokens at once, appends bytes, and leaves in the numbers what decoding will
  *             give: so whoever works on the error of another node, and the error that is recorded,
  *             see the very values that a reader gets.
- *   Decoding  goes tile by tile, CODEC_TILE_TOKENS tokens of all heads, which stay in the caches:
+ *   Decoding  goes CODEC_ROWS_TOKENS tokens of all heads at a time, which stay in the caches:
  *             `decode_begin` takes the node's bytes in the order in which encoding appended them,
- *             then `decode_rows` gives tile after tile, from the first token to the last.
+ *             then `decode_rows` gives the tokens from the first to the last, so many each time,
+ *             fewer at the end only.
  *
  * Roles: a transform changes the numbers and hands them to the rest of its pipe (its first inner);
  * a wrapper has inner pipes in braces; a leaf turns numbers into bytes.
@@ -26,7 +27,9 @@
 #include "codec/codec.h"
 #include "codec/stage.h"
 
+/* Of a tile of symbols: groups of tokens are multiples of it. */
 #define CODEC_TILE_TOKENS 16u
+#define CODEC_ROWS_TOKENS 4u /* divides it */
 #define CODEC_NODES_MAX   64u
 #define CODEC_DEPTH_MAX   4u /* of braces */
 #define CODEC_PARAMS_MAX  8u

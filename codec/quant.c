@@ -257,18 +257,30 @@ CODEC_VECTOR static void quantize_one(uint8_t *q, float *x, uint64_t count, floa
     }
 }
 
-CODEC_VECTOR static void restore_each(float *x, const uint8_t *q, uint64_t count,
+CODEC_VECTOR static void restore_each(float *restrict x, const uint8_t *restrict q, uint64_t count,
                                       const float *scale, const float *low)
 {
     for (uint64_t i = 0; i < count; i++)
         x[i] = (float)q[i] * scale[i] + low[i];
 }
 
-CODEC_VECTOR static void restore_one(float *x, const uint8_t *q, uint64_t count, float scale,
-                                     float low)
+/* A row whose groups of `group` elements have a scale and low each, the last group perhaps short.
+ * Runs of a known length are what the compiler makes vectors of without a look at their ends. */
+#define RUN 32u
+CODEC_VECTOR static void restore_groups(float *restrict x, const uint8_t *restrict q,
+                                        uint64_t count, uint64_t group, const float *scale,
+                                        const float *low)
 {
-    for (uint64_t i = 0; i < count; i++)
-        x[i] = (float)q[i] * scale + low;
+    for (uint64_t first = 0; first < count; first += group, scale++, low++) {
+        uint64_t end = larder_min_u64(first + group, count);
+        uint64_t i = first;
+        for (; i + RUN <= end; i += RUN) {
+            for (uint64_t lane = 0; lane < RUN; lane++)
+                x[i + lane] = (float)q[i + lane] * *scale + *low;
+        }
+        for (; i < end; i++)
+            x[i] = (float)q[i] * *scale + *low;
+    }
 }
 
 static void quantize_block(uint8_t *q, struct codec_tile *tile, const struct grid *grid,
@@ -375,8 +387,13 @@ static void quant_decode_rows(const struct codec_node *node, const struct codec_
         restore_raw(quant, run, first, tile);
         return;
     }
-    symbols_rows(&quant->symbols, first, &tile->size, quant->q);
     uint32_t dims = tile->size.dims;
+    uint32_t in_tile = first % CODEC_TILE_TOKENS;
+    struct codec_size symbols = tile->size;
+    symbols.tokens =
+        (uint32_t)larder_min_u64(grid->whole_tokens - (first - in_tile), CODEC_TILE_TOKENS);
+    if (in_tile == 0)
+        symbols_rows(&quant->symbols, first, &symbols, quant->q);
     for (uint32_t token = 0; token < tile->size.tokens; token++) {
         uint32_t block = (first + token) / grid->group_tokens;
         if (block != quant->loaded) {
@@ -385,15 +402,14 @@ static void quant_decode_rows(const struct codec_node *node, const struct codec_
             quant->loaded = block;
         }
         for (uint32_t head = 0; head < tile->size.heads; head++) {
-            uint64_t row = ((uint64_t)head * tile->size.tokens + token) * dims;
+            float *x = tile->x + ((uint64_t)head * tile->size.tokens + token) * dims;
+            const uint8_t *q =
+                quant->q + ((uint64_t)head * symbols.tokens + in_tile + token) * dims;
             uint32_t at = head * grid->groups;
             if (grid->by_channel)
-                restore_each(tile->x + row, quant->q + row, dims, quant->scale + at,
-                             quant->low + at);
-            for (uint32_t dim = 0; dim < dims && !grid->by_channel; dim += grid->group_dims, at++)
-                restore_one(tile->x + row + dim, quant->q + row + dim,
-                            larder_min_u64(grid->group_dims, dims - dim), quant->scale[at],
-                            quant->low[at]);
+                restore_each(x, q, dims, quant->scale + at, quant->low + at);
+            else
+                restore_groups(x, q, dims, grid->group_dims, quant->scale + at, quant->low + at);
         }
     }
 }

@@ -15,7 +15,8 @@ static bool turns(const struct codec_run *run)
 }
 
 /* low' = low * cos - high * sin, high' = high * cos + low * sin; pairs stand `partner` apart. */
-CODEC_VECTOR static void rotate_halves(float *low, float *high, const float *cos, const float *sin,
+CODEC_VECTOR static void rotate_halves(float *restrict low, float *restrict high,
+                                       const float *restrict cos, const float *restrict sin,
                                        uint64_t pairs)
 {
     for (uint64_t i = 0; i < pairs; i++) {
@@ -26,8 +27,8 @@ CODEC_VECTOR static void rotate_halves(float *low, float *high, const float *cos
     }
 }
 
-CODEC_VECTOR static void rotate_neighbours(float *x, const float *cos, const float *sin,
-                                           uint64_t pairs)
+CODEC_VECTOR static void rotate_neighbours(float *restrict x, const float *restrict cos,
+                                           const float *restrict sin, uint64_t pairs)
 {
     for (uint64_t i = 0; i < pairs; i++) {
         float low = x[2 * i];
@@ -37,8 +38,9 @@ CODEC_VECTOR static void rotate_neighbours(float *x, const float *cos, const flo
     }
 }
 
-CODEC_VECTOR static void unrotate_halves(float *low, float *high, const float *cos,
-                                         const float *sin, uint64_t pairs)
+CODEC_VECTOR static void unrotate_halves(float *restrict low, float *restrict high,
+                                         const float *restrict cos, const float *restrict sin,
+                                         uint64_t pairs)
 {
     for (uint64_t i = 0; i < pairs; i++) {
         float length = cos[i] * cos[i] + sin[i] * sin[i];
@@ -49,8 +51,8 @@ CODEC_VECTOR static void unrotate_halves(float *low, float *high, const float *c
     }
 }
 
-CODEC_VECTOR static void unrotate_neighbours(float *x, const float *cos, const float *sin,
-                                             uint64_t pairs)
+CODEC_VECTOR static void unrotate_neighbours(float *restrict x, const float *restrict cos,
+                                             const float *restrict sin, uint64_t pairs)
 {
     for (uint64_t i = 0; i < pairs; i++) {
         float length = cos[i] * cos[i] + sin[i] * sin[i];

@@ -42,9 +42,9 @@ uint64_t section_bound(const struct section *section)
     return sizeof(struct section_header) + (tree > exact ? tree : exact);
 }
 
-static uint64_t tile_bytes(const struct section *section)
+static uint64_t rows_bytes(const struct section *section)
 {
-    uint64_t tokens = larder_min_u64(section->size.tokens, CODEC_TILE_TOKENS);
+    uint64_t tokens = larder_min_u64(section->size.tokens, CODEC_ROWS_TOKENS);
     return larder_round_up(tokens * section->size.heads * section->size.dims * sizeof(float), 64);
 }
 
@@ -142,16 +142,16 @@ static void store_tile(const struct section *section, uint8_t *planes,
 
 static int decode_tree(const struct section *section, void *planes, struct codec_run *run)
 {
-    struct codec_tile tile = {.x = codec_take_scratch(run, tile_bytes(section)),
+    struct codec_tile tile = {.x = codec_take_scratch(run, rows_bytes(section)),
                               .size = section->size};
     void *state;
     LARDER_TRY(codec_decode_begin(section->tree, run, &section->size, &state));
     if (run->in != run->in_end)
         return larder_fail(LARDER_ECORRUPT, "a section has %llu bytes too many",
                            (unsigned long long)(run->in_end - run->in));
-    for (uint32_t first = 0; first < section->size.tokens; first += CODEC_TILE_TOKENS) {
+    for (uint32_t first = 0; first < section->size.tokens; first += CODEC_ROWS_TOKENS) {
         tile.size.tokens =
-            (uint32_t)larder_min_u64(section->size.tokens - first, CODEC_TILE_TOKENS);
+            (uint32_t)larder_min_u64(section->size.tokens - first, CODEC_ROWS_TOKENS);
         codec_decode_rows(section->tree, run, state, first, &tile);
         store_tile(section, planes, &tile, first);
     }

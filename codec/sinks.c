@@ -93,13 +93,15 @@ static void sinks_decode_rows(const struct codec_node *node, const struct codec_
 {
     const struct sinks *sinks = state;
     codec_decode_rows(node->inner, run, sinks->inner, first, tile);
-    if (first > 0)
+    if (first >= sinks->tokens)
         return;
     uint32_t dtype = run->block->model->dtype;
-    uint64_t count = (uint64_t)sinks->tokens * tile->size.dims;
+    uint64_t row_bytes = tile->size.dims * larder_dtype_bytes(dtype);
+    uint64_t count = larder_min_u64(sinks->tokens - first, tile->size.tokens) * tile->size.dims;
     for (uint32_t head = 0; head < tile->size.heads; head++)
         codec_load_elems(tile->x + (uint64_t)head * tile->size.tokens * tile->size.dims,
-                         sinks->raw + head * count * larder_dtype_bytes(dtype), count, dtype);
+                         sinks->raw + ((uint64_t)head * sinks->tokens + first) * row_bytes, count,
+                         dtype);
 }
 
 const struct codec_node_ops codec_node_sinks = {

@@ -49,7 +49,23 @@ uint64_t symbols_bound(const struct codec_size *size, uint32_t levels)
            packed_bytes(row * (size->tokens % CODEC_TILE_TOKENS), levels);
 }
 
-/* out[j] |= (in[j] >> from & mask) << to, in each byte alone. */
+/* out[j] = (in[j] >> from & mask) << to, in each byte alone. */
+CODEC_VECTOR static void move_bits(uint8_t *out, const uint8_t *in, uint64_t count, uint32_t from,
+                                   uint8_t mask, uint32_t to)
+{
+    uint64_t masks = 0x0101010101010101ull * mask;
+    uint64_t i = 0;
+    for (; i + 8 <= count; i += 8) {
+        uint64_t word;
+        memcpy(&word, in + i, sizeof(word));
+        word = ((word >> from) & masks) << to;
+        memcpy(out + i, &word, sizeof(word));
+    }
+    for (; i < count; i++)
+        out[i] = (uint8_t)(((in[i] >> from) & mask) << to);
+}
+
+/* The same, added to what is there. */
 CODEC_VECTOR static void merge_bits(uint8_t *out, const uint8_t *in, uint64_t count, uint32_t from,
                                     uint8_t mask, uint32_t to)
 {
@@ -131,7 +147,6 @@ static void unpack(uint8_t *out, const uint8_t *in, uint64_t count, uint32_t lev
         memcpy(out, in, count);
         return;
     }
-    memset(out, 0, count);
     uint32_t done = 0;
     for (uint32_t part = 4; part > 0; part /= 2) {
         if (!(bits & part))
@@ -139,8 +154,13 @@ static void unpack(uint8_t *out, const uint8_t *in, uint64_t count, uint32_t lev
         uint64_t bytes = run_bytes(count, 8 / part);
         uint8_t mask = (uint8_t)((1u << part) - 1);
         uint32_t from = 0;
-        for (uint64_t first = 0; first < count; first += bytes, from += part)
-            merge_bits(out + first, in, larder_min_u64(bytes, count - first), from, mask, done);
+        for (uint64_t first = 0; first < count; first += bytes, from += part) {
+            uint64_t n = larder_min_u64(bytes, count - first);
+            if (done == 0)
+                move_bits(out + first, in, n, from, mask, 0);
+            else
+                merge_bits(out + first, in, n, from, mask, done);
+        }
         in += bytes;
         done += part;
     }
