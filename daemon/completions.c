@@ -64,7 +64,10 @@ void completions_post(struct completions *completions, struct completion *comple
     /* Under the lock, so that the queue is not closed between the push and the write. */
     if (was_empty) {
         uint64_t one = 1;
-        ssize_t written = write(completions->fd, &one, sizeof(one));
+        ssize_t written;
+        do
+            written = write(completions->fd, &one, sizeof(one));
+        while (written < 0 && errno == EINTR);
         assert(written == sizeof(one));
     }
     pthread_mutex_unlock(&completions->mtx);

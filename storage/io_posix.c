@@ -191,6 +191,27 @@ static enum io_posix_step retry(struct larder_io_request *request, int err)
     return IO_POSIX_DONE;
 }
 
+int64_t io_posix_attempt(struct larder_io_request *request)
+{
+    int fd = request->file->fd;
+    off_t offset = (off_t)(request->offset + request->progress_bytes);
+    size_t bytes = request->bytes - request->progress_bytes;
+    char *at = (char *)request->buffer + request->progress_bytes;
+    ssize_t rc = 0;
+    switch (request->op) {
+    case LARDER_IO_READ:
+        rc = pread(fd, at, bytes, offset);
+        break;
+    case LARDER_IO_WRITE:
+        rc = pwrite(fd, at, bytes, offset);
+        break;
+    case LARDER_IO_SYNC:
+        rc = fdatasync(fd);
+        break;
+    }
+    return rc < 0 ? -errno : rc;
+}
+
 enum io_posix_step io_posix_advance(struct larder_io_request *request, int64_t transferred)
 {
     if (transferred == -EINTR || transferred == -EAGAIN) {

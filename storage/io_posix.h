@@ -42,6 +42,8 @@ enum io_posix_step {
 
 /* Checks a request and makes its backend fields ready. */
 void io_posix_start(struct larder_io_request *request);
+/* One attempt by a plain system call: bytes, 0, or -errno. */
+int64_t io_posix_attempt(struct larder_io_request *request);
 /* Takes what one attempt gave: bytes, 0, or -errno. */
 enum io_posix_step io_posix_advance(struct larder_io_request *request, int64_t transferred);
 

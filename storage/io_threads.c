@@ -81,27 +81,6 @@ static void ring_bell(struct io_threads *threads)
     assert(written == (ssize_t)sizeof(one) || errno == EAGAIN);
 }
 
-static int64_t attempt(struct larder_io_request *request)
-{
-    int fd = request->file->fd;
-    off_t offset = (off_t)(request->offset + request->progress_bytes);
-    size_t bytes = request->bytes - request->progress_bytes;
-    char *at = (char *)request->buffer + request->progress_bytes;
-    ssize_t rc = 0;
-    switch (request->op) {
-    case LARDER_IO_READ:
-        rc = pread(fd, at, bytes, offset);
-        break;
-    case LARDER_IO_WRITE:
-        rc = pwrite(fd, at, bytes, offset);
-        break;
-    case LARDER_IO_SYNC:
-        rc = fdatasync(fd);
-        break;
-    }
-    return rc < 0 ? -errno : rc;
-}
-
 static void *worker(void *argument)
 {
     struct io_threads *threads = argument;
@@ -116,7 +95,7 @@ static void *worker(void *argument)
         }
         pthread_mutex_unlock(&threads->mutex);
         uint32_t retries_seen = 0;
-        while (io_posix_advance(request, attempt(request)) == IO_POSIX_AGAIN) {
+        while (io_posix_advance(request, io_posix_attempt(request)) == IO_POSIX_AGAIN) {
             if (request->retry_count > retries_seen)
                 usleep(RETRY_PAUSE_US);
             retries_seen = request->retry_count;

@@ -4,22 +4,29 @@
  * Threads: one at a time, as io.h says; wake only writes to the eventfd.
  * I1  At most `depth` requests and one read of the eventfd are in the ring: it cannot overflow.
  * I2  What does not fit waits in `waiting`, in order; it is never refused.
+ * I3  Once the kernel refuses io_uring_enter for good (a seccomp filter set late, a kernel without
+ *     memory) the ring is `broken` and nothing enters it any more: what it had not taken yet, and
+ *     all that comes, is done by plain system calls in poll(); what it had taken still completes.
  */
 #include "storage/io.h"
 
 #include <assert.h>
 #include <errno.h>
 #include <liburing.h>
+#include <poll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
 #include "base/bytes.h"
 #include "base/error.h"
+#include "base/log.h"
 #include "base/mem.h"
 #include "storage/io_posix.h"
 
 /* The ring's limit is 32,768 entries; no disk profits from a thousand. */
 #define DEPTH_MAX 4096u
+/* Of a broken ring: how long what the kernel has taken may be done before that is seen. */
+#define BROKEN_POLL_MS 1
 
 struct io_ring {
     struct io_posix posix;
@@ -28,6 +35,7 @@ struct io_ring {
     uint32_t in_flight; /* without the eventfd's read */
     struct larder_io_request *waiting;
     struct larder_io_request *waiting_last;
+    bool broken;
     bool bell_armed;
     uint64_t bell_count; /* where the kernel puts the eventfd's value */
     int event_fd;
@@ -45,12 +53,58 @@ static struct io_uring_sqe *next_sqe(struct io_ring *ring)
     return sqe;
 }
 
+static void append_waiting(struct io_ring *ring, struct larder_io_request *request)
+{
+    request->next = NULL;
+    if (ring->waiting)
+        ring->waiting_last->next = request;
+    else
+        ring->waiting = request;
+    ring->waiting_last = request;
+}
+
+static bool is_passing(int rc)
+{
+    return rc == -ETIME || rc == -EINTR || rc == -EAGAIN || rc == -EBUSY;
+}
+
+/* Takes back what the kernel has not taken. */
+static void give_up(struct io_ring *ring, int err)
+{
+    larder_log(LARDER_LOG_ERROR,
+               "ALARM: io_uring fails (%s): going on with plain system calls, slower, until the "
+               "next start",
+               larder_error_text(err));
+    ring->broken = true;
+    struct io_uring_sq *sq = &ring->ring.sq;
+    struct larder_io_request *behind = ring->waiting;
+    ring->waiting = NULL;
+    for (unsigned at = *sq->khead; at != sq->sqe_tail; at++) {
+        void *data = (void *)(uintptr_t)sq->sqes[at & sq->ring_mask].user_data;
+        if (data == ring) {
+            ring->bell_armed = false;
+            continue;
+        }
+        assert(ring->in_flight > 0);
+        ring->in_flight--;
+        append_waiting(ring, data);
+    }
+    while (behind) {
+        struct larder_io_request *next = behind->next;
+        append_waiting(ring, behind);
+        behind = next;
+    }
+}
+
 /* The kernel takes what is in the submission queue. EAGAIN, EBUSY and EINTR leave it there for the
  * next call; each poll makes one. */
 static void flush(struct io_ring *ring)
 {
-    if (io_uring_sq_ready(&ring->ring) > 0)
-        io_uring_submit(&ring->ring);
+    if (ring->broken || io_uring_sq_ready(&ring->ring) == 0)
+        return;
+    int rc = io_uring_submit(&ring->ring);
+    if (rc < 0 && !is_passing(rc))
+        give_up(ring, rc);
 }
 
 /* The address of `ring` itself, which no request has, marks the bell's completions. */
@@ -91,12 +145,8 @@ static void ring_submit(struct larder_io *io, struct larder_io_request *request)
 {
     struct io_ring *ring = ring_of(io);
     io_posix_start(request);
-    if (ring->in_flight == ring->depth) {
-        if (ring->waiting)
-            ring->waiting_last->next = request;
-        else
-            ring->waiting = request;
-        ring->waiting_last = request;
+    if (ring->broken || ring->in_flight == ring->depth) {
+        append_waiting(ring, request);
         return;
     }
     ring->in_flight++;
@@ -108,7 +158,7 @@ static void ring_submit(struct larder_io *io, struct larder_io_request *request)
 
 static void start_waiting(struct io_ring *ring)
 {
-    while (ring->waiting && ring->in_flight < ring->depth) {
+    while (!ring->broken && ring->waiting && ring->in_flight < ring->depth) {
         struct larder_io_request *request = ring->waiting;
         ring->waiting = request->next;
         request->next = NULL;
@@ -129,14 +179,19 @@ static struct larder_io_request *finish(struct io_ring *ring, struct io_uring_cq
     struct larder_io_request *request = data;
     assert(ring->in_flight > 0);
     if (io_posix_advance(request, res) == IO_POSIX_AGAIN) {
-        prepare(ring, request);
+        if (!ring->broken) {
+            prepare(ring, request);
+            return NULL;
+        }
+        ring->in_flight--;
+        append_waiting(ring, request);
         return NULL;
     }
     ring->in_flight--;
     return request;
 }
 
-static int wait_for_completion(struct io_ring *ring, int timeout_ms)
+static void wait_for_completion(struct io_ring *ring, int timeout_ms)
 {
     struct io_uring_cqe *cqe;
     int rc;
@@ -149,21 +204,14 @@ static int wait_for_completion(struct io_ring *ring, int timeout_ms)
         };
         rc = io_uring_submit_and_wait_timeout(&ring->ring, &cqe, 1, &time, NULL);
     }
-    if (rc < 0 && rc != -ETIME && rc != -EINTR && rc != -EAGAIN && rc != -EBUSY)
-        return larder_fail(rc, "io_uring wait: %s", larder_error_text(rc));
-    return 0;
+    if (rc < 0 && !is_passing(rc))
+        give_up(ring, rc);
 }
 
-static int ring_poll(struct larder_io *io, int timeout_ms)
+/* What has completed in the ring: only what was there at the start, because `done` may submit what
+ * completes at once, for ever. */
+static int reap(struct io_ring *ring)
 {
-    struct io_ring *ring = ring_of(io);
-    if (!ring->bell_armed)
-        arm_bell(ring);
-    flush(ring);
-    if (io_uring_cq_ready(&ring->ring) == 0 && timeout_ms != 0)
-        LARDER_TRY(wait_for_completion(ring, timeout_ms));
-
-    /* Only what was there at the start: `done` may submit what completes at once, for ever. */
     int count = 0;
     for (uint32_t ready = io_uring_cq_ready(&ring->ring); ready > 0; ready--) {
         struct io_uring_cqe *cqe;
@@ -176,6 +224,53 @@ static int ring_poll(struct larder_io *io, int timeout_ms)
         request->done(request);
         count++;
     }
+    return count;
+}
+
+static void wait_for_bell(struct io_ring *ring, int timeout_ms)
+{
+    struct pollfd bell = {.fd = ring->event_fd, .events = POLLIN};
+    if ((ring->in_flight > 0 || ring->bell_armed) &&
+        (timeout_ms < 0 || timeout_ms > BROKEN_POLL_MS))
+        timeout_ms = BROKEN_POLL_MS;
+    /* While the ring still reads the bell a second reader would wait for ever. */
+    uint64_t rings;
+    if (poll(&bell, ring->bell_armed ? 0 : 1, timeout_ms) > 0 &&
+        read(ring->event_fd, &rings, sizeof(rings)) < 0)
+        larder_log(LARDER_LOG_WARN, "eventfd: %s", larder_error_text(-errno));
+}
+
+static int broken_poll(struct io_ring *ring, int timeout_ms)
+{
+    bool was_armed = ring->bell_armed;
+    int count = reap(ring);
+    struct larder_io_request *request = ring->waiting;
+    if (request) {
+        ring->waiting = request->next;
+        request->next = NULL;
+        while (io_posix_advance(request, io_posix_attempt(request)) == IO_POSIX_AGAIN)
+            ;
+        request->done(request);
+        count++;
+    }
+    /* Something is done, or the ring's own read of the bell has ended. */
+    if (count > 0 || was_armed != ring->bell_armed)
+        timeout_ms = 0;
+    wait_for_bell(ring, timeout_ms);
+    return count;
+}
+
+static int ring_poll(struct larder_io *io, int timeout_ms)
+{
+    struct io_ring *ring = ring_of(io);
+    if (!ring->broken && !ring->bell_armed)
+        arm_bell(ring);
+    flush(ring);
+    if (!ring->broken && io_uring_cq_ready(&ring->ring) == 0 && timeout_ms != 0)
+        wait_for_completion(ring, timeout_ms);
+    if (ring->broken)
+        return broken_poll(ring, timeout_ms);
+    int count = reap(ring);
     flush(ring);
     return count;
 }
@@ -200,7 +295,10 @@ static void ring_close(struct larder_io *io)
     flush(ring);
     while (ring->bell_armed) {
         struct io_uring_cqe *cqe;
-        if (io_uring_wait_cqe(&ring->ring, &cqe) == 0)
+        if (ring->broken)
+            poll(NULL, 0, BROKEN_POLL_MS);
+        if ((ring->broken ? io_uring_peek_cqe(&ring->ring, &cqe)
+                          : io_uring_wait_cqe(&ring->ring, &cqe)) == 0)
             finish(ring, cqe);
     }
     io_uring_queue_exit(&ring->ring);

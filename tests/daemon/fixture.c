@@ -108,10 +108,15 @@ void fixture_prepare(struct fixture *fixture, const char *config)
 static pid_t spawn(struct fixture *fixture, const char *const *arguments)
 {
     char program[512];
-    char *argv[16] = {program};
-    fixture_program(program, "larderd");
-    for (int i = 0; arguments[i] && i < 14; i++)
-        argv[i + 1] = (char *)(size_t)arguments[i];
+    char *argv[64];
+    int count = 0;
+    fixture_program(program, fixture->program ? fixture->program : "larderd");
+    for (int i = 0; fixture->prefix && fixture->prefix[i] && count < 40; i++)
+        argv[count++] = (char *)(size_t)fixture->prefix[i];
+    argv[count++] = program;
+    for (int i = 0; arguments[i] && count < 63; i++)
+        argv[count++] = (char *)(size_t)arguments[i];
+    argv[count] = NULL;
     pid_t pid = fork();
     if (pid < 0)
         die("fork", program);
@@ -121,8 +126,8 @@ static pid_t spawn(struct fixture *fixture, const char *const *arguments)
         int log = open(fixture->log_path, O_WRONLY | O_CREAT | O_APPEND, 0600);
         dup2(log, STDERR_FILENO);
         dup2(log, STDOUT_FILENO);
-        execv(program, argv);
-        perror(program);
+        execvp(argv[0], argv);
+        perror(argv[0]);
         _exit(127);
     }
     return pid;
@@ -167,18 +172,30 @@ static bool somebody_listens(const char *path)
     return listens;
 }
 
-void fixture_restart(struct fixture *fixture)
+int fixture_try_restart(struct fixture *fixture)
 {
     const char *const arguments[] = {"--config", fixture->config_path, NULL};
     fixture->pid = spawn(fixture, arguments);
     for (int waited = 0; waited < WAIT_MS; waited += 5) {
         int status;
         if (somebody_listens(fixture->control_socket))
-            return;
-        if (waitpid(fixture->pid, &status, WNOHANG) == fixture->pid)
-            break;
+            return 0;
+        if (waitpid(fixture->pid, &status, WNOHANG) == fixture->pid) {
+            fixture->pid = 0;
+            int code = WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
+            return code ? code : -1; /* it may not end by itself */
+        }
         sleep_ms(5);
     }
+    errno = ETIMEDOUT;
+    die("larderd neither serves nor ends", fixture->config_path);
+    return -1;
+}
+
+void fixture_restart(struct fixture *fixture)
+{
+    if (fixture_try_restart(fixture) == 0)
+        return;
     show_log(fixture);
     errno = 0;
     die("larderd does not start", fixture->config_path);

@@ -22,6 +22,10 @@ struct fixture {
     char control_socket[80]; /* DIR/control.sock */
     char log_path[80];       /* DIR/log */
     pid_t pid;               /* 0: does not run */
+    /* Set between fixture_prepare() and a start: */
+    const char *program;       /* of the build; NULL: larderd */
+    const char *const *prefix; /* a program and its arguments that run it in their place, NULL at
+                                  the end: strace -D; NULL: none */
 };
 
 /* Starts on a fresh directory. `config` (NULL: nothing) stands behind small defaults and may name
@@ -32,12 +36,15 @@ void fixture_start(struct fixture *fixture, const char *config);
 void fixture_prepare(struct fixture *fixture, const char *config);
 /* Starts again what was stopped or killed, on the same directory, and waits until it serves. */
 void fixture_restart(struct fixture *fixture);
+/* The same of one that may not start: 0 when it serves, else how it ended, as fixture_terminate()
+ * gives it. */
+int fixture_try_restart(struct fixture *fixture);
 /* Runs larderd with these arguments (NULL at the end) until it exits; its exit code. Its output is
  * added to the log. */
 int fixture_run(struct fixture *fixture, const char *const *arguments);
 /* SIGKILL, and waits. */
 void fixture_kill(struct fixture *fixture);
-/* SIGTERM, and waits; returns its exit code. */
+/* SIGTERM, and waits; returns its exit code, or -N when signal N ended it. */
 int fixture_terminate(struct fixture *fixture);
 /* Ends it if it runs (and then cleanly, or aborts) and removes the directory. */
 void fixture_stop(struct fixture *fixture);

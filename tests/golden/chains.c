@@ -42,6 +42,8 @@ static const struct larder_model_desc models[CHAIN_MODELS] = {
     },
 };
 
+uint32_t chain_timeout_ms;
+
 struct session {
     struct larder *larder;
     struct larder_model *model;
@@ -87,7 +89,8 @@ static int session_begin(struct session *session, const struct fixture *fixture,
     char socket[96];
     *session = (struct session){0};
     snprintf(socket, sizeof(socket), "%s/other.sock", fixture->directory);
-    struct larder_options options = {.socket = chain->tenant ? socket : fixture->socket};
+    struct larder_options options = {.socket = chain->tenant ? socket : fixture->socket,
+                                     .timeout_ms = chain_timeout_ms};
     session->kv_bytes =
         sizeof(uint16_t) * desc->layers * 2 * desc->kv_heads * desc->k_dims * tokens;
     session->kv = calloc(1, session->kv_bytes);
@@ -103,10 +106,8 @@ static int session_begin(struct session *session, const struct fixture *fixture,
         session->prompt.extra = "adapter";
         session->prompt.extra_bytes = strlen("adapter");
     }
-    if (err < 0) {
-        fprintf(stderr, "golden: %s\n", larder_last_error());
+    if (err < 0)
         session_end(session);
-    }
     return err;
 }
 

@@ -24,6 +24,9 @@ struct chain {
     uint32_t number; /* even: recipe raw; odd: exact; a multiple of 3: `extra` is not empty */
 };
 
+/* Of any wait for the daemon; 0: the library's default. */
+extern uint32_t chain_timeout_ms;
+
 /* The first `tokens` tokens, durable. */
 int chain_put(const struct fixture *fixture, const struct chain *chain, uint32_t tokens);
 /* Removes the block that ends the first `tokens` tokens, and what is behind it. */

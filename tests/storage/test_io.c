@@ -347,6 +347,19 @@ START_TEST(choosing)
 }
 END_TEST
 
+static bool forbid(uint32_t number)
+{
+    struct sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, number, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog program = {.len = LARDER_COUNT_OF(code), .filter = code};
+    return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
+           prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
+}
+
 /* As in a container whose profile forbids io_uring. */
 START_TEST(forbidden_uring)
 {
@@ -354,15 +367,7 @@ START_TEST(forbidden_uring)
     scratch_make(path);
     pid_t child = fork();
     if (child == 0) {
-        struct sock_filter code[] = {
-            BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-            BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_io_uring_setup, 0, 1),
-            BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
-            BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
-        };
-        struct sock_fprog program = {.len = LARDER_COUNT_OF(code), .filter = code};
-        if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 ||
-            prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) != 0)
+        if (!forbid(SYS_io_uring_setup))
             _exit(77);
         struct larder_io *io;
         if (larder_io_open(&io, "uring", path, 4) != -EPERM || io)
@@ -377,6 +382,93 @@ START_TEST(forbidden_uring)
     ck_assert(WIFEXITED(status));
     if (WEXITSTATUS(status) == 77)
         fprintf(stderr, "skipped: no seccomp here\n");
+    else
+        ck_assert_int_eq(WEXITSTATUS(status), 0);
+    scratch_remove(path);
+}
+END_TEST
+
+#define LATE_COUNT 40u
+
+static void count_done(struct larder_io_request *request)
+{
+    ++*(uint32_t *)request->context;
+}
+
+/* All requests, each of a page; those from `first_late` on after the ring was forbidden. */
+static int run_late(struct larder_io *io, struct larder_file *file, enum larder_io_op op,
+                    uint8_t *buffers, uint32_t first_late)
+{
+    static struct larder_io_request requests[LATE_COUNT];
+    uint32_t done = 0;
+    for (uint32_t i = 0; i < LATE_COUNT; i++) {
+        if (i == first_late && !forbid(SYS_io_uring_enter))
+            return 77;
+        requests[i] = (struct larder_io_request){.op = op,
+                                                 .file = file,
+                                                 .buffer = buffers + i * PAGE,
+                                                 .offset = i * PAGE,
+                                                 .bytes = PAGE,
+                                                 .done = count_done,
+                                                 .context = &done};
+        io->ops->submit(io, &requests[i]);
+    }
+    while (done < LATE_COUNT)
+        if (io->ops->poll(io, -1) < 0)
+            return 3;
+    for (uint32_t i = 0; i < LATE_COUNT; i++)
+        if (requests[i].result != 0)
+            return 4;
+    return 0;
+}
+
+/* In a child: a ring that stops working half way through the writes. */
+static int lose_ring(const char *path)
+{
+    struct larder_io *io;
+    struct larder_file *file;
+    uint8_t *buffers = aligned_alloc(PAGE, LATE_COUNT * PAGE);
+    pthread_t thread;
+    if (!buffers || larder_io_open(&io, "uring", path, 8) != 0)
+        return 77;
+    if (io->ops->open_file(io, &file, "late", LARDER_IO_CREATE_NEW) != 0 ||
+        io->ops->preallocate(io, file, LATE_COUNT * PAGE) != 0)
+        return 5;
+    for (uint32_t i = 0; i < LATE_COUNT * PAGE; i++)
+        buffers[i] = (uint8_t)(i / PAGE + i);
+    int rc = run_late(io, file, LARDER_IO_WRITE, buffers, LATE_COUNT / 2);
+    if (rc == 0 && larder_io_run(io, LARDER_IO_SYNC, file, NULL, 0, 0) != 0)
+        rc = 6;
+    memset(buffers, 0, LATE_COUNT * PAGE);
+    if (rc == 0)
+        rc = run_late(io, file, LARDER_IO_READ, buffers, LATE_COUNT);
+    for (uint32_t i = 0; rc == 0 && i < LATE_COUNT * PAGE; i++)
+        rc = buffers[i] == (uint8_t)(i / PAGE + i) ? 0 : 7;
+    /* Waiting, with and without a time, goes on too. */
+    if (rc == 0 && io->ops->poll(io, 20) != 0)
+        rc = 8;
+    if (rc == 0 && pthread_create(&thread, NULL, wake_soon, io) == 0) {
+        rc = io->ops->poll(io, -1) == 0 ? 0 : 9;
+        pthread_join(thread, NULL);
+    }
+    io->ops->close_file(io, file);
+    io->ops->close(io);
+    free(buffers);
+    return rc;
+}
+
+START_TEST(uring_lost_in_mid_life)
+{
+    char path[SCRATCH_PATH_BYTES];
+    scratch_make(path);
+    pid_t child = fork();
+    if (child == 0)
+        _exit(lose_ring(path));
+    int status;
+    ck_assert_int_eq(waitpid(child, &status, 0), child);
+    ck_assert(WIFEXITED(status));
+    if (WEXITSTATUS(status) == 77)
+        fprintf(stderr, "skipped: no io_uring or no seccomp here\n");
     else
         ck_assert_int_eq(WEXITSTATUS(status), 0);
     scratch_remove(path);
@@ -627,6 +719,7 @@ static Suite *suite(void)
     TCase *opening = tcase_create("opening");
     tcase_add_test(opening, choosing);
     tcase_add_test(opening, forbidden_uring);
+    tcase_add_test(opening, uring_lost_in_mid_life);
     tcase_add_test(opening, short_and_interrupted);
     suite_add_tcase(s, opening);
     TCase *sim = tcase_create("sim");
