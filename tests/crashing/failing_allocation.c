@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* failing_allocation.c - linked into larderd-failing: LARDER_FAIL_ALLOCATION=N makes allocation N of
- * the process fail, counted from its start. A run that has fewer says nothing; the log says how many
- * there were. */
+/* failing_allocation.c - linked into larderd-failing: LARDER_FAIL_ALLOCATION=N makes allocation N
+ * of the process fail, counted from its start. A run that has fewer says nothing; the log says how
+ * many there were. */
 #include <stdio.h>
 #include <stdlib.h>
 

@@ -3,17 +3,18 @@
  * of a kind fails (strace injects it), or kills it; or allocation N fails (larderd-failing). N goes
  * from 1 until a life is over before it came to it.
  *
- * A life is a start, a few requests of an engine, and a stop. strace counts calls for each thread, so
- * system calls are swept from the start on, and once more from when it serves. larderd may refuse to start, answer
- * with errors, or end with an exit code; it may not crash, hang, or leak (under a sanitizer). Then a
- * life in which nothing fails must find everything that was acknowledged, exactly, and nothing that
- * was removed.
+ * A life is a start, a few requests of an engine, and a stop. strace counts calls for each thread,
+ * so system calls are swept from the start on, and once more from when it serves. larderd may
+ * refuse to start, answer with errors, or end with an exit code; it may not crash, hang, or leak
+ * (under a sanitizer). Then a life in which nothing fails must find everything that was
+ * acknowledged, exactly, and nothing that was removed.
  *
- * Faults are in store files, descriptors, memory and threads; those of eventfds, which no disk makes,
- * are left out.
+ * Faults are in store files, descriptors, memory and threads; those of eventfds, which no disk
+ * makes, are left out.
  *
  * Usage: larder-fault-sweep [--every K] [--only NAME] [--list] [--verbose]
- *   --every K: only each K-th N. --verbose: why starts were refused. Exit 0: no bugs; 77: strace cannot trace here. */
+ *   --every K: only each K-th N. --verbose: why starts were refused. Exit 0: no bugs; 77: strace
+ * cannot trace here. */
 #include <assert.h>
 #include <dirent.h>
 #include <getopt.h>
