@@ -18,6 +18,7 @@
 #define LARDER_CLIENT_CONNECTION_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -55,6 +56,8 @@ struct client_call {
     uint16_t answer_type;
     void *answer;
     uint32_t answer_capacity;
+    uint64_t until_ns;         /* not waited for beyond; 0: only the connection's timeout */
+    const atomic_bool *cancel; /* not waited for once it is set; NULL: never */
     /* filled in by the link, under larder->lock */
     uint32_t answer_bytes;
     uint64_t id;
@@ -75,6 +78,9 @@ struct client_lease {
     struct client_lease *next;
 };
 
+/* Of a link; a call that would be one more waits for its answer. */
+#define CLIENT_ORPHANS_MAX 256u
+
 struct larder_link {
     struct larder *larder;
     int fd;
@@ -89,6 +95,8 @@ struct larder_link {
     uint64_t sweep_ns; /* when retired slabs were last looked for */
     struct client_call *calls;
     struct client_lease *leases;
+    uint64_t orphans[CLIENT_ORPHANS_MAX]; /* requests whose answers nobody waits for any more */
+    uint32_t orphan_count;
     struct client_slab **slabs; /* by rising id */
     uint32_t slab_count;
     uint32_t slab_capacity;
@@ -160,7 +168,8 @@ struct client_part {
 int client_send(struct larder_link *link, struct client_call *call, struct client_lease *lease,
                 const struct client_part *parts, uint32_t part_count);
 /* Waits for the answer of a call that was sent. Always to be called after client_send(): the call
- * is unlisted when it returns. */
+ * is unlisted when it returns. -ETIMEDOUT at its until_ns, -ECANCELED by its `cancel`: the link goes
+ * on, the answer will be passed over, and a lease that it grants given back. */
 int client_wait(struct larder_link *link, struct client_call *call);
 /* Both. */
 int client_call(struct larder_link *link, struct client_call *call, struct client_lease *lease,

@@ -51,31 +51,37 @@ static enum larder_block_status status_of(int err)
     }
 }
 
-/* Counts the window, whose good blocks are decoded in all layers, and gives it back. */
-static void finish_window(struct larder_get_op *op)
+/* Counts the first blocks of the window, which are decoded in all layers. */
+static void count_blocks(struct larder_get_op *op, uint32_t count)
 {
     struct larder_get_result *result = &op->result;
-    for (uint32_t i = 0; i < op->good; i++) {
+    for (uint32_t i = 0; i < count; i++) {
         const struct get_block *block = &op->blocks[i];
         result->blocks += block->token_first + block->token_count <= op->token_end;
-        result->bytes += block->record_bytes;
+        result->bytes += block->bytes;
         if (block->quality > result->quality)
             result->quality = block->quality;
         op->tokens_done = get_block_end(op, block);
     }
-    get_release(op);
 }
 
-/* Windows but the last are of no use layer by layer: each is decoded whole to make room for the
- * next. */
+/* Windows but the last are of no use layer by layer. */
 static int finish_windows_before_last(struct larder_get_op *op)
 {
     while (op->more && !op->stopped) {
-        LARDER_TRY(get_decode(op, op->model->desc.layers - 1));
+        op->front = get_front(op);
+        int err = get_decode(op, op->layer_end - 1);
+        const uint32_t count = op->front;
+        op->front = 0;
+        LARDER_TRY(err);
         if (op->stopped)
             return 0; /* end() counts what is good */
-        finish_window(op);
-        int err = get_ask(op);
+        count_blocks(op, count);
+        get_release_front(op, count);
+        /* Leases of half the room from here on: one is decoded while the other is read. */
+        if (op->keys_at_once > 1 && count > 1 && op->keys_at_once > count / 2)
+            op->keys_at_once = count / 2;
+        err = get_ask(op);
         op->good = op->block_count;
         if (err == -ENOMEM)
             return err;
@@ -101,6 +107,37 @@ static void free_op(struct larder_get_op *op)
     larder_free(op);
 }
 
+int get_check_options(const struct larder_model *model, const struct larder_get_options *options)
+{
+    const uint32_t layers = model->desc.layers;
+    if (!options)
+        return 0;
+    if (!larder_all_zero(options->reserved, sizeof(options->reserved)))
+        return larder_fail(-EINVAL, "get: reserved bytes of the options are not zero");
+    if (options->layer_first >= layers || options->layer_count > layers - options->layer_first)
+        return larder_fail(-EINVAL,
+                           "get: layer_first=%u and layer_count=%u leave the model's %u layers",
+                           options->layer_first, options->layer_count, layers);
+    return client_check_quality(options->worst);
+}
+
+static int set_options(struct larder_get_op *op, const struct larder_get_options *options)
+{
+    op->started_ns = client_now_ns();
+    op->layer_end = op->model->desc.layers;
+    LARDER_TRY(get_check_options(op->model, options));
+    if (!options)
+        return 0;
+    op->worst = options->worst;
+    op->layer_first = op->layers_done = options->layer_first;
+    op->layer_count = options->layer_count;
+    if (options->layer_count > 0)
+        op->layer_end = options->layer_first + options->layer_count;
+    if (options->deadline_ms > 0)
+        op->until_ns = op->started_ns + options->deadline_ms * 1000000ull;
+    return 0;
+}
+
 /* Limits of what is asked for and written. */
 static int set_range(struct larder_get_op *op, const struct larder_prompt *prompt,
                      const struct larder_layout *layout, uint64_t tokens_max)
@@ -123,18 +160,20 @@ static int set_range(struct larder_get_op *op, const struct larder_prompt *promp
 }
 
 static int begin(struct larder_get_op *op, uint64_t *tokens, const struct larder_prompt *prompt,
-                 const struct larder_layout *layout, uint64_t tokens_max)
+                 const struct larder_layout *layout, const struct larder_get_options *options)
 {
     struct larder_model *model = op->model;
-    LARDER_TRY(client_check_quality(op->worst));
+    LARDER_TRY(set_options(op, options));
     LARDER_TRY(layout_open(&op->view, layout, &model->desc));
     LARDER_TRY(client_link_acquire(model->larder, &op->link));
     LARDER_TRY(client_model_handle(model, op->link, &op->handle));
     LARDER_TRY(client_chain_open(&op->chain, model, op->link, prompt));
-    LARDER_TRY(set_range(op, prompt, layout, tokens_max));
+    LARDER_TRY(set_range(op, prompt, layout, options ? options->tokens_max : 0));
     int err = get_ask(op);
-    /* The daemon answered, but has no room to load into: for the caller that is a miss. */
-    if (err == LARDER_EFULL) {
+    /* The daemon answered, but has no room to load into: for the caller that is a miss. So is what
+     * could not be asked for in time. */
+    const bool left = (err == -ETIMEDOUT && get_is_late(op)) || err == -ECANCELED;
+    if (err == LARDER_EFULL || left) {
         get_stop(op, err);
         err = 0;
     }
@@ -151,7 +190,7 @@ static int begin(struct larder_get_op *op, uint64_t *tokens, const struct larder
 
 static int begin_get(struct larder_model *model, struct larder_get_op **out, uint64_t *tokens,
                      const struct larder_prompt *prompt, const struct larder_layout *layout,
-                     enum larder_quality worst, uint64_t tokens_max, const atomic_bool *cancel)
+                     const struct larder_get_options *options, const atomic_bool *cancel)
 {
     *out = NULL;
     *tokens = 0;
@@ -159,10 +198,8 @@ static int begin_get(struct larder_model *model, struct larder_get_op **out, uin
     if (!op)
         return larder_fail(-ENOMEM, "no memory for a get");
     op->model = model;
-    op->worst = worst;
     op->cancel = cancel;
-    op->started_ns = client_now_ns();
-    int err = begin(op, tokens, prompt, layout, tokens_max);
+    int err = begin(op, tokens, prompt, layout, options);
     if (err < 0) {
         free_op(op);
         return err;
@@ -173,16 +210,16 @@ static int begin_get(struct larder_model *model, struct larder_get_op **out, uin
 
 int larder_get_begin(struct larder_model *model, struct larder_get_op **out, uint64_t *tokens,
                      const struct larder_prompt *prompt, const struct larder_layout *layout,
-                     enum larder_quality worst, uint64_t tokens_max)
+                     const struct larder_get_options *options)
 {
-    return begin_get(model, out, tokens, prompt, layout, worst, tokens_max, NULL);
+    return begin_get(model, out, tokens, prompt, layout, options, NULL);
 }
 
 int larder_get_wait_layer(struct larder_get_op *op, uint32_t layer)
 {
-    if (layer >= op->model->desc.layers)
-        return larder_fail(-EINVAL, "layer %u of a model of %u layers", layer,
-                           op->model->desc.layers);
+    if (layer < op->layer_first || layer >= op->layer_end)
+        return larder_fail(-EINVAL, "layer %u of a get of layers %u to %u", layer, op->layer_first,
+                           op->layer_end - 1);
     int err = finish_windows_before_last(op);
     if (err == 0 && layer >= op->layers_done)
         err = get_decode(op, layer);
@@ -210,7 +247,7 @@ static void learn_rate(struct larder_get_op *op)
 
 int larder_get_end(struct larder_get_op *op, struct larder_get_result *result)
 {
-    const uint32_t layers = op->model->desc.layers;
+    const uint32_t layers = op->layer_end;
     int err = 0;
     /* After a failure the shorter prefix is completed; without one, an end before the last layer
      * means that the caller gave up. */
@@ -223,7 +260,8 @@ int larder_get_end(struct larder_get_op *op, struct larder_get_result *result)
                             : larder_fail(-ECANCELED, "the get ended before its last "
                                                       "layer"));
     }
-    finish_window(op);
+    count_blocks(op, op->good);
+    get_release(op);
     op->result.tokens = op->tokens_done;
     op->result.bytes_ssd = larder_min_u64(op->bytes_ssd, op->result.bytes);
     op->result.stop_error = op->stop_error;
@@ -239,14 +277,14 @@ int larder_get_end(struct larder_get_op *op, struct larder_get_result *result)
 
 int client_get(struct larder_model *model, struct larder_get_result *result,
                const struct larder_prompt *prompt, const struct larder_layout *layout,
-               enum larder_quality worst, uint64_t tokens_max, const atomic_bool *cancel)
+               const struct larder_get_options *options, const atomic_bool *cancel)
 {
     memset(result, 0, sizeof(*result));
     struct larder_get_op *op;
     uint64_t tokens;
-    LARDER_TRY(begin_get(model, &op, &tokens, prompt, layout, worst, tokens_max, cancel));
+    LARDER_TRY(begin_get(model, &op, &tokens, prompt, layout, options, cancel));
     /* What it returns, end() says in the result. */
-    (void)larder_get_wait_layer(op, model->desc.layers - 1);
+    (void)larder_get_wait_layer(op, op->layer_end - 1);
     LARDER_TRY(larder_get_end(op, result));
     return result->stop_error == -ECANCELED || result->stop_error == -ENOMEM ? result->stop_error
                                                                              : 0;
@@ -254,7 +292,7 @@ int client_get(struct larder_model *model, struct larder_get_result *result,
 
 int larder_get(struct larder_model *model, struct larder_get_result *result,
                const struct larder_prompt *prompt, const struct larder_layout *layout,
-               enum larder_quality worst, uint64_t tokens_max)
+               const struct larder_get_options *options)
 {
-    return client_get(model, result, prompt, layout, worst, tokens_max, NULL);
+    return client_get(model, result, prompt, layout, options, NULL);
 }

@@ -4,8 +4,10 @@
  *
  * The blocks of a prompt are held a window at a time: as many as the host tier has room for, mostly
  * all. Within a window, sections are decoded as the daemon publishes them; `good` is the number of
- * leading blocks nothing has spoken against yet, and only falls. A window before the last is done
- * in all layers, released, and counted in `tokens_done`.
+ * leading blocks nothing has spoken against yet, and only falls. While more is stored than the host
+ * tier has room for, the window moves: its first lease is done in all layers, released, and counted
+ * in `tokens_done`; the room is asked for at once, so that what follows is read while the rest of
+ * the window is decoded.
  *
  * Threads: an operation belongs to one call at a time; while it decodes, workers share it.
  * I1  What is read from a slab is copied before it is checked, so that what was checked is what is
@@ -42,7 +44,9 @@ struct get_block {
     const struct larder_recipe *recipe;
     void *tables; /* larder_recipe_fill_tables(); NULL when the recipe needs none */
     uint32_t section_count;
-    uint32_t section_next; /* sections before it were handed to decode */
+    uint32_t section_next; /* of those asked for, the ones before it were handed to decode */
+    uint32_t section_stop; /* the first behind those asked for */
+    uint64_t bytes;        /* of the sections handed to decode; of the record when all are wanted */
     uint8_t quality;
 };
 
@@ -63,6 +67,10 @@ struct larder_get_op {
     uint32_t handle;
     const atomic_bool *cancel;
     uint64_t started_ns;
+    uint64_t until_ns;    /* the deadline; 0: none */
+    uint32_t layer_first; /* layers asked for */
+    uint32_t layer_end;
+    uint32_t layer_count; /* as the daemon is told: 0: all from layer_first on */
     uint64_t token_first; /* the engine has what is before */
     uint64_t token_end;   /* nothing from here on is written */
     uint32_t key_end;     /* keys worth asking for */
@@ -76,10 +84,11 @@ struct larder_get_op {
     uint32_t block_count;
     uint32_t block_capacity;
     uint32_t good;
+    uint32_t front; /* decode only so many of them; 0: all */
     struct client_lease **leases;
     uint32_t lease_count;
     uint32_t lease_capacity;
-    uint32_t layers_done;
+    uint32_t layers_done; /* those before it */
 
     /* over all windows */
     uint64_t tokens_done;
@@ -101,6 +110,14 @@ int get_ask(struct larder_get_op *op);
 int get_count_rest(struct larder_get_op *op, uint64_t *tokens);
 /* Empties the window and gives its leases back. */
 void get_release(struct larder_get_op *op);
+/* The blocks of the window's first lease that has some, and of those before it. */
+uint32_t get_front(const struct larder_get_op *op);
+/* Takes so many blocks, as get_front() counts them, out of the window, and gives their leases back.
+ */
+void get_release_front(struct larder_get_op *op, uint32_t count);
+
+/* -EINVAL for options that cannot be; NULL is allowed. */
+int get_check_options(const struct larder_model *model, const struct larder_get_options *options);
 
 /* Decodes the window up to and with `layer`, as it is published. Negative only for trouble of our
  * own (no memory); everything else lowers op->good. */
@@ -110,6 +127,11 @@ int get_decode(struct larder_get_op *op, uint32_t layer);
 void get_stop(struct larder_get_op *op, int err);
 /* Block `index` of the window will not be valid, for `err`. */
 void get_cut(struct larder_get_op *op, uint32_t index, int err);
+
+static inline bool get_is_late(const struct larder_get_op *op)
+{
+    return op->until_ns > 0 && client_now_ns() >= op->until_ns;
+}
 
 static inline bool get_is_cancelled(const struct larder_get_op *op)
 {

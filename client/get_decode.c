@@ -101,6 +101,26 @@ static int fill_tables(const struct larder_get_op *op, struct get_block *block)
                                      block->token_count);
 }
 
+/* Those that hold something of the layers asked for. */
+static void set_sections(const struct larder_get_op *op, struct get_block *block)
+{
+    struct larder_slice slice;
+    block->section_next = 0;
+    block->section_stop = block->section_count;
+    for (; block->section_next < block->section_count; block->section_next++) {
+        larder_recipe_slice(block->recipe, &slice, &op->model->desc, block->section_next);
+        if ((uint32_t)slice.layer_first + slice.layer_count > op->layer_first)
+            break;
+    }
+    for (; block->section_stop > block->section_next; block->section_stop--) {
+        larder_recipe_slice(block->recipe, &slice, &op->model->desc, block->section_stop - 1);
+        if (slice.layer_first < op->layer_end)
+            break;
+    }
+    const bool all = block->section_stop - block->section_next == block->section_count;
+    block->bytes = all ? block->record_bytes : 0;
+}
+
 static int read_head(struct larder_get_op *op, struct get_block *block)
 {
     const struct larder_record *head;
@@ -121,6 +141,7 @@ static int read_head(struct larder_get_op *op, struct get_block *block)
     }
     block->directory = (uint64_t)((const char *)larder_record_directory(head) - op->head);
     block->section_count = head->section_count;
+    set_sections(op, block);
     block->quality = head->quality;
     return 0;
 }
@@ -177,6 +198,24 @@ static void lay_out_scratch(struct scratch_layout *out, const struct larder_get_
     out->bytes = out->workspace + out->workspace_bytes;
 }
 
+/* Only the layers asked for: a section may hold more. */
+static void scatter(const struct larder_get_op *op, const char *planes, struct layout_move *move)
+{
+    struct larder_slice *slice = &move->slice;
+    uint32_t end = (uint32_t)slice->layer_first + slice->layer_count;
+    if (end > op->layer_end)
+        end = op->layer_end;
+    if (slice->layer_first < op->layer_first) {
+        const uint64_t plane_bytes =
+            larder_slice_raw_bytes(&op->model->desc, slice, move->plane_tokens) /
+            slice->layer_count;
+        planes += (op->layer_first - slice->layer_first) * plane_bytes;
+        slice->layer_first = (uint16_t)op->layer_first;
+    }
+    slice->layer_count = (uint16_t)(end - slice->layer_first);
+    layout_scatter(&op->view, planes, move);
+}
+
 /* On a worker. */
 static void decode_item(void *context, uint32_t index, void *scratch)
 {
@@ -199,7 +238,7 @@ static void decode_item(void *context, uint32_t index, void *scratch)
         return;
     larder_recipe_slice(block->recipe, &move.slice, desc, item->section);
     if (larder_recipe_is_raw(block->recipe)) {
-        layout_scatter(&op->view, encoded, &move);
+        scatter(op, encoded, &move);
         return;
     }
     struct scratch_layout at;
@@ -214,7 +253,7 @@ static void decode_item(void *context, uint32_t index, void *scratch)
                                      scratch, item->at.bytes, (char *)scratch + at.workspace,
                                      at.workspace_bytes);
     if (item->err == 0)
-        layout_scatter(&op->view, planes, &move);
+        scatter(op, planes, &move);
 }
 
 static bool is_stale(const struct get_block *block)
@@ -284,12 +323,17 @@ static int why_ended(struct larder_get_op *op, const struct get_block *block)
                        (unsigned long long)block->token_first);
 }
 
+static bool is_done(const struct get_block *block)
+{
+    return block->record && block->section_next == block->section_stop;
+}
+
 /* Adds a block's published sections up to `layer`. *pending: some are still to come. */
 static int collect_block(struct larder_get_op *op, uint32_t index, uint32_t layer, uint32_t *count,
                          bool *pending)
 {
     struct get_block *block = &op->blocks[index];
-    if (block->record && block->section_next == block->section_count)
+    if (is_done(block))
         return 0;
     if (atomic_load_explicit(&block->slot->generation, memory_order_acquire) != block->generation)
         return stale(block);
@@ -300,12 +344,13 @@ static int collect_block(struct larder_get_op *op, uint32_t index, uint32_t laye
         if (err < 0)
             return is_stale(block) ? stale(block) : err;
     }
-    while (block->record && block->section_next < block->section_count) {
+    const uint32_t first = atomic_load_explicit(&block->slot->first_section, memory_order_acquire);
+    while (block->record && block->section_next < block->section_stop) {
         struct larder_slice slice;
         larder_recipe_slice(block->recipe, &slice, &op->model->desc, block->section_next);
         if (slice.layer_first > layer)
             return 0;
-        if (block->section_next >= published)
+        if (block->section_next >= published || block->section_next < first)
             break;
         if (*count == GET_ITEMS_MAX) {
             *pending = true;
@@ -317,17 +362,29 @@ static int collect_block(struct larder_get_op *op, uint32_t index, uint32_t laye
         if (err < 0)
             return is_stale(block) ? stale(block) : err;
         block->section_next++;
+        if (block->bytes < block->record_bytes)
+            block->bytes += item->at.bytes;
         (*count)++;
     }
-    if (block->record && block->section_next == block->section_count)
+    if (is_done(block))
         return 0;
     *pending = true;
     int ended = why_ended(op, block);
     /* What was published before the end may have been missed above: then look again. */
     if (ended < 0 &&
-        atomic_load_explicit(&block->slot->published_sections, memory_order_acquire) <= published)
+        atomic_load_explicit(&block->slot->published_sections, memory_order_acquire) <= published &&
+        atomic_load_explicit(&block->slot->first_section, memory_order_acquire) >= first)
         return ended;
     return 0;
+}
+
+/* Only what is decoded in all layers stays. */
+static void cut_unfinished(struct larder_get_op *op, int err)
+{
+    uint32_t done = 0;
+    while (done < op->good && is_done(&op->blocks[done]))
+        done++;
+    get_cut(op, done, err);
 }
 
 int get_decode(struct larder_get_op *op, uint32_t layer)
@@ -339,9 +396,12 @@ int get_decode(struct larder_get_op *op, uint32_t layer)
         uint32_t count = 0;
         bool pending = false;
         if (get_is_cancelled(op))
-            get_cut(op, 0, larder_fail(-ECANCELED, "the get was cancelled"));
+            cut_unfinished(op, larder_fail(-ECANCELED, "the get was cancelled"));
+        else if (get_is_late(op))
+            cut_unfinished(op, larder_fail(-ETIMEDOUT, "the deadline passed"));
         uint32_t first_pending = op->good;
-        for (uint32_t i = 0; i < op->good && count < GET_ITEMS_MAX; i++) {
+        const uint32_t end = op->front ? op->front : op->good;
+        for (uint32_t i = 0; i < end && i < op->good && count < GET_ITEMS_MAX; i++) {
             bool block_pending = false;
             int err = collect_block(op, i, layer, &count, &block_pending);
             if (err == -ENOMEM)

@@ -82,7 +82,9 @@ static int ask(struct larder_get_op *op, struct get_answer *answer, const struct
                const struct larder_key *keys, uint32_t count, uint64_t token_first,
                uint32_t block_tokens)
 {
-    const struct wire_keys body = client_wire_keys(op->handle, parent, count, op->worst);
+    struct wire_keys body = client_wire_keys(op->handle, parent, count, op->worst);
+    body.layer_first = (uint16_t)op->layer_first;
+    body.layer_count = (uint16_t)op->layer_count;
     const struct client_part parts[] = {{&body, sizeof(body)}, {keys, count * sizeof(*keys)}};
     struct client_lease **leases =
         grow(op->leases, &op->lease_capacity, op->lease_count + 1, sizeof(*leases));
@@ -97,6 +99,8 @@ static int ask(struct larder_get_op *op, struct get_answer *answer, const struct
         .answer_type = WIRE_GET_OK,
         .answer = answer,
         .answer_capacity = sizeof(*answer),
+        .until_ns = op->until_ns,
+        .cancel = op->cancel,
     };
     int err = client_call(op->link, &call, lease, parts, 2);
     if (err < 0) {
@@ -156,7 +160,7 @@ int get_ask(struct larder_get_op *op)
             continue;
         }
         if (full && op->block_count == 0) {
-            if (client_now_ns() >= full_until || get_is_cancelled(op))
+            if (client_now_ns() >= full_until || get_is_late(op) || get_is_cancelled(op))
                 return larder_fail(LARDER_EFULL, "the host tier is full of blocks that others "
                                                  "hold; a larger host_bytes helps");
             client_poll(op->link, 1000);
@@ -201,5 +205,32 @@ void get_release(struct larder_get_op *op)
         larder_free(op->blocks[i].tables);
     op->block_count = 0;
     op->good = 0;
-    op->layers_done = 0;
+    op->layers_done = op->layer_first;
+}
+
+uint32_t get_front(const struct larder_get_op *op)
+{
+    uint32_t count = 0;
+    while (count < op->block_count && op->blocks[count].lease == op->blocks[0].lease)
+        count++;
+    return count;
+}
+
+void get_release_front(struct larder_get_op *op, uint32_t count)
+{
+    assert(count > 0);
+    const struct client_lease *last = op->blocks[count - 1].lease;
+    uint32_t leases = 0;
+    while (op->leases[leases++] != last)
+        continue;
+    client_leases_end(op->link, op->leases, leases);
+    for (uint32_t i = 0; i < leases; i++)
+        larder_free(op->leases[i]);
+    for (uint32_t i = 0; i < count; i++)
+        larder_free(op->blocks[i].tables);
+    op->lease_count -= leases;
+    memmove(op->leases, op->leases + leases, op->lease_count * sizeof(*op->leases));
+    op->block_count -= count;
+    memmove(op->blocks, op->blocks + count, op->block_count * sizeof(*op->blocks));
+    op->layers_done = op->layer_first;
 }

@@ -22,8 +22,7 @@ struct larder_job {
     const struct larder_prompt *prompt;
     const struct larder_layout *layout;
     struct larder_get_result *get_result; /* NULL: a put */
-    enum larder_quality worst;
-    uint64_t tokens_max;
+    const struct larder_get_options *get_options;
     struct larder_put_result *put_result;
     const struct larder_put_options *put_options;
     int event;
@@ -59,8 +58,8 @@ static void run_job(struct client_jobs *jobs, struct larder_job *job)
     if (atomic_load_explicit(&job->cancelled, memory_order_relaxed))
         code = larder_fail(-ECANCELED, "the job was cancelled before it began");
     else if (job->get_result)
-        code = client_get(job->model, job->get_result, job->prompt, job->layout, job->worst,
-                          job->tokens_max, &job->cancelled);
+        code = client_get(job->model, job->get_result, job->prompt, job->layout, job->get_options,
+                          &job->cancelled);
     else
         code = client_put(job->model, job->put_result, job->prompt, job->layout, job->put_options,
                           &job->cancelled);
@@ -211,8 +210,7 @@ static int submit(struct larder_job *job, struct larder_job **out)
 
 int larder_get_submit(struct larder_model *model, struct larder_job **out,
                       struct larder_get_result *result, const struct larder_prompt *prompt,
-                      const struct larder_layout *layout, enum larder_quality worst,
-                      uint64_t tokens_max)
+                      const struct larder_layout *layout, const struct larder_get_options *options)
 {
     *out = NULL;
     memset(result, 0, sizeof(*result));
@@ -221,8 +219,7 @@ int larder_get_submit(struct larder_model *model, struct larder_job **out,
     job->prompt = prompt;
     job->layout = layout;
     job->get_result = result;
-    job->worst = worst;
-    job->tokens_max = tokens_max;
+    job->get_options = options;
     return submit(job, out);
 }
 

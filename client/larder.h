@@ -145,26 +145,49 @@ struct larder_get_result {
     int32_t stop_error;   /* its code; 0 for a plain miss */
 };
 
+struct larder_get_options {
+    enum larder_quality worst; /* accepted */
+    /* Layers to be written, and read from SSD; others are left alone. 0 and 0: all. More layers may
+     * be asked for by another get. */
+    uint32_t layer_first;
+    uint32_t layer_count; /* 0: all from layer_first on */
+    /* From the call on; then it returns with the tokens that are valid by then, -ETIMEDOUT and
+     * LARDER_BLOCK_TIMEOUT in the result. 0: none. Only connecting anew may take longer. */
+    uint32_t deadline_ms;
+    uint64_t tokens_max;  /* 0: all */
+    uint8_t reserved[16]; /* zeros */
+};
+
 /* Writes the KV of the longest stored prefix into `layout`, at token 0 on. What was not stored is a
  * plain miss: 0 with result->tokens smaller than the prompt. A daemon that dies meanwhile is one
- * too: result->tokens are valid, stop_status says why. At most `tokens_max` tokens (0: all). */
+ * too: result->tokens are valid, in all layers asked for; stop_status says why there are no more.
+ * `options` may be NULL: all layers and tokens, exact. */
 LARDER_API int larder_get(struct larder_model *model, struct larder_get_result *result,
                           const struct larder_prompt *prompt, const struct larder_layout *layout,
-                          enum larder_quality worst, uint64_t tokens_max);
+                          const struct larder_get_options *options);
 
 /* The same layer by layer, so that an engine can run layer 0 while layer 1 is on its way.
  * begin: *tokens is what will be restored if nothing fails; the arguments stay valid until end.
  * wait_layer: returns when that layer's K and V are written; layers in rising order. An error means
- * that fewer tokens are valid: end() says how many (in all layers).
+ * that fewer tokens are valid: end() says how many (in all layers asked for). A deadline runs on
+ * until end.
  * end: always needed; gives the lease back. Before the last layer and without an error it means
  * that the caller gave up: no tokens are valid then. */
 struct larder_get_op;
 LARDER_API int larder_get_begin(struct larder_model *model, struct larder_get_op **out,
                                 uint64_t *tokens, const struct larder_prompt *prompt,
-                                const struct larder_layout *layout, enum larder_quality worst,
-                                uint64_t tokens_max);
+                                const struct larder_layout *layout,
+                                const struct larder_get_options *options);
 LARDER_API int larder_get_wait_layer(struct larder_get_op *op, uint32_t layer);
 LARDER_API int larder_get_end(struct larder_get_op *op, struct larder_get_result *result);
+
+/* Has the daemon read what a get would have to wait for, as much as its host tier has room for, and
+ * does not wait for it: a get that comes soon finds it there, or on its way. *tokens: leading ones
+ * that are there or on their way. `options` as the get's (NULL too); its deadline is that of this
+ * call. A get does the same for the end of a chain that does not fit at once. */
+LARDER_API int larder_prefetch(struct larder_model *model, uint64_t *tokens,
+                               const struct larder_prompt *prompt,
+                               const struct larder_get_options *options);
 
 /* --- put ------------------------------------------------------------------------------------- */
 
@@ -241,8 +264,8 @@ struct larder_job;
 LARDER_API int larder_get_submit(struct larder_model *model, struct larder_job **out,
                                  struct larder_get_result *result,
                                  const struct larder_prompt *prompt,
-                                 const struct larder_layout *layout, enum larder_quality worst,
-                                 uint64_t tokens_max);
+                                 const struct larder_layout *layout,
+                                 const struct larder_get_options *options);
 LARDER_API int larder_put_submit(struct larder_model *model, struct larder_job **out,
                                  struct larder_put_result *result,
                                  const struct larder_prompt *prompt,
@@ -252,7 +275,8 @@ LARDER_API int larder_put_submit(struct larder_model *model, struct larder_job *
 LARDER_API int larder_job_fd(struct larder_job *job);
 /* The job's code once it has ended; -EINPROGRESS while it runs; waits up to timeout_ms. */
 LARDER_API int larder_job_wait(struct larder_job *job, uint32_t timeout_ms);
-/* Asks it to stop soon; it still ends, with -ECANCELED or as if not asked. */
+/* Asks it to stop soon; it still ends, with -ECANCELED or as if not asked. A get that is stopped
+ * keeps what is valid: its result says which tokens are. */
 LARDER_API void larder_job_cancel(struct larder_job *job);
 /* Waits for it to end, then frees it. The job's message stays in larder_last_error(). */
 LARDER_API int larder_job_end(struct larder_job *job);

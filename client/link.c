@@ -144,6 +144,18 @@ static struct client_call *find_call_locked(struct larder_link *link, uint64_t i
     return call;
 }
 
+/* An answer that nobody waits for any more? Then it is now passed over. */
+static bool take_orphan_locked(struct larder_link *link, uint64_t id)
+{
+    for (uint32_t i = 0; i < link->orphan_count; i++) {
+        if (link->orphans[i] == id) {
+            link->orphans[i] = link->orphans[--link->orphan_count];
+            return true;
+        }
+    }
+    return false;
+}
+
 static int take_loaded(struct larder_link *link, const struct wire_frame *frame,
                        const struct wire_loaded *body)
 {
@@ -172,7 +184,9 @@ static int take_error(struct larder_link *link, const struct wire_frame *frame,
     pthread_mutex_lock(&link->larder->lock);
     struct client_call *call = find_call_locked(link, frame->request);
     int err = 0;
-    if (!call || call->done) {
+    if (!call && take_orphan_locked(link, frame->request)) {
+        err = 0;
+    } else if (!call || call->done) {
         err = larder_fail(body->code, "the daemon: %s", body->message);
     } else {
         call->done = true;
@@ -191,7 +205,10 @@ static int take_answer(struct larder_link *link, const struct wire_frame *frame,
     pthread_mutex_lock(&link->larder->lock);
     struct client_call *call = find_call_locked(link, frame->request);
     int err = 0;
-    if (!call || call->done || call->answer_type != frame->type || bytes > call->answer_capacity) {
+    if (!call && fd < 0 && take_orphan_locked(link, frame->request)) {
+        err = 0;
+    } else if (!call || call->done || call->answer_type != frame->type ||
+               bytes > call->answer_capacity) {
         err = larder_fail(LARDER_EPROTO, "the daemon sent a frame of type %u that nobody asked for",
                           frame->type);
     } else {
@@ -382,19 +399,63 @@ int client_send(struct larder_link *link, struct client_call *call, struct clien
     return err;
 }
 
+/* Leaves a call that may be left: its answer is passed over, and what a GET is granted given back.
+ */
+static bool abandon_locked(struct larder_link *link, struct client_call *call, int err,
+                           const char *why)
+{
+    if (link->orphan_count == CLIENT_ORPHANS_MAX)
+        return false;
+    link->orphans[link->orphan_count++] = call->id;
+    call->done = true;
+    call->err = err;
+    snprintf(call->message, sizeof(call->message), "%s", why);
+    if (call->type == WIRE_GET) {
+        struct wire_release body = {.count = 1};
+        const struct client_part parts[] = {{&body, sizeof(body)}, {&call->id, sizeof(call->id)}};
+        (void)transmit_locked(link, WIRE_RELEASE, ++link->larder->next_id, parts, 2);
+    }
+    return true;
+}
+
+/* Between two looks at a flag that another thread may set. */
+#define CANCEL_LOOK_NS 2000000u
+
+/* Is the call to be left now? *wake: when to look again. */
+static bool leave_locked(struct larder_link *link, struct client_call *call, uint64_t *wake)
+{
+    if (!call->cancel && call->until_ns == 0)
+        return false;
+    const uint64_t now = client_now_ns();
+    if (call->cancel) {
+        if (atomic_load_explicit(call->cancel, memory_order_relaxed) &&
+            abandon_locked(link, call, -ECANCELED, "the call was cancelled"))
+            return true;
+        *wake = larder_min_u64(*wake, now + CANCEL_LOOK_NS);
+    }
+    if (call->until_ns > now)
+        *wake = larder_min_u64(*wake, call->until_ns);
+    else if (call->until_ns > 0)
+        return abandon_locked(link, call, -ETIMEDOUT, "the deadline passed");
+    return false;
+}
+
 int client_wait(struct larder_link *link, struct client_call *call)
 {
     struct larder *larder = link->larder;
     pthread_mutex_lock(&larder->lock);
-    uint64_t until = client_deadline_ns(larder);
+    const uint64_t until = client_deadline_ns(larder);
     while (!call->done) {
+        uint64_t wake = until;
+        if (leave_locked(link, call, &wake))
+            break;
         if (client_now_ns() >= until) {
             char why[128];
             snprintf(why, sizeof(why), "the daemon did not answer for %u ms", larder->timeout_ms);
             client_link_fail_locked(link, -ETIMEDOUT, why);
             break;
         }
-        progress_locked(link, until);
+        progress_locked(link, wake);
     }
     assert(call->done);
     unlist_call_locked(link, call);

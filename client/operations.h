@@ -14,7 +14,7 @@
  * result says so. */
 int client_get(struct larder_model *model, struct larder_get_result *result,
                const struct larder_prompt *prompt, const struct larder_layout *layout,
-               enum larder_quality worst, uint64_t tokens_max, const atomic_bool *cancel);
+               const struct larder_get_options *options, const atomic_bool *cancel);
 int client_put(struct larder_model *model, struct larder_put_result *result,
                const struct larder_prompt *prompt, const struct larder_layout *layout,
                const struct larder_put_options *options, const atomic_bool *cancel);

@@ -300,7 +300,7 @@ static void load_prompt(struct engine *engine, struct report *report)
     const struct larder_layout layout = cache_layout(engine->cache);
     const double start = now_ms();
     int err = larder_get(engine->stored_model, &report->loaded, &prompt, &layout,
-                         LARDER_QUALITY_EXACT, engine->prompt_tokens - 1);
+                         &(struct larder_get_options){.tokens_max = engine->prompt_tokens - 1});
     report->load_ms = now_ms() - start;
     if (err < 0)
         fprintf(stderr, "larder-run: loading: %s; prefilling all\n", larder_last_error());

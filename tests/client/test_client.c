@@ -92,7 +92,8 @@ static struct larder_get_result get_up_to(size_t count, uint64_t tokens_max)
     const struct larder_prompt prompt = prompt_of(count);
     struct larder_get_result result;
     engine_scramble(&engine);
-    int err = larder_get(model, &result, &prompt, &engine.layout, LARDER_QUALITY_EXACT, tokens_max);
+    int err = larder_get(model, &result, &prompt, &engine.layout,
+                         &(struct larder_get_options){.tokens_max = tokens_max});
     ck_assert_msg(err == 0, "%s", larder_last_error());
     ck_assert(engine_holds(&engine, tokens, 0, result.tokens, ENGINE_LAYERS));
     return result;
@@ -289,7 +290,7 @@ START_TEST(test_limits_of_a_get)
     const struct larder_prompt prompt = prompt_of(ENGINE_TOKENS);
     engine_scramble(&engine);
     engine.layout.token_first = BLOCK + 3;
-    int err = larder_get(model, &result, &prompt, &engine.layout, LARDER_QUALITY_EXACT, 0);
+    int err = larder_get(model, &result, &prompt, &engine.layout, NULL);
     ck_assert_msg(err == 0, "%s", larder_last_error());
     ck_assert_uint_eq(result.tokens, ENGINE_TOKENS);
     ck_assert(engine_holds(&engine, tokens, BLOCK + 3, ENGINE_TOKENS, ENGINE_LAYERS));
@@ -366,15 +367,13 @@ START_TEST(test_identity)
     prompt.extra = "lora-7";
     prompt.extra_bytes = 6;
     struct larder_get_result result;
-    ck_assert_int_eq(larder_get(model, &result, &prompt, &engine.layout, LARDER_QUALITY_EXACT, 0),
-                     0);
+    ck_assert_int_eq(larder_get(model, &result, &prompt, &engine.layout, NULL), 0);
     ck_assert_uint_eq(result.tokens, 0);
     struct larder_put_result stored;
     engine_prefill(&engine, tokens, ENGINE_TOKENS);
     ck_assert_int_eq(larder_put(model, &stored, &prompt, &engine.layout, NULL), 0);
     ck_assert_uint_eq(stored.tokens_new, ENGINE_TOKENS);
-    ck_assert_int_eq(larder_get(model, &result, &prompt, &engine.layout, LARDER_QUALITY_EXACT, 0),
-                     0);
+    ck_assert_int_eq(larder_get(model, &result, &prompt, &engine.layout, NULL), 0);
     ck_assert_uint_eq(result.tokens, ENGINE_TOKENS);
 
     /* K for another place is no prefix: it would be served as one. */
@@ -399,12 +398,10 @@ START_TEST(test_identity)
     ck_assert_ptr_null(model);
     model = own;
     engine.layout.dtype = LARDER_F32;
-    ck_assert_int_eq(larder_get(model, &result, &prompt, &engine.layout, LARDER_QUALITY_EXACT, 0),
-                     LARDER_EMODEL);
+    ck_assert_int_eq(larder_get(model, &result, &prompt, &engine.layout, NULL), LARDER_EMODEL);
     engine.layout.dtype = LARDER_BF16;
     tokens[1] = 256;
-    ck_assert_int_eq(larder_get(model, &result, &prompt, &engine.layout, LARDER_QUALITY_EXACT, 0),
-                     -EINVAL);
+    ck_assert_int_eq(larder_get(model, &result, &prompt, &engine.layout, NULL), -EINVAL);
     ck_assert_ptr_nonnull(strstr(larder_last_error(), "256"));
 
     struct larder_info info;
@@ -425,7 +422,8 @@ START_TEST(test_quality)
     ck_assert_uint_eq(get(ENGINE_TOKENS), 0); /* asks for exact */
     const struct larder_prompt prompt = prompt_of(ENGINE_TOKENS);
     struct larder_get_result result;
-    ck_assert_int_eq(larder_get(model, &result, &prompt, &engine.layout, LARDER_QUALITY_LOSSY, 0),
+    ck_assert_int_eq(larder_get(model, &result, &prompt, &engine.layout,
+                                &(struct larder_get_options){.worst = LARDER_QUALITY_LOSSY}),
                      0);
     ck_assert_uint_eq(result.tokens, ENGINE_TOKENS);
     ck_assert_uint_eq(result.quality, LARDER_QUALITY_LOSSY);
@@ -577,8 +575,7 @@ START_TEST(test_layers)
         struct larder_get_result result;
         uint64_t expected;
         engine_scramble(&engine);
-        int err = larder_get_begin(model, &op, &expected, &prompt, &engine.layout,
-                                   LARDER_QUALITY_EXACT, 0);
+        int err = larder_get_begin(model, &op, &expected, &prompt, &engine.layout, NULL);
         ck_assert_msg(err == 0, "%s", larder_last_error());
         ck_assert_uint_eq(expected, ENGINE_TOKENS);
         for (uint32_t layer = 0; layer < ENGINE_LAYERS; layer++) {
@@ -597,9 +594,7 @@ START_TEST(test_layers)
     struct larder_get_op *op;
     struct larder_get_result result;
     uint64_t expected;
-    ck_assert_int_eq(
-        larder_get_begin(model, &op, &expected, &prompt, &engine.layout, LARDER_QUALITY_EXACT, 0),
-        0);
+    ck_assert_int_eq(larder_get_begin(model, &op, &expected, &prompt, &engine.layout, NULL), 0);
     ck_assert_int_eq(larder_get_wait_layer(op, 0), 0);
     ck_assert_int_eq(larder_get_end(op, &result), 0);
     ck_assert_uint_eq(result.tokens, 0);
@@ -620,9 +615,7 @@ START_TEST(test_stale)
     struct larder_get_result result;
     uint64_t expected;
     engine_scramble(&engine);
-    ck_assert_int_eq(
-        larder_get_begin(model, &op, &expected, &prompt, &engine.layout, LARDER_QUALITY_EXACT, 0),
-        0);
+    ck_assert_int_eq(larder_get_begin(model, &op, &expected, &prompt, &engine.layout, NULL), 0);
     ck_assert_uint_eq(expected, 4 * BLOCK);
     ck_assert_int_eq(larder_get_wait_layer(op, 0), 0);
     /* Other prompts want the memory until the old one has gone from it. */
@@ -641,8 +634,7 @@ START_TEST(test_stale)
         err = larder_get_wait_layer(op, 1);
         if (err == 0) { /* still there: begin again with a lease that is younger */
             ck_assert_int_eq(larder_get_end(op, &result), 0);
-            ck_assert_int_eq(larder_get_begin(model, &op, &expected, &prompt, &engine.layout,
-                                              LARDER_QUALITY_EXACT, 0),
+            ck_assert_int_eq(larder_get_begin(model, &op, &expected, &prompt, &engine.layout, NULL),
                              0);
             ck_assert_int_eq(larder_get_wait_layer(op, 0), 0);
             usleep(200000);
@@ -698,7 +690,7 @@ static void check_large(uint32_t count, uint32_t dims, const char *config, bool 
     if (in_steps) {
         struct larder_get_op *op;
         uint64_t expected;
-        err = larder_get_begin(model, &op, &expected, &prompt, &layout, LARDER_QUALITY_EXACT, 0);
+        err = larder_get_begin(model, &op, &expected, &prompt, &layout, NULL);
         ck_assert_msg(err == 0, "%s", larder_last_error());
         ck_assert_uint_eq(expected, count);
         ck_assert_msg(larder_get_wait_layer(op, 0) == 0, "%s", larder_last_error());
@@ -706,7 +698,7 @@ static void check_large(uint32_t count, uint32_t dims, const char *config, bool 
         ck_assert_msg(larder_get_wait_layer(op, 1) == 0, "%s", larder_last_error());
         ck_assert_int_eq(larder_get_end(op, &result), 0);
     } else {
-        err = larder_get(model, &result, &prompt, &layout, LARDER_QUALITY_EXACT, 0);
+        err = larder_get(model, &result, &prompt, &layout, NULL);
         ck_assert_msg(err == 0, "%s", larder_last_error());
     }
     ck_assert_msg(result.tokens == count, "%lu of %u tokens: %s", (unsigned long)result.tokens,
@@ -814,9 +806,7 @@ START_TEST(test_jobs)
     engine_prefill(&engine, tokens, ENGINE_TOKENS);
     ck_assert_int_eq(larder_put_submit(model, &put_job, &stored, &prompt, &engine.layout, &durable),
                      0);
-    ck_assert_int_eq(larder_get_submit(model, &get_job, &result, &prompt, &other.layout,
-                                       LARDER_QUALITY_EXACT, 0),
-                     0);
+    ck_assert_int_eq(larder_get_submit(model, &get_job, &result, &prompt, &other.layout, NULL), 0);
     struct pollfd poll_get = {.fd = larder_job_fd(get_job), .events = POLLIN};
     ck_assert_int_eq(poll(&poll_get, 1, TIMEOUT_MS), 1);
     ck_assert_int_eq(larder_job_wait(get_job, 0), 0);
@@ -830,8 +820,7 @@ START_TEST(test_jobs)
     /* A job's failure is told by whoever ends it. */
     struct larder_layout bad = engine.layout;
     bad.base = NULL;
-    ck_assert_int_eq(
-        larder_get_submit(model, &get_job, &result, &prompt, &bad, LARDER_QUALITY_EXACT, 0), 0);
+    ck_assert_int_eq(larder_get_submit(model, &get_job, &result, &prompt, &bad, NULL), 0);
     ck_assert_int_eq(larder_job_end(get_job), -EINVAL);
     ck_assert_ptr_nonnull(strstr(larder_last_error(), "base"));
 
@@ -839,9 +828,8 @@ START_TEST(test_jobs)
     struct larder_job *jobs[20];
     struct larder_get_result results[20];
     for (int i = 0; i < 20; i++)
-        ck_assert_int_eq(larder_get_submit(model, &jobs[i], &results[i], &prompt, &other.layout,
-                                           LARDER_QUALITY_EXACT, 0),
-                         0);
+        ck_assert_int_eq(
+            larder_get_submit(model, &jobs[i], &results[i], &prompt, &other.layout, NULL), 0);
     for (int i = 0; i < 20; i++)
         larder_job_cancel(jobs[i]);
     int cancelled = 0;
@@ -854,9 +842,7 @@ START_TEST(test_jobs)
     ck_assert_int_gt(cancelled, 0);
 
     /* A connection may be closed under its jobs. */
-    ck_assert_int_eq(larder_get_submit(model, &get_job, &result, &prompt, &other.layout,
-                                       LARDER_QUALITY_EXACT, 0),
-                     0);
+    ck_assert_int_eq(larder_get_submit(model, &get_job, &result, &prompt, &other.layout, NULL), 0);
     larder_close(larder);
     int err = larder_job_end(get_job);
     ck_assert_msg(err == 0 || err == -ECANCELED, "%d", err);
@@ -902,7 +888,7 @@ START_TEST(test_kill)
             engine_prefill(&engine, tokens, ENGINE_TOKENS);
             err = larder_put(model, &stored, &prompt, &engine.layout, &options);
             if (err == 0)
-                err = larder_get(model, &result, &prompt, &engine.layout, LARDER_QUALITY_EXACT, 0);
+                err = larder_get(model, &result, &prompt, &engine.layout, NULL);
             if (err == 0)
                 ck_assert(engine_holds(&engine, tokens, 0, result.tokens, ENGINE_LAYERS));
         }
@@ -913,9 +899,8 @@ START_TEST(test_kill)
         const double down = now_ms();
         struct larder_get_result result;
         for (int i = 0; i < 100; i++)
-            ck_assert_int_eq(
-                larder_get(model, &result, &prompt, &engine.layout, LARDER_QUALITY_EXACT, 0),
-                LARDER_EDOWN);
+            ck_assert_int_eq(larder_get(model, &result, &prompt, &engine.layout, NULL),
+                             LARDER_EDOWN);
         ck_assert_msg(now_ms() - down < 2000, "%.0f ms", now_ms() - down);
         fixture_kill(&fixture);
         fixture_restart(&fixture);
@@ -984,7 +969,7 @@ static void *thread_main(void *argument)
         int err = larder_put(model, &stored, &prompt, &own.layout, NULL);
         ck_assert_msg(err == 0, "%s", larder_last_error());
         memset(own.memory, 0, own.bytes);
-        err = larder_get(model, &result, &prompt, &own.layout, LARDER_QUALITY_EXACT, 0);
+        err = larder_get(model, &result, &prompt, &own.layout, NULL);
         ck_assert_msg(err == 0, "%s", larder_last_error());
         ck_assert_uint_eq(result.tokens, ENGINE_TOKENS);
         ck_assert(engine_holds(&own, own_tokens, 0, ENGINE_TOKENS, ENGINE_LAYERS));
@@ -1019,7 +1004,7 @@ START_TEST(test_fork)
     if (child == 0) {
         const struct larder_prompt prompt = prompt_of(ENGINE_TOKENS);
         struct larder_get_result result;
-        int err = larder_get(model, &result, &prompt, &engine.layout, LARDER_QUALITY_EXACT, 0);
+        int err = larder_get(model, &result, &prompt, &engine.layout, NULL);
         int code = err != LARDER_EUNSUPPORTED || !strstr(larder_last_error(), "fork");
         larder_close(larder);
         /* Its own connection works. */
@@ -1028,7 +1013,7 @@ START_TEST(test_fork)
         struct larder_model *own_model;
         code |= larder_connect(&own, &options) < 0;
         code |= larder_model_open(own, &own_model, &engine.desc) < 0;
-        code |= larder_get(own_model, &result, &prompt, &engine.layout, LARDER_QUALITY_EXACT, 0);
+        code |= larder_get(own_model, &result, &prompt, &engine.layout, NULL);
         code |= result.tokens != ENGINE_TOKENS;
         larder_model_close(own_model);
         larder_close(own);

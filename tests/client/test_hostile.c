@@ -72,7 +72,7 @@ static int put(struct larder_put_result *result)
 static int get(struct larder_get_result *result)
 {
     engine_scramble(&engine);
-    return larder_get(model, result, &prompt, &engine.layout, LARDER_QUALITY_EXACT, 0);
+    return larder_get(model, result, &prompt, &engine.layout, NULL);
 }
 
 /* The client comes back by itself once the daemon is good again. */

@@ -38,13 +38,11 @@ static int use(struct larder *larder, struct larder_model *model)
         ck_assert_uint_eq(stored.tokens, COUNT);
     (void)note(&first, larder_lookup(model, &found, &prompt, LARDER_QUALITY_EXACT));
     engine_scramble(&engine);
-    (void)note(&first,
-               larder_get(model, &result, &prompt, &engine.layout, LARDER_QUALITY_EXACT, 0));
+    (void)note(&first, larder_get(model, &result, &prompt, &engine.layout, NULL));
     ck_assert(engine_holds(&engine, tokens, 0, result.tokens, ENGINE_LAYERS));
     struct larder_job *job;
     engine_scramble(&engine);
-    if (note(&first, larder_get_submit(model, &job, &result, &prompt, &engine.layout,
-                                       LARDER_QUALITY_EXACT, 0)) == 0) {
+    if (note(&first, larder_get_submit(model, &job, &result, &prompt, &engine.layout, NULL)) == 0) {
         (void)note(&first, larder_job_end(job));
         ck_assert(engine_holds(&engine, tokens, 0, result.tokens, ENGINE_LAYERS));
     }

@@ -154,7 +154,7 @@ static int64_t read_family(struct campaign *campaign, struct larder_model *model
     struct larder_prompt prompt = {.tokens = buffers->tokens, .token_count = FAMILY_TOKENS};
     struct larder_layout layout = layout_of(campaign, buffers->got);
     struct larder_get_result result = {0};
-    int err = larder_get(model, &result, &prompt, &layout, LARDER_QUALITY_EXACT, 0);
+    int err = larder_get(model, &result, &prompt, &layout, NULL);
     fill_kv(family, buffers->expected);
     if (result.tokens > FAMILY_TOKENS ||
         !kv_equal(buffers->got, buffers->expected, result.tokens)) {

@@ -155,8 +155,7 @@ int64_t chain_get(const struct fixture *fixture, const struct chain *chain, uint
     if (err < 0)
         return err;
     struct larder_get_result result = {0};
-    err = larder_get(session.model, &result, &session.prompt, &session.layout, LARDER_QUALITY_EXACT,
-                     0);
+    err = larder_get(session.model, &result, &session.prompt, &session.layout, NULL);
     if (err == 0 && result.tokens == tokens) {
         uint16_t *expected = calloc(1, session.kv_bytes);
         fill_kv(chain, tokens, expected);

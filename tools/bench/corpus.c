@@ -106,7 +106,7 @@ int corpus_get(const struct corpus *corpus, const struct bench_client *client,
     LARDER_TRY(bench_client_failed(
         larder_layout_plain(&layout, &corpus->model, corpus->fetched, corpus->token_count),
         "layout"));
-    int err = larder_get(client->model, result, &prompt, &layout, LARDER_QUALITY_EXACT, 0);
+    int err = larder_get(client->model, result, &prompt, &layout, NULL);
     if (err < 0)
         return bench_client_failed(err, "get");
     if (result->tokens != corpus->token_count)
