@@ -146,7 +146,7 @@ struct larder_get_result {
 };
 
 struct larder_get_options {
-    enum larder_quality worst; /* accepted */
+    enum larder_quality worst; /* accepted; as for a lookup */
     /* Layers to be written, and read from SSD; others are left alone. 0 and 0: all. More layers may
      * be asked for by another get. */
     uint32_t layer_first;

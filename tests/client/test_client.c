@@ -309,7 +309,9 @@ static struct larder_get_result get_worst(enum larder_quality worst)
     struct larder_lookup_result found;
     engine_scramble(&engine);
     ck_assert_int_eq(larder_lookup(model, &found, &prompt, worst), 0);
-    ck_assert_int_eq(larder_get(model, &result, &prompt, &engine.layout, worst, 0), 0);
+    ck_assert_int_eq(larder_get(model, &result, &prompt, &engine.layout,
+                                &(struct larder_get_options){.worst = worst}),
+                     0);
     ck_assert(engine_holds(&engine, tokens, 0, result.tokens, ENGINE_LAYERS));
     ck_assert_uint_eq(found.tokens, result.tokens);
     ck_assert_uint_eq(found.bytes, result.bytes);
@@ -491,10 +493,10 @@ START_TEST(test_lossy)
 
     struct larder_get_result result;
     engine_scramble(&engine);
-    ck_assert_int_eq(larder_get(model, &result, &prompt, &engine.layout, LARDER_QUALITY_EXACT, 0),
-                     0);
+    ck_assert_int_eq(larder_get(model, &result, &prompt, &engine.layout, NULL), 0);
     ck_assert_uint_eq(result.tokens, 0);
-    ck_assert_int_eq(larder_get(model, &result, &prompt, &engine.layout, LARDER_QUALITY_LOSSY, 0),
+    ck_assert_int_eq(larder_get(model, &result, &prompt, &engine.layout,
+                                &(struct larder_get_options){.worst = LARDER_QUALITY_LOSSY}),
                      0);
     ck_assert_uint_eq(result.tokens, ENGINE_TOKENS);
     ck_assert_uint_eq(result.quality, LARDER_QUALITY_LOSSY);
