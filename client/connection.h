@@ -168,8 +168,8 @@ struct client_part {
 int client_send(struct larder_link *link, struct client_call *call, struct client_lease *lease,
                 const struct client_part *parts, uint32_t part_count);
 /* Waits for the answer of a call that was sent. Always to be called after client_send(): the call
- * is unlisted when it returns. -ETIMEDOUT at its until_ns, -ECANCELED by its `cancel`: the link goes
- * on, the answer will be passed over, and a lease that it grants given back. */
+ * is unlisted when it returns. -ETIMEDOUT at its until_ns, -ECANCELED by its `cancel`: the link
+ * goes on, the answer will be passed over, and a lease that it grants given back. */
 int client_wait(struct larder_link *link, struct client_call *call);
 /* Both. */
 int client_call(struct larder_link *link, struct client_call *call, struct client_lease *lease,
