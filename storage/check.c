@@ -83,11 +83,14 @@ static int check_locked(const struct larder_store *store)
     }
     LARDER_TRY(check_counts(store, &counted));
     uint64_t queued = 0;
+    uint64_t of_tenants = 0;
+    for (uint32_t i = 0; i < LARDER_TENANTS_MAX; i++)
+        of_tenants += store->tenants[i].queued_bytes;
     for (const struct larder_put *put = store->puts; put; put = put->all_next) {
         if (put->state != PUT_RESERVED)
             queued += (uint64_t)put->variant.record_pages * LARDER_PAGE_BYTES;
     }
-    if (queued != store->queued_bytes)
+    if (queued != store->queued_bytes || queued != of_tenants)
         return larder_fail(LARDER_ECORRUPT, "%llu bytes are queued, counted %llu",
                            (unsigned long long)store->queued_bytes, (unsigned long long)queued);
     return 0;

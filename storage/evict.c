@@ -154,19 +154,31 @@ static bool retire_slab_of_another_locked(struct larder_store *store, uint32_t t
     return true;
 }
 
+bool evict_finds_slab_locked(struct larder_store *store, uint32_t tenant)
+{
+    uint32_t slab;
+    return find_idle_slab_locked(store, &slab, tenant);
+}
+
 int evict_take_locked(struct larder_store *store, uint32_t *out, uint32_t tenant, uint64_t bytes)
 {
+    bool may_grow = quota_may_grow_locked(store, tenant);
     for (;;) {
         int err = host_take(&store->host, out, tenant, bytes);
-        if (err != -ENOBUFS)
+        if (err == 0)
+            quota_served_locked(store, tenant);
+        if (err != -ENOBUFS && (err != -EAGAIN || may_grow))
             return err;
         if (evict_one_locked(store, tenant))
             continue;
-        if (!retire_slab_of_another_locked(store, tenant))
-            return larder_fail(-EBUSY,
-                               "no room for %llu bytes in the host tier: all of it is leased or "
-                               "being written; try again, or raise host_bytes",
-                               (unsigned long long)bytes);
+        if (may_grow && retire_slab_of_another_locked(store, tenant))
+            continue;
+        quota_refused_locked(store, tenant);
+        return larder_fail(-EBUSY,
+                           "no room for %llu bytes in the host tier: all %s is leased or being "
+                           "written; try again, or raise %s",
+                           (unsigned long long)bytes, may_grow ? "of it" : "that is the tenant's",
+                           may_grow ? "host_bytes" : "its quota");
     }
 }
 
@@ -236,10 +248,10 @@ static bool may_leave_ssd(void *context, uint32_t id)
 
 /* The table forgets it before the index does: should the index then fail, the store is read-only
  * and a lookup misses what it could have found. */
-static void leave_ssd_locked(struct larder_store *store, uint32_t id)
+static void leave_ssd_locked(struct larder_store *store, uint32_t id, enum larder_event why)
 {
     struct entry *entry = table_entry(&store->table, id);
-    history_note(&store->history, &entry->key, LARDER_EVENT_EVICTED_SSD);
+    history_note(&store->history, &entry->key, why);
     /* Some layers without the rest are no copy. */
     if (entry->slot != HOST_NONE && !host_slot_is_whole(host_slot(&store->host, entry->slot)))
         evict_detach_slot_locked(store, id);
@@ -256,12 +268,14 @@ static void leave_ssd_locked(struct larder_store *store, uint32_t id)
 }
 
 static uint32_t choose_victims_locked(struct larder_store *store, struct victim *victims,
-                                      uint64_t bytes)
+                                      uint32_t tenant, uint64_t bytes)
 {
+    enum larder_event why =
+        tenant == EVICT_ANY ? LARDER_EVENT_EVICTED_SSD : LARDER_EVENT_EVICTED_QUOTA;
     uint32_t count = 0;
     uint64_t freed = 0;
     while (count < VICTIMS_MAX && freed < bytes) {
-        uint32_t id = victim_locked(store, store->ssd_policy, LARDER_POLICY_ALL, may_leave_ssd);
+        uint32_t id = victim_locked(store, store->ssd_policy, tenant, may_leave_ssd);
         if (id == TABLE_NONE)
             break;
         const struct entry *entry = table_entry(&store->table, id);
@@ -270,7 +284,7 @@ static uint32_t choose_victims_locked(struct larder_store *store, struct victim 
         victims[count].number = entry->number;
         freed += (uint64_t)entry->variant.record_pages * LARDER_PAGE_BYTES;
         count++;
-        leave_ssd_locked(store, id);
+        leave_ssd_locked(store, id, why);
     }
     return count;
 }
@@ -301,7 +315,7 @@ static int forget_in_index(struct larder_store *store, const struct victim *vict
     return err;
 }
 
-int evict_ssd(struct larder_store *store, uint64_t bytes)
+int evict_ssd(struct larder_store *store, uint32_t tenant, uint64_t bytes)
 {
     struct victim *victims = larder_alloc(sizeof(*victims) * VICTIMS_MAX);
     if (!victims)
@@ -319,7 +333,7 @@ int evict_ssd(struct larder_store *store, uint64_t bytes)
             break;
         }
         pthread_mutex_lock(&store->lock);
-        uint32_t count = choose_victims_locked(store, victims, bytes - freed);
+        uint32_t count = choose_victims_locked(store, victims, tenant, bytes - freed);
         pthread_mutex_unlock(&store->lock);
         if (count == 0) {
             larder_index_abort(store->index);

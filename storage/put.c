@@ -95,13 +95,20 @@ void put_watches_locked(struct larder_store *store, uint32_t id, int err)
         entry->flags &= (uint16_t)~ENTRY_WATCHED;
 }
 
+void put_count_queued_locked(struct larder_store *store, const struct larder_put *put)
+{
+    uint64_t bytes = (uint64_t)put->variant.record_pages * LARDER_PAGE_BYTES;
+    store->queued_bytes += bytes;
+    store->tenants[put->tenant].queued_bytes += bytes;
+}
+
 static void queue_put_locked(struct larder_store *store, struct larder_put *put)
 {
     put->state = PUT_QUEUED;
     put->next = NULL;
     *store->put_queue_end = put;
     store->put_queue_end = &put->next;
-    store->queued_bytes += (uint64_t)put->variant.record_pages * LARDER_PAGE_BYTES;
+    put_count_queued_locked(store, put);
 }
 
 /* *waits: the watch is in the list. Otherwise the answer is known already. */
@@ -362,11 +369,7 @@ static int reserve_locked(struct larder_store *store, struct larder_put *put,
     put->replaces = false;
     /* Claimed before room is made: the parent must not be what is evicted. */
     LARDER_TRY(claim_entry_locked(store, put, desc));
-    int err = 0;
-    uint64_t queue_max = store->options.host_bytes / 2;
-    if (store->queued_bytes > 0 && store->queued_bytes + bytes > queue_max)
-        err = larder_fail(-EBUSY, "%llu bytes wait to be written, at most %llu may; try again",
-                          (unsigned long long)store->queued_bytes, (unsigned long long)queue_max);
+    int err = quota_check_put_locked(store, desc->tenant, bytes);
     if (err == 0)
         err = evict_take_locked(store, &put->slot, desc->tenant, bytes);
     if (err == 0) {
@@ -455,8 +458,8 @@ int larder_store_put_reserve(struct larder_store *store, struct larder_put **out
         }
     }
     if (err < 0) {
-        store->stats.puts_refused += err == -EBUSY;
-        if (err == -EBUSY)
+        store->stats.puts_refused += err == -EBUSY || err == LARDER_EFULL;
+        if (err == -EBUSY || err == LARDER_EFULL)
             history_note(&store->history, &desc->key, LARDER_EVENT_REFUSED);
         pthread_mutex_unlock(&store->lock);
         larder_free(put);
@@ -471,6 +474,7 @@ int larder_store_put_reserve(struct larder_store *store, struct larder_put **out
     put->completion.run = run_put;
     put->store = store;
     put->key = desc->key;
+    put->tenant = desc->tenant;
     put->model = desc->model;
     put->mark = desc->mark;
     put->payload_offset = layout.sections;
@@ -649,6 +653,7 @@ struct larder_put *put_make_rewrite_locked(struct larder_store *store, uint32_t 
     put->slot = entry->slot;
     put->number = entry->number;
     put->key = entry->key;
+    put->tenant = entry->tenant;
     put->model = entry->model;
     put->variant = entry->variant;
     put->append.record = host_record(&store->host, entry->slot);
@@ -692,7 +697,11 @@ static void settle_entry_locked(struct larder_store *store, struct larder_put *p
 void put_finish_locked(struct larder_store *store, struct larder_put *put, int err)
 {
     assert(put->state != PUT_RESERVED);
-    store->queued_bytes -= (uint64_t)put->variant.record_pages * LARDER_PAGE_BYTES;
+    uint64_t bytes = (uint64_t)put->variant.record_pages * LARDER_PAGE_BYTES;
+    store->queued_bytes -= bytes;
+    store->tenants[put->tenant].queued_bytes -= bytes;
+    if (put->state == PUT_GROUPED)
+        store->tenants[put->tenant].grouped_bytes -= bytes;
     if (put->entry != TABLE_NONE)
         settle_entry_locked(store, put, err);
     unlink_put_locked(store, put);

@@ -158,6 +158,8 @@ int larder_store_tenant_stats(struct larder_store *store, struct larder_store_st
     if (there) {
         *out = store->tenants[tenant].stats;
         out->slab_bytes_mapped = store->host.tenants[tenant].slab_count * store->options.slab_bytes;
+        out->host_bytes_max = store->tenants[tenant].quota.host_bytes;
+        out->ssd_bytes_max = store->tenants[tenant].quota.ssd_bytes;
     }
     pthread_mutex_unlock(&store->lock);
     return there ? 0 : larder_fail(LARDER_ENOTFOUND, "tenant=%u does not exist", tenant);

@@ -81,6 +81,19 @@ int larder_store_tenant(struct larder_store *store, struct larder_tenant_info *o
 int larder_store_tenant_at(struct larder_store *store, struct larder_tenant_info *out,
                            uint32_t index);
 
+/* What a tenant may have; 0: as much as there is. `host_bytes` counts its slabs, of which it may
+ * always have one; a lower one than it has takes effect as others take its slabs. */
+struct larder_quota {
+    uint64_t ssd_bytes;
+    uint64_t host_bytes;
+};
+void larder_store_set_quota(struct larder_store *store, uint32_t tenant,
+                            const struct larder_quota *quota);
+
+/* True when a tenant found no room in the host tier for want of a slab that another, which has more
+ * than its fair share, keeps by its leases: *from. Its oldest leases should be revoked then. */
+bool larder_store_starving(struct larder_store *store, uint32_t *from);
+
 /* Gives the tenant its first slab, if memory is free for one, so that its first PUT or GET does not
  * wait for that. Takes tens of milliseconds: not for a thread that serves others. */
 void larder_store_prepare(struct larder_store *store, uint32_t tenant);
@@ -213,7 +226,8 @@ struct larder_put; /* a reserved slot that nobody else sees yet */
 /* Reserves a slot and writes the head up to the directory. LARDER_EEXISTS: stored or being stored
  * at this quality or better, or with `beside` this very variant (use larder_store_when_put to wait
  * for it); LARDER_ENOPARENT; LARDER_ELIMIT: LARDER_VARIANTS_MAX variants are there; -EBUSY: no
- * memory can be freed now; LARDER_EFULL: can never fit; LARDER_EREADONLY. */
+ * memory can be freed now; LARDER_EFULL: can never fit, or the tenant's quota is all pinned;
+ * LARDER_EREADONLY. */
 int larder_store_put_reserve(struct larder_store *store, struct larder_put **out,
                              const struct larder_put_desc *desc);
 /* Where the sections go: 64-aligned, payload_bytes_max long, and the directory to fill (offsets
@@ -371,7 +385,8 @@ struct larder_store_stats {
     char io[16];        /* backend */
 };
 void larder_store_stats(struct larder_store *store, struct larder_store_stats *out);
-/* The same for one tenant; only the fields of entries, bytes, gets and hits are filled. */
+/* The same for one tenant; only the fields of entries, bytes, gets and hits are filled, and its
+ * quota in host_bytes_max and ssd_bytes_max (0: none). */
 int larder_store_tenant_stats(struct larder_store *store, struct larder_store_stats *out,
                               uint32_t tenant);
 

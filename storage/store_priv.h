@@ -10,6 +10,7 @@
  *   writer.c   groups: segment writes, sync, index commit, acknowledgement
  *   remove.c   removal of subtrees: by request, after damage, of replaced tails
  *   marking.c  pins, expiry and priority of entries
+ *   quota.c    what one tenant may have
  *   evict.c    room in the host tier and on SSD
  *   tiers.c    what the eviction policies of both tiers are told
  *   recover.c  start: index, tails of segments;  rebuild.c  start without an index
@@ -104,6 +105,7 @@ struct larder_put {
     struct entry_variant variant;
     struct index_entry value; /* as the index will have it */
     struct larder_key key;
+    uint32_t tenant;
     uint32_t model;
     uint64_t payload_offset;
     uint64_t payload_bytes_max;
@@ -308,6 +310,10 @@ struct dead_list {
 struct tenant_state {
     uint32_t root; /* entry */
     bool growing;  /* a thread is making a slab for it */
+    struct larder_quota quota;
+    uint64_t queued_bytes;  /* of its puts, in the queue and in groups */
+    uint64_t grouped_bytes; /* of those, in groups */
+    uint64_t starved_ms;    /* when it was refused a slot last; 0: it has been given one since */
     struct larder_store_stats stats;
 };
 
@@ -404,8 +410,23 @@ int evict_take_locked(struct larder_store *store, uint32_t *out, uint32_t tenant
 int evict_grow(struct larder_store *store, uint32_t tenant);
 /* The entry has no host copy any more. */
 void evict_detach_slot_locked(struct larder_store *store, uint32_t entry);
-/* Storage thread: frees at least `bytes` on SSD; -ENOSPC when too little may go. */
-int evict_ssd(struct larder_store *store, uint64_t bytes);
+/* Storage thread: frees at least `bytes` on SSD, of all tenants (EVICT_ANY) or of one that is over
+ * its quota; -ENOSPC when too little may go. */
+#define EVICT_ANY LARDER_POLICY_ALL
+int evict_ssd(struct larder_store *store, uint32_t tenant, uint64_t bytes);
+/* Is there a slab that could be another tenant's at once? */
+bool evict_finds_slab_locked(struct larder_store *store, uint32_t tenant);
+
+/* quota.c */
+/* May this tenant put so many bytes more? LARDER_EFULL, -EBUSY. */
+int quota_check_put_locked(const struct larder_store *store, uint32_t tenant, uint64_t bytes);
+/* Storage thread: evicts what of the tenant must go for so many bytes more; LARDER_EFULL. 1: it
+ * would have to, and may not. */
+int quota_make_room(struct larder_store *store, uint32_t tenant, uint64_t bytes, bool may_evict);
+bool quota_may_grow_locked(const struct larder_store *store, uint32_t tenant);
+/* It was refused a slot of the host tier, or has got one. */
+void quota_refused_locked(struct larder_store *store, uint32_t tenant);
+void quota_served_locked(struct larder_store *store, uint32_t tenant);
 
 /* marking.c */
 /* Is this something that can be asked for? */
@@ -505,6 +526,8 @@ uint32_t variant_succeed_locked(struct larder_store *store, uint32_t primary);
 
 /* put.c */
 struct larder_put *put_make_rewrite_locked(struct larder_store *store, uint32_t entry);
+/* It is in the queue now. */
+void put_count_queued_locked(struct larder_store *store, const struct larder_put *put);
 /* A put that left the queue or its group: durable (err 0) or given up. */
 void put_finish_locked(struct larder_store *store, struct larder_put *put, int err);
 void put_watches_locked(struct larder_store *store, uint32_t entry, int err);

@@ -215,7 +215,7 @@ static int make_room(struct larder_store *store, const struct group *group, uint
         if (err == -ENOSPC && too_much == 0)
             too_much = store->options.segment_bytes;
         if (too_much > 0) {
-            err = evict_ssd(store, too_much);
+            err = evict_ssd(store, EVICT_ANY, too_much);
             give_back(store);
             if (err == -ENOSPC && attempt > 0)
                 break;
@@ -295,7 +295,7 @@ static struct larder_put *ancestor_first_locked(struct larder_store *store,
         first = put_make_rewrite_locked(store, highest);
         if (first) {
             first->state = PUT_QUEUED;
-            store->queued_bytes += append_record_bytes(first);
+            put_count_queued_locked(store, first);
         }
     }
     /* A better one of it is reserved just now. It will be queued; who waits may try again. */
@@ -379,6 +379,7 @@ static int add_put(struct larder_store *store, struct group *group)
         behind = put;
         put = first;
     }
+    uint32_t tenant = err == 0 ? table_entry(&store->table, put->entry)->tenant : 0;
     pthread_mutex_unlock(&store->lock);
 
     uint64_t bytes = append_record_bytes(put);
@@ -391,6 +392,8 @@ static int add_put(struct larder_store *store, struct group *group)
                           (unsigned long long)store->options.segment_bytes);
     int room = err;
     if (err == 0)
+        room = quota_make_room(store, tenant, bytes, !group->segment && !store->syncing);
+    if (room == 0)
         room = make_room(store, group, bytes + LARDER_PAGE_BYTES);
     if (room == 0 && !store->models[put->model]->in_segment)
         room = add_model_record(store, group, put->model);
@@ -412,6 +415,7 @@ static int add_put(struct larder_store *store, struct group *group)
         /* make_room() may have evicted on SSD, but never an entry that is PUTTING or above one. */
         fill_value_locked(store, put);
         table_entry(&store->table, put->entry)->flags |= ENTRY_GROUPED;
+        store->tenants[tenant].grouped_bytes += bytes;
         *group->puts_end = put;
         group->puts_end = &put->next;
         group->members++;
