@@ -138,10 +138,10 @@ static void put_and_read(struct world *world)
     if (number == WORLD_NO_ITEM)
         return;
     /* A put is given up now and then. */
-    while (world->put_error == 0 && !world->items[number].may)
-        world_put_again(world, number, LARDER_DURABLE);
+    while (world->put_error == 0 && !world->items[number].variants[0].may)
+        world_put_again(world, number, LARDER_QUALITY_EXACT, LARDER_DURABLE);
     world_settle(world);
-    if (!world->items[number].must) {
+    if (!world->items[number].variants[0].must) {
         world_say(world, "stores nothing any more (%d)", world->put_error);
         world->tally->failed_starts++;
         return;

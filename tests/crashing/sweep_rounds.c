@@ -34,7 +34,7 @@ static void put_chain(struct world *world, uint32_t count, enum larder_wait wait
     uint32_t parent = WORLD_NO_ITEM;
     for (uint32_t i = 0; i < count; i++) {
         parent = world_put(world, parent, wait);
-        if (parent == WORLD_NO_ITEM || !world->items[parent].may)
+        if (parent == WORLD_NO_ITEM || !world_may(world, parent))
             return;
     }
     world_settle(world);
@@ -48,8 +48,13 @@ static void run_script(struct world *world)
     if (world->item_count > 6) {
         world_remove(world, 2);
         world_read(world, 1);
-        world_put_again(world, 2, LARDER_DURABLE);
+        world_put_again(world, 2, LARDER_QUALITY_EXACT, LARDER_DURABLE);
         world_settle(world);
+        world_put_again(world, 3, LARDER_QUALITY_LOSSY, LARDER_DURABLE);
+        world_put_again(world, 1, LARDER_QUALITY_LOSSY, LARDER_DURABLE);
+        world_settle(world);
+        world_remove_variant(world, 1, LARDER_QUALITY_EXACT);
+        world_put_again(world, 1, LARDER_QUALITY_EXACT, LARDER_DURABLE);
         world_remove(world, 5);
     }
     /* Records of up to 1.2 MB among them: several segments. */

@@ -22,7 +22,7 @@
 #define SECTIONS      4u
 #define TENANT        "crash"
 #define HANG_SECONDS  60
-#define RECIPE        "raw"
+#define SMALL_BYTES   40u
 #define BIG_BYTES_MAX (300u << 10)
 #define MESSAGES_MAX  30
 
@@ -66,9 +66,13 @@ bool world_power_failed(const struct world *world)
 
 /* --- what an item holds: all from the seed, the item's number and its version ----------------- */
 
-static uint64_t item_seed(const struct world *world, uint32_t item, uint32_t version)
+static const char *const recipes[WORLD_VARIANTS] = {"raw", "lossy"};
+
+static uint64_t item_seed(const struct world *world, uint32_t item, uint32_t quality,
+                          uint32_t version)
 {
-    return world_mix(world->seed ^ world_mix((uint64_t)item << 32 | version));
+    uint64_t place = (uint64_t)item << 32 | quality << 24 | version;
+    return world_mix(world->seed ^ world_mix(place));
 }
 
 static uint32_t token_count_of(uint32_t item)
@@ -83,8 +87,10 @@ static void fill_tokens(uint32_t item, uint32_t *tokens)
         tokens[i] = (uint32_t)(world_mix(item * 1000ull + i) % 50000);
 }
 
-static uint32_t section_bytes_of(uint64_t seed, uint32_t section)
+static uint32_t section_bytes_of(uint64_t seed, uint32_t quality, uint32_t section)
 {
+    if (quality != LARDER_QUALITY_EXACT)
+        return SMALL_BYTES;
     uint64_t bits = world_mix(seed + section);
     uint32_t bytes_max = bits % 16 == 0 ? BIG_BYTES_MAX : 3000;
     return 1 + (uint32_t)(bits >> 8) % bytes_max;
@@ -102,14 +108,16 @@ static void fill_section(uint64_t seed, uint32_t section, uint8_t *out, uint32_t
         out[at] = (uint8_t)(state >> (at % 8 * 8));
 }
 
-/* Is this record the item, exactly? */
-static bool is_exact(const struct world *world, const struct larder_record *record, uint32_t item,
-                     uint32_t version)
+/* Is this record a variant of the item as it was put last? */
+static bool is_right(const struct world *world, const struct larder_record *record, uint32_t item)
 {
+    if (record->quality >= WORLD_VARIANTS)
+        return false;
     const struct item *of = &world->items[item];
     const struct larder_key *parent =
         of->parent == WORLD_NO_ITEM ? &larder_key_root : &world->items[of->parent].key;
-    uint64_t seed = item_seed(world, item, version);
+    uint32_t version = of->variants[record->quality].version;
+    uint64_t seed = item_seed(world, item, record->quality, version);
     uint32_t tokens[64];
     fill_tokens(item, tokens);
     if (record->type != LARDER_RECORD_ENTRY || record->token_count != token_count_of(item) ||
@@ -121,7 +129,7 @@ static bool is_exact(const struct world *world, const struct larder_record *reco
     static uint8_t expected[BIG_BYTES_MAX];
     for (uint32_t i = 0; i < SECTIONS; i++) {
         const struct larder_section *section = &larder_record_directory(record)[i];
-        uint32_t bytes = section_bytes_of(seed, i);
+        uint32_t bytes = section_bytes_of(seed, record->quality, i);
         fill_section(seed, i, expected, bytes);
         if (section->bytes != bytes ||
             memcmp((const uint8_t *)record + section->offset, expected, bytes) != 0)
@@ -152,6 +160,7 @@ static void wait_for(struct world *world, const bool *flag, const uint32_t *coun
 struct put_wait {
     struct world *world;
     uint32_t item;
+    uint32_t quality;
     uint32_t version;
 };
 
@@ -160,9 +169,9 @@ static void on_durable(void *context, int err)
     struct put_wait *wait = context;
     struct world *world = wait->world;
     pthread_mutex_lock(&world->mutex);
-    struct item *item = &world->items[wait->item];
-    if (err == 0 && !item->removing && item->version == wait->version)
-        item->must = true;
+    struct promise *promise = &world->items[wait->item].variants[wait->quality];
+    if (err == 0 && !promise->removing && promise->version == wait->version)
+        promise->must = true;
     world->outstanding--;
     pthread_cond_broadcast(&world->changed);
     pthread_mutex_unlock(&world->mutex);
@@ -175,14 +184,14 @@ static void on_cached(void *context, int err)
     (void)err;
 }
 
-static uint64_t write_payload(struct larder_put *put, uint64_t seed)
+static uint64_t write_payload(struct larder_put *put, uint64_t seed, uint32_t quality)
 {
     uint64_t offset;
     uint8_t *payload = larder_put_payload(put, &offset);
     struct larder_section *directory = larder_put_directory(put);
     uint64_t at = 0;
     for (uint32_t i = 0; i < SECTIONS; i++) {
-        uint32_t bytes = section_bytes_of(seed, i);
+        uint32_t bytes = section_bytes_of(seed, quality, i);
         fill_section(seed, i, payload + at, bytes);
         directory[i] = (struct larder_section){
             .layer_first = (uint16_t)(i / 2),
@@ -197,20 +206,26 @@ static uint64_t write_payload(struct larder_put *put, uint64_t seed)
     return at;
 }
 
-static uint64_t payload_bytes_of(uint64_t seed)
+static uint64_t payload_bytes_of(uint64_t seed, uint32_t quality)
 {
     uint64_t bytes = 0;
     for (uint32_t i = 0; i < SECTIONS; i++)
-        bytes += larder_round_up(section_bytes_of(seed, i), LARDER_SECTION_ALIGN);
+        bytes += larder_round_up(section_bytes_of(seed, quality, i), LARDER_SECTION_ALIGN);
     return bytes;
 }
 
-/* Starts a put of an item that is not there as far as is known. */
-static void start_put(struct world *world, uint32_t number, enum larder_wait wait)
+/* Starts a put of a variant that is not there as far as is known. One that is not put beside what
+ * there is takes the place of a worse one, when it comes to that. */
+static void start_put(struct world *world, uint32_t number, enum larder_quality quality,
+                      enum larder_wait wait)
 {
     struct item *item = &world->items[number];
-    uint32_t version = item->version + (item->version == 0 || item->removed);
-    uint64_t seed = item_seed(world, number, version);
+    struct promise *promise = &item->variants[quality];
+    struct promise *worse = &item->variants[LARDER_QUALITY_LOSSY];
+    bool beside =
+        quality != LARDER_QUALITY_EXACT || (worse->version > 0 && world_chance(world, 80));
+    uint32_t version = promise->version + (promise->version == 0 || promise->removed);
+    uint64_t seed = item_seed(world, number, quality, version);
     uint32_t tokens[64];
     fill_tokens(number, tokens);
     struct larder_put_desc desc = {
@@ -220,26 +235,28 @@ static void start_put(struct world *world, uint32_t number, enum larder_wait wai
         .parent = item->parent == WORLD_NO_ITEM ? larder_key_root : world->items[item->parent].key,
         .tokens = tokens,
         .token_count = token_count_of(number),
-        .recipe = RECIPE,
-        .raw_bytes = payload_bytes_of(seed),
+        .recipe = recipes[quality],
+        .quality = quality,
+        .raw_bytes = payload_bytes_of(seed, quality),
         .section_count_max = SECTIONS,
-        .payload_bytes_max = payload_bytes_of(seed),
+        .payload_bytes_max = payload_bytes_of(seed, quality),
+        .beside = beside,
     };
     struct larder_put *put;
     world->put_error = larder_store_put_reserve(world->store, &put, &desc);
     if (world->put_error < 0)
         return;
-    uint64_t bytes = write_payload(put, seed);
+    uint64_t bytes = write_payload(put, seed, quality);
     if (world_draw(world, 30) == 0) {
         larder_store_put_abort(world->store, put);
         return;
     }
     pthread_mutex_lock(&world->mutex);
-    item->version = version;
-    item->may = true;
-    item->must = false;
-    item->removed = false;
-    item->removing = false;
+    *promise = (struct promise){.version = version, .may = true};
+    if (!beside) {
+        worse->must = false;
+        worse->removing = true;
+    }
     if (wait == LARDER_DURABLE)
         world->outstanding++;
     pthread_mutex_unlock(&world->mutex);
@@ -249,7 +266,7 @@ static void start_put(struct world *world, uint32_t number, enum larder_wait wai
     }
     struct put_wait *context = malloc(sizeof(*context));
     assert(context);
-    *context = (struct put_wait){world, number, version};
+    *context = (struct put_wait){world, number, quality, version};
     larder_store_put_commit(world->store, put, SECTIONS, bytes, wait, on_durable, context);
 }
 
@@ -269,28 +286,37 @@ uint32_t world_put(struct world *world, uint32_t parent, enum larder_wait wait)
                                   tokens, token_count_of(number));
     assert(err == 0);
     world->item_count++;
-    start_put(world, number, wait);
+    start_put(world, number, LARDER_QUALITY_EXACT, wait);
     return number;
 }
 
-void world_put_again(struct world *world, uint32_t number, enum larder_wait wait)
+void world_put_again(struct world *world, uint32_t number, enum larder_quality quality,
+                     enum larder_wait wait)
 {
-    if (!world->items[number].may)
-        start_put(world, number, wait);
+    if (!world->items[number].variants[quality].may)
+        start_put(world, number, quality, wait);
+}
+
+bool world_may(const struct world *world, uint32_t number)
+{
+    const struct promise *variants = world->items[number].variants;
+    return variants[LARDER_QUALITY_EXACT].may || variants[LARDER_QUALITY_LOSSY].may;
 }
 
 /* A new item behind one that is there, or a first one; or one again that is not there any more. */
 static void put_something(struct world *world)
 {
     enum larder_wait wait = world_chance(world, 60) ? LARDER_DURABLE : LARDER_CACHED;
-    if (world->item_count > 0 && world_chance(world, 15)) {
-        world_put_again(world, (uint32_t)world_draw(world, world->item_count), wait);
+    if (world->item_count > 0 && world_chance(world, 25)) {
+        enum larder_quality quality =
+            world_chance(world, 60) ? LARDER_QUALITY_EXACT : LARDER_QUALITY_LOSSY;
+        world_put_again(world, (uint32_t)world_draw(world, world->item_count), quality, wait);
         return;
     }
     uint32_t parent = WORLD_NO_ITEM;
     if (world->item_count > 0 && world_chance(world, 65)) {
         parent = (uint32_t)world_draw(world, world->item_count);
-        if (!world->items[parent].may || world->items[parent].depth + 1 == DEPTH_MAX)
+        if (!world_may(world, parent) || world->items[parent].depth + 1 == DEPTH_MAX)
             parent = WORLD_NO_ITEM;
     }
     world_put(world, parent, wait);
@@ -301,6 +327,23 @@ void world_settle(struct world *world)
     pthread_mutex_lock(&world->mutex);
     wait_for(world, NULL, &world->outstanding, "a put");
     pthread_mutex_unlock(&world->mutex);
+}
+
+/* The number of a variant, as the store has it; negative: it has none. */
+static int variant_number(struct world *world, uint32_t number, enum larder_quality quality)
+{
+    struct larder_entry_info infos[64];
+    uint64_t cursor = 0;
+    do {
+        uint32_t count;
+        larder_store_list(world->store, infos, &count, &cursor, LARDER_COUNT_OF(infos));
+        for (uint32_t i = 0; i < count; i++) {
+            if (infos[i].quality == quality &&
+                larder_key_equal(&infos[i].key, &world->items[number].key))
+                return infos[i].variant;
+        }
+    } while (cursor != 0);
+    return -1;
 }
 
 /* --- get -------------------------------------------------------------------------------------- */
@@ -330,10 +373,13 @@ enum presence {
     UNKNOWN, /* the store is busy, or the disk failed */
 };
 
-/* Reads what of the keys fits the host tier at once; *loaded of them are exact. */
+/* Reads what of the keys fits the host tier at once; *loaded of them are right, the last of them of
+ * that quality. */
 static enum presence read_run(struct world *world, const uint32_t *chain,
-                              const struct larder_key *keys, uint32_t count, uint32_t *loaded)
+                              const struct larder_key *keys, uint32_t count, bool smallest,
+                              uint32_t *loaded, uint32_t *quality)
 {
+    unsigned worst = LARDER_QUALITY_BLENDED | (smallest ? LARDER_QUALITY_SMALLEST : 0);
     struct larder_ref refs[DEPTH_MAX];
     struct lease_wait wait = {.world = world};
     struct larder_lease *lease;
@@ -344,7 +390,7 @@ static enum presence read_run(struct world *world, const uint32_t *chain,
                                  &(struct larder_want){.tenant = world->tenant.index,
                                                        .keys = keys,
                                                        .key_count = count,
-                                                       .worst = LARDER_QUALITY_BLENDED},
+                                                       .worst = (enum larder_quality)worst},
                                  on_loaded, &wait);
     if (err < 0 || !lease)
         return err == -EBUSY ? UNKNOWN : ABSENT;
@@ -359,9 +405,9 @@ static enum presence read_run(struct world *world, const uint32_t *chain,
     for (uint32_t i = 0; i < wait.loaded; i++) {
         const struct larder_record *record =
             larder_store_ref_record(world->store, world->tenant.index, &refs[i]);
-        if (!is_exact(world, record, chain[i], world->items[chain[i]].version)) {
-            world_say(world, "item %u version %u: wrong bytes", chain[i],
-                      world->items[chain[i]].version);
+        *quality = record->quality;
+        if (!is_right(world, record, chain[i])) {
+            world_say(world, "item %u quality %u: wrong bytes", chain[i], *quality);
             world->tally->wrong++;
             found = WRONG;
         }
@@ -371,8 +417,9 @@ static enum presence read_run(struct world *world, const uint32_t *chain,
     return found;
 }
 
-/* Reads the chain that ends in an item. */
-static enum presence read_item(struct world *world, uint32_t number)
+/* Reads the chain that ends in an item: its best variants, or its smallest. */
+static enum presence read_item(struct world *world, uint32_t number, bool smallest,
+                               uint32_t *quality)
 {
     uint32_t chain[DEPTH_MAX];
     struct larder_key keys[DEPTH_MAX];
@@ -384,22 +431,53 @@ static enum presence read_item(struct world *world, uint32_t number)
     enum presence found = PRESENT;
     uint32_t loaded;
     for (uint32_t at = 0; at < count && found == PRESENT; at += loaded)
-        found = read_run(world, chain + at, keys + at, count - at, &loaded);
+        found = read_run(world, chain + at, keys + at, count - at, smallest, &loaded, quality);
     return found;
+}
+
+/* Whether each variant of an item is there. The lossy one is always the smallest, but may take as
+ * many pages as the exact one; then its bytes are not compared. */
+static void read_variants(struct world *world, uint32_t number, enum presence *found)
+{
+    uint32_t quality = 0;
+    enum presence best = read_item(world, number, false, &quality);
+    found[LARDER_QUALITY_EXACT] = found[LARDER_QUALITY_LOSSY] = best;
+    if (best != PRESENT)
+        return;
+    if (quality != LARDER_QUALITY_EXACT) {
+        found[LARDER_QUALITY_EXACT] = ABSENT;
+        return;
+    }
+    best = read_item(world, number, true, &quality);
+    found[LARDER_QUALITY_LOSSY] = best;
+    if (best == PRESENT && quality == LARDER_QUALITY_EXACT)
+        found[LARDER_QUALITY_LOSSY] =
+            variant_number(world, number, LARDER_QUALITY_LOSSY) < 0 ? ABSENT : PRESENT;
+}
+
+static bool is_removed(const struct world *world, uint32_t number)
+{
+    const struct promise *variants = world->items[number].variants;
+    return !world_may(world, number) &&
+           (variants[LARDER_QUALITY_EXACT].removed || variants[LARDER_QUALITY_LOSSY].removed);
 }
 
 void world_read(struct world *world, uint32_t number)
 {
     pthread_mutex_lock(&world->mutex);
-    bool must = world->items[number].must;
+    const struct promise *variants = world->items[number].variants;
+    bool must = variants[LARDER_QUALITY_EXACT].must || variants[LARDER_QUALITY_LOSSY].must;
+    bool must_exact = variants[LARDER_QUALITY_EXACT].must;
     pthread_mutex_unlock(&world->mutex);
-    enum presence found = read_item(world, number);
+    uint32_t quality = LARDER_QUALITY_EXACT;
+    enum presence found = read_item(world, number, false, &quality);
     if (world_power_failed(world))
         return;
-    if (found == ABSENT && must && !world->evicts && !world->rotted) {
+    bool lost = (found == ABSENT && must) || (found == PRESENT && must_exact && quality > 0);
+    if (lost && !world->evicts && !world->rotted) {
         world_say(world, "item %u: lost while running", number);
         world->tally->lost++;
-    } else if (found == PRESENT && world->items[number].removed) {
+    } else if (found == PRESENT && is_removed(world, number)) {
         world_say(world, "item %u: came back while running", number);
         world->tally->removed_back++;
     }
@@ -431,14 +509,31 @@ static bool is_below(const struct world *world, uint32_t item, uint32_t top)
     return item == top;
 }
 
+/* Nothing is promised any more of what a removal was asked for. Whether it was promised. */
+static bool begin_removal(struct promise *promise)
+{
+    bool was_there = promise->must;
+    promise->must = false;
+    promise->removing = true;
+    return was_there;
+}
+
+static void end_removal(struct promise *promise, int err)
+{
+    if (err == 0 || err == LARDER_ENOTFOUND)
+        promise->may = false;
+    if (err == 0 && promise->version > 0)
+        promise->removed = true;
+}
+
 void world_remove(struct world *world, uint32_t top)
 {
     pthread_mutex_lock(&world->mutex);
-    bool was_there = world->items[top].must;
+    bool was_there = false;
     for (uint32_t i = top; i < world->item_count; i++) {
-        if (is_below(world, i, top)) {
-            world->items[i].must = false;
-            world->items[i].removing = true;
+        for (uint32_t quality = 0; quality < WORLD_VARIANTS && is_below(world, i, top); quality++) {
+            bool was_promised = begin_removal(&world->items[i].variants[quality]);
+            was_there = was_there || (i == top && was_promised);
         }
     }
     pthread_mutex_unlock(&world->mutex);
@@ -452,12 +547,32 @@ void world_remove(struct world *world, uint32_t top)
         world->tally->lost++;
     }
     for (uint32_t i = top; i < world->item_count; i++) {
-        if (!is_below(world, i, top))
-            continue;
-        if (wait.err == 0 || wait.err == LARDER_ENOTFOUND)
-            world->items[i].may = false;
-        if (wait.err == 0)
-            world->items[i].removed = true;
+        for (uint32_t quality = 0; quality < WORLD_VARIANTS && is_below(world, i, top); quality++)
+            end_removal(&world->items[i].variants[quality], wait.err);
+    }
+    pthread_mutex_unlock(&world->mutex);
+}
+
+void world_remove_variant(struct world *world, uint32_t number, enum larder_quality quality)
+{
+    int variant = variant_number(world, number, quality);
+    if (variant < 0)
+        return;
+    struct promise *promise = &world->items[number].variants[quality];
+    pthread_mutex_lock(&world->mutex);
+    struct promise before = *promise;
+    begin_removal(promise);
+    pthread_mutex_unlock(&world->mutex);
+    struct remove_wait wait = {.world = world};
+    larder_store_remove_variant(world->store, world->tenant.index, &world->items[number].key,
+                                (uint32_t)variant, on_removed, &wait);
+    pthread_mutex_lock(&world->mutex);
+    wait_for(world, &wait.is_done, NULL, "the removal of a variant");
+    end_removal(promise, wait.err);
+    if (wait.err == -EBUSY) {
+        /* It was refused: what was promised holds, and what a put in flight says counts. */
+        promise->must = promise->must || before.must;
+        promise->removing = before.removing;
     }
     pthread_mutex_unlock(&world->mutex);
 }
@@ -469,8 +584,11 @@ void world_do_something(struct world *world)
         put_something(world);
     else if (what < 88)
         world_read(world, (uint32_t)world_draw(world, world->item_count));
-    else if (what < 93)
+    else if (what < 92)
         world_remove(world, (uint32_t)world_draw(world, world->item_count));
+    else if (what < 95)
+        world_remove_variant(world, (uint32_t)world_draw(world, world->item_count),
+                             world_chance(world, 50) ? LARDER_QUALITY_EXACT : LARDER_QUALITY_LOSSY);
     else
         world_settle(world);
 }
@@ -557,37 +675,38 @@ void world_count_corrupt(struct world *world)
     world->corrupt_seen = stats.corrupt;
 }
 
-static void judge(struct world *world, uint32_t number, enum presence found)
+static void judge(struct world *world, uint32_t number, uint32_t quality, enum presence found)
 {
-    struct item *item = &world->items[number];
+    struct promise *promise = &world->items[number].variants[quality];
     struct tally *tally = world->tally;
     if (found == UNKNOWN)
         return;
     /* With the index lost, and the tombstone among the bytes that were changed, nothing is left
      * that says so. */
-    if (found == PRESENT && item->removed && !(world->rotted && world->spoiled)) {
-        world_say(world, "item %u: came back", number);
+    if (found == PRESENT && promise->removed && !(world->rotted && world->spoiled)) {
+        world_say(world, "item %u quality %u: came back", number, quality);
         tally->removed_back++;
     }
-    if (found == ABSENT && item->must) {
+    if (found == ABSENT && promise->must) {
         if (world->rotted) {
             tally->missing++;
         } else if (!world->evicts) {
-            world_say(world, "item %u at depth %u: lost", number, item->depth);
+            world_say(world, "item %u quality %u at depth %u: lost", number, quality,
+                      world->items[number].depth);
             tally->lost++;
         }
     }
     /* What is there after a start stays there. */
-    item->must = found == PRESENT;
-    item->may = found == PRESENT;
-    item->removing = false;
+    promise->must = found == PRESENT;
+    promise->may = found == PRESENT;
+    promise->removing = false;
 }
 
 bool world_verify(struct world *world)
 {
-    enum presence found[WORLD_ITEMS_MAX];
+    enum presence found[WORLD_ITEMS_MAX][WORLD_VARIANTS];
     for (uint32_t i = 0; i < world->item_count; i++)
-        found[i] = read_item(world, i);
+        read_variants(world, i, found[i]);
     if (world_power_failed(world))
         return false;
     struct larder_store_stats stats;
@@ -596,11 +715,15 @@ bool world_verify(struct world *world)
     /* Also when power failed before the index's first commit of all. */
     world->spoiled = world->spoiled || stats.index_rebuilt;
     uint64_t promised = 0, verified = 0;
-    for (uint32_t i = 0; i < world->item_count; i++) {
-        bool excused = world->evicts || world->rotted;
-        promised += world->items[i].must && (found[i] == PRESENT || !excused);
-        verified += world->items[i].must && found[i] == PRESENT;
-        judge(world, i, found[i]);
+    bool excused = world->evicts || world->rotted;
+    for (uint32_t i = 0; i < world->item_count * WORLD_VARIANTS; i++) {
+        uint32_t number = i / WORLD_VARIANTS;
+        uint32_t quality = i % WORLD_VARIANTS;
+        bool must = world->items[number].variants[quality].must;
+        bool there = found[number][quality] == PRESENT;
+        promised += must && (there || !excused);
+        verified += must && there;
+        judge(world, number, quality, found[number][quality]);
     }
     world_count_corrupt(world);
     world->tally->rounds++;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* world.h - a store and what its user knows of it: of each item whether it must, may or must not be
- * there, and which version of its bytes. Everything follows from a seed: what an item holds, what
+/* world.h - a store and what its user knows of it: of each variant of each item whether it must, may
+ * or must not be there, and which version of its bytes. Everything follows from a seed: what an item holds, what
  * is done next, how the store is configured in each life.
  *
  * The store lies on a simulated disk, or, without one, on real files.
@@ -22,15 +22,22 @@
 #define WORLD_ITEMS_MAX 160u
 #define WORLD_NO_ITEM   UINT32_MAX
 
-struct item {
-    uint32_t parent; /* WORLD_NO_ITEM: a chain's first */
-    uint32_t depth;
+/* By quality: enum larder_quality. */
+#define WORLD_VARIANTS 2u
+
+struct promise {
     uint32_t version; /* of the bytes last put; 0: never. Other bytes after each removal */
     bool must;        /* promised durable */
     bool may;         /* put, and not known to be gone */
     bool removed;     /* promised: it does not come back */
     bool removing;    /* what a put still in flight says does not count */
+};
+
+struct item {
+    uint32_t parent; /* WORLD_NO_ITEM: a chain's first */
+    uint32_t depth;
     struct larder_key key;
+    struct promise variants[WORLD_VARIANTS];
 };
 
 struct world {
@@ -87,9 +94,14 @@ void world_index_path(const struct world *world, char *out, size_t bytes);
 
 /* A new item behind `parent`; its number, or WORLD_NO_ITEM when there are too many. */
 uint32_t world_put(struct world *world, uint32_t parent, enum larder_wait wait);
-/* Again, when it is not there any more. */
-void world_put_again(struct world *world, uint32_t number, enum larder_wait wait);
+/* Again, when it is not there any more: the exact one, or a lossy one beside it or alone. */
+void world_put_again(struct world *world, uint32_t number, enum larder_quality quality,
+                     enum larder_wait wait);
 void world_remove(struct world *world, uint32_t number);
+/* Removes one variant and keeps the other, if there is one. */
+void world_remove_variant(struct world *world, uint32_t number, enum larder_quality quality);
+/* Whether some variant may be there. */
+bool world_may(const struct world *world, uint32_t number);
 /* Reads the chain that ends in an item, and compares; absence may be a bug. */
 void world_read(struct world *world, uint32_t number);
 /* Until nothing is outstanding. */
