@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* world.h - a store and what its user knows of it: of each variant of each item whether it must, may
- * or must not be there, and which version of its bytes. Everything follows from a seed: what an item holds, what
- * is done next, how the store is configured in each life.
+/* world.h - a store and what its user knows of it: of each variant of each item whether it must,
+ * may or must not be there, and which version of its bytes. Everything follows from a seed: what an
+ * item holds, what is done next, how the store is configured in each life.
  *
  * The store lies on a simulated disk, or, without one, on real files.
  * Threads: one; callbacks of the store come from its own.
