@@ -24,6 +24,12 @@ int row_put_small(const struct bench *bench, struct bench_result *out);
 int row_lookup(const struct bench *bench, struct bench_result *out);
 int row_round_trip(const struct bench *bench, struct bench_result *out);
 
+/* rows_clients.c */
+int row_clients_8(const struct bench *bench, struct bench_result *out);
+int row_clients_64(const struct bench *bench, struct bench_result *out);
+int row_lookups_8(const struct bench *bench, struct bench_result *out);
+int row_lookups_64(const struct bench *bench, struct bench_result *out);
+
 /* rows_start.c */
 int row_start(const struct bench *bench, struct bench_result *out);
 
