@@ -81,6 +81,8 @@
 #define LARDER_CONNECTIONS_DEFAULT 256u
 #define LARDER_LEASES_DEFAULT      4096u
 #define LARDER_IN_FLIGHT_DEFAULT   1024u
+/* Requests of one tenant that wait for a worker: some seconds of work; more are refused. */
+#define LARDER_TENANT_WAITING_MAX 2048u
 /* Answers waiting for one client: enough for any one answer and the slabs in front of it. */
 #define LARDER_OUTPUT_BYTES_MAX (1u << 20)
 

@@ -340,7 +340,7 @@ static int admin_list(struct session *session, const struct frame *frame)
     struct admin_job *job;
     LARDER_TRY(start_job(session, &job, frame, list_run, list_answer));
     job->wire = *(const struct wire_admin_list *)frame->body;
-    workers_submit(session->daemon->workers, &job->job);
+    workers_submit(session->daemon->workers, WORKERS_OWN, &job->job);
     return 0;
 }
 
@@ -373,7 +373,7 @@ static int admin_verify(struct session *session, const struct frame *frame)
     const struct wire_admin_variant *wire = frame->body;
     job->variant = wire->variant;
     memcpy(job->key.bytes, wire->key, sizeof(job->key.bytes));
-    workers_submit(session->daemon->workers, &job->job);
+    workers_submit(session->daemon->workers, WORKERS_OWN, &job->job);
     return 0;
 }
 

@@ -511,7 +511,7 @@ static void call_helpers(struct operation *operation)
     for (uint32_t i = 0; i < count; i++) {
         operation->helpers[i].operation = operation;
         operation->helpers[i].job.run = help;
-        workers_submit(workers, &operation->helpers[i].job);
+        workers_submit(workers, operation->put.session->tenant.index, &operation->helpers[i].job);
     }
 }
 
@@ -567,5 +567,6 @@ struct put *put_new(struct session *session, struct session_model *model, uint64
 
 void put_start(struct put *put)
 {
-    workers_submit(put->session->daemon->workers, &operation_of(put)->job);
+    workers_submit(put->session->daemon->workers, put->session->tenant.index,
+                   &operation_of(put)->job);
 }

@@ -143,7 +143,7 @@ static void go_on(struct scrub *scrub)
     scrub->busy = true;
     if (!more) {
         scrub->completion.run = list_done;
-        workers_submit(scrub->daemon->workers, &scrub->job);
+        workers_submit(scrub->daemon->workers, WORKERS_OWN, &scrub->job);
         return;
     }
     scrub->completion.run = record_done;

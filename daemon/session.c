@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "base/mem.h"
 #include "daemon/session_priv.h"
+#include "daemon/workers.h"
 
 /* What the kernel shows for users that do not exist in the daemon's user namespace. */
 #define OVERFLOW_UID 65534u
@@ -164,6 +165,17 @@ int session_begin(struct session *session)
     session->account->in_flight++;
     session->daemon->in_flight++;
     session_ref(session);
+    return 0;
+}
+
+int session_may_work(struct session *session)
+{
+    uint32_t waiting = workers_waiting(session->daemon->workers, session->tenant.index);
+    if (waiting >= LARDER_TENANT_WAITING_MAX)
+        return larder_fail(-EBUSY,
+                           "%u requests of tenant %s wait for a worker, at most %u may; wait for "
+                           "some",
+                           waiting, session->tenant_name, LARDER_TENANT_WAITING_MAX);
     return 0;
 }
 

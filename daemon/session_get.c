@@ -418,7 +418,7 @@ static int start_ssd_get(struct session *session, const struct frame *frame,
     lease->get = get;
     lease->loading = true; /* `done` may come before ssd_get_done() */
     lease_link(session, lease);
-    workers_submit(session->daemon->workers, &get->job);
+    workers_submit(session->daemon->workers, session->tenant.index, &get->job);
     return 0;
 }
 
@@ -470,7 +470,9 @@ int session_get(struct session *session, const struct frame *frame)
         match.bytes_host == match.bytes ? start_host_get(session, frame, &match, want) : -EAGAIN;
     if (err != -EAGAIN)
         return err;
-    err = start_ssd_get(session, frame, &match, &want);
+    err = session_may_work(session);
+    if (err == 0)
+        err = start_ssd_get(session, frame, &match, &want);
     if (err < 0)
         session_end(session);
     return err;

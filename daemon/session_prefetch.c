@@ -65,6 +65,7 @@ int session_prefetch(struct session *session, const struct frame *frame)
     LARDER_TRY(larder_store_lookup(session->daemon->store, &match, want.tenant, &parent, want.keys,
                                    want.key_count, want.worst,
                                    session->daemon->config.block_tokens));
+    LARDER_TRY(session_may_work(session));
     LARDER_TRY(session_begin(session));
     struct prefetch *prefetch =
         larder_alloc_zero(1, sizeof(*prefetch) + want.key_count * sizeof(want.keys[0]));
@@ -80,6 +81,6 @@ int session_prefetch(struct session *session, const struct frame *frame)
     memcpy(prefetch->keys, want.keys, want.key_count * sizeof(want.keys[0]));
     prefetch->job.run = prefetch_run;
     prefetch->completion.run = prefetch_done;
-    workers_submit(session->daemon->workers, &prefetch->job);
+    workers_submit(session->daemon->workers, session->tenant.index, &prefetch->job);
     return 0;
 }

@@ -124,6 +124,8 @@ void session_refuse(struct session *session, uint64_t request);
 /* Around work that is answered later: holds the session and counts it; -EBUSY over the limit. */
 int session_begin(struct session *session);
 void session_end(struct session *session);
+/* Before anything is given to a worker: -EBUSY while enough of the tenant waits for one. */
+int session_may_work(struct session *session);
 
 /* Which of the connection's models; NULL, with a message, for a handle it was not given. */
 struct session_model *session_model_of(struct session *session, uint32_t handle);

@@ -144,6 +144,7 @@ int session_put(struct session *session, const struct frame *frame)
         return larder_fail(LARDER_ELIMIT, "a block of %u tokens is longer than block_tokens=%u",
                            wire->token_count, block_tokens);
 
+    LARDER_TRY(session_may_work(session));
     LARDER_TRY(session_begin(session));
     struct put *put = put_new(session, model, frame->request, wire, put_idle, put_answer);
     if (!put) {

@@ -89,7 +89,7 @@ static struct setup *setup_new(struct session *session, uint64_t request,
 static void setup_submit(struct setup *setup)
 {
     session_pause(setup->session, PAUSE_SETUP);
-    workers_submit(setup->session->daemon->workers, &setup->job);
+    workers_submit(setup->session->daemon->workers, WORKERS_OWN, &setup->job);
 }
 
 /* --- hello ------------------------------------------------------------------------------------ */

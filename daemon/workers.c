@@ -23,16 +23,48 @@ struct worker {
     struct scratch scratch; /* its own thread */
 };
 
+/* Of one owner. */
+struct queue {
+    struct job *first;
+    struct job **last_next;
+    struct queue *next; /* in the order of turns, while it has jobs */
+    uint32_t count;
+};
+
 struct workers {
     uint32_t count;
     struct worker *all;
     /* any thread, under mtx */
     pthread_mutex_t mtx;
     pthread_cond_t wake;
-    struct job *first;
-    struct job **last_next;
+    struct queue *turn; /* whose turn is next */
+    struct queue **turn_last_next;
     bool stopping;
+    struct queue queues[WORKERS_OWN + 1];
 };
+
+static void add_turn(struct workers *pool, struct queue *queue)
+{
+    queue->next = NULL;
+    *pool->turn_last_next = queue;
+    pool->turn_last_next = &queue->next;
+}
+
+/* Under mtx. NULL: there is none. */
+static struct job *take_job(struct workers *pool)
+{
+    struct queue *queue = pool->turn;
+    if (!queue)
+        return NULL;
+    pool->turn = queue->next;
+    if (!pool->turn)
+        pool->turn_last_next = &pool->turn;
+    struct job *job = queue->first;
+    queue->first = job->next;
+    if (--queue->count > 0)
+        add_turn(pool, queue);
+    return job;
+}
 
 static void *worker_main(void *argument)
 {
@@ -40,14 +72,9 @@ static void *worker_main(void *argument)
     struct workers *pool = worker->pool;
     for (;;) {
         pthread_mutex_lock(&pool->mtx);
-        while (!pool->first && !pool->stopping)
+        while (!pool->turn && !pool->stopping)
             pthread_cond_wait(&pool->wake, &pool->mtx);
-        struct job *job = pool->first;
-        if (job) {
-            pool->first = job->next;
-            if (!pool->first)
-                pool->last_next = &pool->first;
-        }
+        struct job *job = take_job(pool);
         pthread_mutex_unlock(&pool->mtx);
         if (!job)
             return NULL;
@@ -86,7 +113,7 @@ int workers_open(struct workers **out, uint32_t thread_count)
     pool->all = all;
     pthread_mutex_init(&pool->mtx, NULL);
     pthread_cond_init(&pool->wake, NULL);
-    pool->last_next = &pool->first;
+    pool->turn_last_next = &pool->turn;
     for (uint32_t i = 0; i < thread_count; i++) {
         all[i].pool = pool;
         int err = pthread_create(&all[i].thread, NULL, worker_main, &all[i]);
@@ -114,16 +141,31 @@ uint32_t workers_count(const struct workers *workers)
     return workers->count;
 }
 
-void workers_submit(struct workers *workers, struct job *job)
+void workers_submit(struct workers *workers, uint32_t owner, struct job *job)
 {
     assert(job->run);
+    assert(owner <= WORKERS_OWN);
+    struct queue *queue = &workers->queues[owner];
     job->next = NULL;
     pthread_mutex_lock(&workers->mtx);
     assert(!workers->stopping);
-    *workers->last_next = job;
-    workers->last_next = &job->next;
+    if (queue->count++ == 0) {
+        queue->last_next = &queue->first;
+        add_turn(workers, queue);
+    }
+    *queue->last_next = job;
+    queue->last_next = &job->next;
     pthread_cond_signal(&workers->wake);
     pthread_mutex_unlock(&workers->mtx);
+}
+
+uint32_t workers_waiting(struct workers *workers, uint32_t owner)
+{
+    assert(owner <= WORKERS_OWN);
+    pthread_mutex_lock(&workers->mtx);
+    uint32_t count = workers->queues[owner].count;
+    pthread_mutex_unlock(&workers->mtx);
+    return count;
 }
 
 void *scratch_reserve(struct scratch *scratch, uint64_t bytes)
