@@ -12,7 +12,8 @@
  *             fewer at the end only.
  *
  * Roles: a transform changes the numbers and hands them to the rest of its pipe (its first inner);
- * a wrapper has inner pipes in braces; a leaf turns numbers into bytes.
+ * a wrapper has inner pipes in braces; a leaf turns numbers into bytes; a coder behind a leaf says
+ * how its symbols are stored.
  *
  * Contract of every node: deterministic on every machine, total and memory-safe on hostile bytes,
  * allocates nothing but from the run's scratch, whose need `scratch` states.
@@ -92,6 +93,7 @@ enum codec_role {
     CODEC_TRANSFORM,
     CODEC_WRAPPER,
     CODEC_LEAF,
+    CODEC_CODER,
     CODEC_CASES,  /* layers(): the parser makes it */
     CODEC_PLANES, /* works on the planes' bytes, see stage.h */
 };
@@ -129,6 +131,7 @@ struct codec_node {
     const struct codec_node_ops *ops;
     const struct codec_node *inner; /* the first */
     const struct codec_node *next;  /* beside it in the node around both */
+    bool entropy_coded;             /* of a leaf: rans stands behind it */
     double value[CODEC_PARAMS_MAX];
     uint32_t layer_first; /* inner nodes of layers() */
     uint32_t layer_last;
@@ -200,6 +203,7 @@ void codec_load_elems(float *out, const uint8_t *in, uint64_t count, uint32_t dt
 extern const struct codec_node_ops codec_node_cases;
 extern const struct codec_node_ops codec_node_hadamard;
 extern const struct codec_node_ops codec_node_quant;
+extern const struct codec_node_ops codec_node_rans;
 extern const struct codec_node_ops codec_node_rope_off;
 extern const struct codec_node_ops codec_node_sinks;
 

@@ -125,7 +125,7 @@ static uint64_t quant_bound(const struct codec_node *node, const struct codec_si
     struct codec_size whole = whole_part(&grid, size);
     uint64_t raw = (uint64_t)(size->tokens - grid.whole_tokens) * size->heads * size->dims;
     return CODEC_UNIT_BYTES + grid.block_count * block_bytes(&grid) +
-           symbols_bound(&whole, grid.levels) + raw * sizeof(float);
+           symbols_bound(node, &whole, grid.levels) + raw * sizeof(float);
 }
 
 static uint64_t quant_scratch(const struct codec_node *node, const struct codec_size *size)
@@ -135,8 +135,8 @@ static uint64_t quant_scratch(const struct codec_node *node, const struct codec_
     uint64_t numbers = larder_round_up(grid.block_groups * sizeof(float), 64);
     uint64_t tile = larder_round_up(symbols_tile_bytes(size), 64);
     uint64_t symbols = larder_round_up(codec_elems(size), 64);
-    /* State, scale and low stand in both; encoding has the smallest and largest numbers beside. */
-    return larder_round_up(sizeof(struct quant_state), 64) + 4 * numbers + tile + symbols;
+    return larder_round_up(sizeof(struct quant_state), 64) + 2 * numbers + tile + symbols +
+           symbols_scratch(node, size);
 }
 
 /* --- a block's scale and low ------------------------------------------------------------------ */
@@ -324,8 +324,7 @@ static int quant_encode(const struct codec_node *node, struct codec_run *run,
     }
     if (err == 0) {
         struct codec_size whole = whole_part(&grid, &tile->size);
-        symbols_encode(run, q, &whole, grid.levels,
-                       codec_take_scratch(run, symbols_tile_bytes(&tile->size)));
+        symbols_encode(node, run, q, &whole, grid.levels);
         uint32_t dtype = run->block->model->dtype;
         uint64_t rest = (uint64_t)(tile->size.tokens - grid.whole_tokens) * tile->size.dims;
         for (uint32_t head = 0; head < tile->size.heads; head++) {
@@ -355,7 +354,7 @@ static int quant_decode_begin(const struct codec_node *node, struct codec_run *r
     if (!quant->blocks)
         return LARDER_ECORRUPT;
     struct codec_size whole = whole_part(grid, size);
-    LARDER_TRY(symbols_begin(&quant->symbols, run, &whole, grid->levels));
+    LARDER_TRY(symbols_begin(&quant->symbols, node, run, &whole, grid->levels));
     quant->raw_tokens = size->tokens - grid->whole_tokens;
     quant->raw = codec_take(run,
                             (uint64_t)quant->raw_tokens * size->heads * size->dims *

@@ -110,6 +110,8 @@ static void say_node(struct text *text, const struct codec_node *node, int inden
         for (uint32_t i = 0; i < node->ops->param_count; i++)
             say_value(text, &node->ops->params[i], node->value[i]);
         say(text, " - %s\n", node->ops->summary);
+        if (node->entropy_coded)
+            say(text, "%*s%s - %s\n", indent, "", codec_node_rans.name, codec_node_rans.summary);
         if (node->ops->role == CODEC_TRANSFORM) {
             say_node(text, node->inner, indent);
             continue;

@@ -31,8 +31,8 @@ static const struct codec_node_ops byteplanes_node = {
 };
 
 static const struct codec_node_ops *const stages[] = {
-    &plain_node,          &byteplanes_node,  &codec_node_rope_off,
-    &codec_node_hadamard, &codec_node_quant, &codec_node_sinks,
+    &plain_node,       &byteplanes_node, &codec_node_rope_off, &codec_node_hadamard,
+    &codec_node_quant, &codec_node_rans, &codec_node_sinks,
 };
 
 const struct codec_node_ops *recipe_stage(uint32_t index)
@@ -301,8 +301,19 @@ static int parse_param(struct parser *parser, struct codec_node *node, uint32_t 
     return accept(parser, word);
 }
 
+static int parse_coder(struct parser *parser, struct codec_node *leaf)
+{
+    if (!word_is(peek(parser), "|"))
+        return 0;
+    LARDER_TRY(accept_exactly(parser, "|"));
+    leaf->entropy_coded = true;
+    return accept_exactly(parser, codec_node_rans.name);
+}
+
 static int parse_inner(struct parser *parser, struct codec_node *node)
 {
+    if (node->ops->role == CODEC_LEAF)
+        return parse_coder(parser, node);
     parser->around++;
     const struct codec_node **end = &node->inner;
     if (node->ops->role == CODEC_TRANSFORM) {
@@ -330,6 +341,12 @@ static int parse_stage(struct parser *parser, struct codec_node **out,
                            "recipe '%.80s', character %zu: %s keeps whole planes; no other stage "
                            "can stand around it",
                            parser->text, (size_t)(name.at - parser->text) + 1, ops->name);
+    if (ops->role == CODEC_CODER)
+        return larder_fail(-EINVAL,
+                           "recipe '%.80s', character %zu: %s stands behind a quantizer, as in "
+                           "'quant bits=4 | %s'",
+                           parser->text, (size_t)(name.at - parser->text) + 1, ops->name,
+                           ops->name);
     struct codec_node *node;
     LARDER_TRY(new_node(parser, &node, ops));
     LARDER_TRY(accept(parser, name));

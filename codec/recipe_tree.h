@@ -6,7 +6,8 @@
  *   layers := 'layers' '(' first '-' last ')' '{' pipe '}' ... 'else' '{' pipe '}'
  *   stage  := name { name '=' value } { '{' pipe '}' }
  *
- * A transform is followed by the rest of its pipe, nothing follows any other stage. A preset is a
+ * A transform is followed by the rest of its pipe; a quantizer may be followed by `rans`; nothing
+ * follows any other stage. A preset is a
  * name for a recipe's text. Spaces are allowed between words.
  *
  * Threads: pure functions.

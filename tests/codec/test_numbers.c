@@ -163,6 +163,10 @@ static const struct {
     {"sinks tokens=5{hadamard | quant bits=4}", 0.2, 5.7},
     {"layers(0){quant bits=2} layers(1-2){quant bits=4} else{quant bits=8}", 0.65, 9},
     {"k{hadamard | quant bits=8} v{quant bits=2}", 0.65, 9.1},
+    {"quant bits=4 group=64 | rans", 0.2, 4.4},
+    {"sinks{hadamard | quant levels=9 mode=sym axis=channel group=64 | rans}", 0.3, 3.9},
+    {"quant bits=1 group=0 | rans", 9, 1.1},
+    {"quant bits=8 group=0 | rans", 0.03, 8.1},
 };
 
 START_TEST(what_comes_back_is_what_encoding_said)
@@ -182,7 +186,7 @@ START_TEST(what_comes_back_is_what_encoding_said)
             ck_assert_msg(scene_decode(&s, s.encoded, s.encoded_bytes) == 0, "%s: %s",
                           recipes[r].text, larder_error_message());
             double error = relative_error(&s);
-            double error_max = shape[2] == 256 ? recipes[r].error_max : 1.5;
+            double error_max = shape[2] == 256 ? recipes[r].error_max : 10;
             ck_assert_msg(error <= error_max, "%s: error %g", recipes[r].text, error);
             double bits = (double)s.encoded_bytes * 8 / (double)s.count;
             ck_assert_msg(shape[2] != 256 || bits <= recipes[r].bits_max, "%s: %g bits",
@@ -437,19 +441,27 @@ START_TEST(symbols_of_all_sizes)
     static const uint32_t levels[] = {2, 3, 4, 5, 8, 13, 16, 31, 32, 64, 100, 128, 200, 256};
     const struct codec_size size = {.heads = 3, .tokens = 37, .dims = 5};
     uint8_t in[3 * 37 * 5];
-    uint8_t out[3 * 16 * 5];
-    uint8_t tile[3 * 16 * 5];
-    for (size_t l = 0; l < LARDER_COUNT_OF(levels); l++) {
+    uint8_t out[3 * 16 * 5 + RANS_LANES];
+    static _Alignas(64) uint8_t scratch[1 << 16];
+    for (size_t l = 0; l < 3 * LARDER_COUNT_OF(levels); l++) {
+        uint32_t level_count = levels[l / 3];
+        /* Packed; flat, which a coder cannot shrink; one symbol, which it can. */
+        struct codec_node leaf = {.entropy_coded = l % 3 > 0};
         for (size_t i = 0; i < sizeof(in); i++)
-            in[i] = (uint8_t)(next_random() % levels[l]);
-        uint8_t *bytes = larder_alloc(symbols_bound(&size, levels[l]));
-        struct codec_run run = {.out = bytes};
-        symbols_encode(&run, in, &size, levels[l], tile);
-        ck_assert_uint_eq((uint64_t)(run.out - bytes), symbols_bound(&size, levels[l]));
+            in[i] = (uint8_t)(l % 3 == 2 ? level_count - 1 : next_random() % level_count);
+        uint64_t bound = symbols_bound(&leaf, &size, level_count);
+        ck_assert_uint_le(symbols_scratch(&leaf, &size), sizeof(scratch));
+        uint8_t *bytes = larder_alloc(bound);
+        struct codec_run run = {
+            .out = bytes, .scratch = scratch, .scratch_end = scratch + sizeof(scratch)};
+        symbols_encode(&leaf, &run, in, &size, level_count);
+        ck_assert_uint_le((uint64_t)(run.out - bytes), bound);
+        ck_assert(l % 3 > 0 || run.out == bytes + bound);
+        ck_assert(l % 3 < 2 || level_count < 16 || run.out < bytes + bound);
         run.in = bytes;
         run.in_end = run.out;
         struct symbols symbols;
-        ck_assert_int_eq(symbols_begin(&symbols, &run, &size, levels[l]), 0);
+        ck_assert_int_eq(symbols_begin(&symbols, &leaf, &run, &size, level_count), 0);
         for (uint32_t first = 0; first < 37; first += 16) {
             struct codec_size part = {.heads = 3, .tokens = first == 32 ? 5 : 16, .dims = 5};
             symbols_rows(&symbols, first, &part, out);

@@ -47,6 +47,7 @@ START_TEST(good_texts)
         {"k{exact}v{kivi2}", "k{exact} v{kivi2}", false, true},
         {"rope-off|hadamard heads = 2|quant bits=2 axis=token  group=128 clip=0.8",
          "rope-off | hadamard heads=2 | quant bits=2 axis=token group=128 clip=0.8", false, true},
+        {"quant|rans", "quant | rans", false, true},
         {"sinks tokens=4 {rope-off | kivi2}", "sinks tokens=4{rope-off | kivi2}", false, true},
         {"layers( 0-9 ){quant bits=4}layers(12) {kivi2} else {quant bits=2}",
          "layers(0-9){quant bits=4} layers(12){kivi2} else{quant bits=2}", false, true},
@@ -68,7 +69,7 @@ END_TEST
 
 #define NAMES                                                                                      \
     "raw, exact, kivi2, kivi4, quarot-int4, quarot-int2, plain, byteplanes, rope-off, hadamard, "  \
-    "quant, sinks"
+    "quant, rans, sinks"
 
 START_TEST(bad_texts)
 {
@@ -99,7 +100,9 @@ START_TEST(bad_texts)
         {"quant axis=channel group=24", "quant: group=24 with axis=channel; it must be a multiple "
                                         "of 16"},
         {"hadamard", "recipe 'hadamard', character 9: found the end, allowed: '|'"},
-        {"quant | quant", "recipe 'quant | quant', character 7: found '|', allowed: the end"},
+        {"quant | quant", "recipe 'quant | quant', character 9: found 'quant', allowed: 'rans'"},
+        {"rans", "recipe 'rans', character 1: rans stands behind a quantizer, as in 'quant bits=4 "
+                 "| rans'"},
         {"sinks quant", "recipe 'sinks quant', character 7: found 'quant', allowed: tokens (once "
                         "each)"},
         {"hadamard | raw", "recipe 'plain', character 1: plain keeps whole planes; no other stage "

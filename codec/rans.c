@@ -1,0 +1,205 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "codec/rans.h"
+
+#include <assert.h>
+#include <math.h>
+#include <stdatomic.h>
+#include <string.h>
+
+#include "base/bytes.h"
+
+#define STATE_LOW (1u << 16)
+
+/* --- models ----------------------------------------------------------------------------------- */
+
+/* Rounded shares, then the difference goes to or comes from the symbols that it costs least: one
+ * part at a time, by what it changes in bits. */
+void rans_model_fit(struct rans_model *out, const uint64_t *counts, uint32_t levels)
+{
+    assert(levels <= RANS_LEVELS_MAX);
+    *out = (struct rans_model){.levels = levels};
+    uint64_t total = 0;
+    for (uint32_t i = 0; i < levels; i++)
+        total += counts[i];
+    assert(total > 0);
+    int32_t left = (int32_t)RANS_SCALE;
+    for (uint32_t i = 0; i < levels; i++) {
+        if (counts[i] == 0)
+            continue;
+        double share = (double)counts[i] * RANS_SCALE / (double)total;
+        uint16_t frequency = (uint16_t)(share < 1 ? 1 : share + 0.5);
+        out->frequency[i] = frequency;
+        left -= frequency;
+    }
+    while (left != 0) {
+        int32_t step = left > 0 ? 1 : -1;
+        uint32_t best = RANS_LEVELS_MAX;
+        double best_gain = -INFINITY;
+        for (uint32_t i = 0; i < levels; i++) {
+            double frequency = out->frequency[i];
+            if (frequency == 0 || frequency + step < 1)
+                continue;
+            double gain = (double)counts[i] * log((frequency + step) / frequency);
+            if (gain > best_gain) {
+                best_gain = gain;
+                best = i;
+            }
+        }
+        assert(best < RANS_LEVELS_MAX);
+        out->frequency[best] = (uint16_t)(out->frequency[best] + step);
+        left -= step;
+    }
+}
+
+double rans_model_bits(const struct rans_model *model, const uint64_t *counts)
+{
+    double bits = 0;
+    for (uint32_t i = 0; i < model->levels; i++) {
+        if (counts[i] > 0)
+            bits +=
+                (double)counts[i] * ((double)RANS_SCALE_BITS - log2((double)model->frequency[i]));
+    }
+    return bits;
+}
+
+/* Seven bits a byte, a set top bit says that another follows: at most two. */
+size_t rans_model_store(const struct rans_model *model, uint8_t *out)
+{
+    size_t bytes = 0;
+    for (uint32_t i = 0; i < model->levels; i++) {
+        uint16_t frequency = model->frequency[i];
+        if (frequency >= 128)
+            out[bytes++] = (uint8_t)(0x80u | (frequency & 0x7fu));
+        out[bytes++] = (uint8_t)(frequency >= 128 ? frequency >> 7 : frequency);
+    }
+    return bytes;
+}
+
+size_t rans_model_load(struct rans_model *out, const uint8_t *in, size_t bytes, uint32_t levels)
+{
+    *out = (struct rans_model){.levels = levels};
+    size_t at = 0;
+    uint32_t total = 0;
+    for (uint32_t i = 0; i < levels; i++) {
+        if (at == bytes)
+            return 0;
+        uint32_t frequency = in[at++];
+        if (frequency & 0x80u) {
+            if (at == bytes)
+                return 0;
+            frequency = (frequency & 0x7fu) | (uint32_t)in[at++] << 7;
+        }
+        if (frequency > RANS_SCALE)
+            return 0;
+        out->frequency[i] = (uint16_t)frequency;
+        total += frequency;
+    }
+    return total == RANS_SCALE ? at : 0;
+}
+
+void rans_table_fill(struct rans_table *out, const struct rans_model *model)
+{
+    uint32_t slot = 0;
+    for (uint32_t symbol = 0; symbol < model->levels; symbol++) {
+        uint32_t frequency = model->frequency[symbol];
+        for (uint32_t i = 0; i < frequency; i++)
+            out->slots[slot++] = symbol | (frequency - 1) << 8 | i << 20;
+    }
+    assert(slot == RANS_SCALE);
+}
+
+/* --- encoding --------------------------------------------------------------------------------- */
+
+uint64_t rans_bound(uint64_t count)
+{
+    /* A symbol of frequency 1 takes 12 bits; a lane emits at most a word for each symbol. */
+    return RANS_LANES * sizeof(uint32_t) + 2 * count;
+}
+
+uint64_t rans_encode(uint8_t *out, uint64_t room, const uint8_t *symbols, uint64_t count,
+                     const struct rans_model *model)
+{
+    assert(room >= rans_bound(count));
+    uint32_t start[RANS_LEVELS_MAX];
+    uint32_t sum = 0;
+    for (uint32_t i = 0; i < model->levels; i++) {
+        start[i] = sum;
+        sum += model->frequency[i];
+    }
+    uint32_t states[RANS_LANES];
+    for (uint32_t i = 0; i < RANS_LANES; i++)
+        states[i] = STATE_LOW;
+    uint8_t *at = out + room;
+    for (uint64_t i = count; i-- > 0;) {
+        uint32_t *state = &states[i % RANS_LANES];
+        uint32_t frequency = model->frequency[symbols[i]];
+        assert(frequency > 0);
+        /* 64 bits: the limit of a symbol that has all slots is 2^32. */
+        if (*state >= (uint64_t)frequency << (32 - RANS_SCALE_BITS)) {
+            uint16_t word = (uint16_t)*state;
+            at -= sizeof(word);
+            memcpy(at, &word, sizeof(word));
+            *state >>= 16;
+        }
+        *state = (*state / frequency << RANS_SCALE_BITS) + *state % frequency + start[symbols[i]];
+    }
+    at -= sizeof(states);
+    memcpy(at, states, sizeof(states));
+    return (uint64_t)(out + room - at);
+}
+
+/* --- decoding --------------------------------------------------------------------------------- */
+
+bool rans_decoder_open(struct rans_decoder *out, const uint8_t *in, uint64_t bytes)
+{
+    if (bytes < sizeof(out->states))
+        return false;
+    memcpy(out->states, in, sizeof(out->states));
+    out->in = in + sizeof(out->states);
+    out->end = in + bytes;
+    return true;
+}
+
+bool rans_decoder_is_done(const struct rans_decoder *decoder)
+{
+    for (uint32_t i = 0; i < RANS_LANES; i++) {
+        if (decoder->states[i] != STATE_LOW)
+            return false;
+    }
+    return decoder->in == decoder->end;
+}
+
+void rans_decode_scalar(struct rans_decoder *decoder, const struct rans_table *table,
+                        uint8_t *symbols, uint64_t count)
+{
+    for (uint64_t i = 0; i < count; i++) {
+        uint32_t *state = &decoder->states[i % RANS_LANES];
+        uint32_t slot = table->slots[*state % RANS_SCALE];
+        symbols[i] = (uint8_t)slot;
+        *state = ((slot >> 8 & 0xfffu) + 1) * (*state >> RANS_SCALE_BITS) + (slot >> 20);
+        if (*state < STATE_LOW) {
+            uint16_t word = 0;
+            if (decoder->end - decoder->in >= (ptrdiff_t)sizeof(word)) {
+                memcpy(&word, decoder->in, sizeof(word));
+                decoder->in += sizeof(word);
+            }
+            *state = *state << 16 | word;
+        }
+    }
+}
+
+void rans_decode(struct rans_decoder *decoder, const struct rans_table *table, uint8_t *symbols,
+                 uint64_t count)
+{
+    static _Atomic(rans_decode_function) chosen;
+    rans_decode_function decode = atomic_load_explicit(&chosen, memory_order_relaxed);
+    if (!decode) {
+        decode = rans_decode_avx512();
+        if (!decode)
+            decode = rans_decode_avx2();
+        if (!decode)
+            decode = rans_decode_scalar;
+        atomic_store_explicit(&chosen, decode, memory_order_relaxed);
+    }
+    decode(decoder, table, symbols, count);
+}

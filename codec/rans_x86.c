@@ -1,0 +1,146 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* rans_x86.c - rans.h with 16 or 8 lanes a vector. What is left of a stream, and words near its
+ * end, go to the scalar code. */
+#include "codec/rans.h"
+
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl")))
+#define AVX2   __attribute__((target("avx2,bmi2,popcnt")))
+
+/* A step of all lanes takes at most a word each; the loads below read 16 words past their place. */
+#define WORDS_AHEAD (RANS_LANES + 16u)
+
+static uint64_t words_left(const struct rans_decoder *decoder)
+{
+    return (uint64_t)(decoder->end - decoder->in) / 2;
+}
+
+/* One step of 16 lanes: their symbols, and the words they take, counted. */
+AVX512 static inline __m128i step_512(__m512i *states, const uint8_t **in, const uint32_t *slots)
+{
+    const __m512i low12 = _mm512_set1_epi32(RANS_SCALE - 1);
+    __m512i slot = _mm512_i32gather_epi32(_mm512_and_si512(*states, low12), slots, 4);
+    __m512i frequency =
+        _mm512_add_epi32(_mm512_and_si512(_mm512_srli_epi32(slot, 8), low12), _mm512_set1_epi32(1));
+    __m512i x =
+        _mm512_add_epi32(_mm512_mullo_epi32(frequency, _mm512_srli_epi32(*states, RANS_SCALE_BITS)),
+                         _mm512_srli_epi32(slot, 20));
+    __mmask16 wants = _mm512_cmplt_epu32_mask(x, _mm512_set1_epi32(1 << 16));
+    __m512i words = _mm512_maskz_expand_epi32(
+        wants, _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)*in)));
+    *in += 2 * (unsigned)__builtin_popcount(wants);
+    *states = _mm512_mask_or_epi32(x, wants, _mm512_slli_epi32(x, 16), words);
+    return _mm512_cvtepi32_epi8(slot);
+}
+
+AVX512 static void decode_512(struct rans_decoder *decoder, const struct rans_table *table,
+                              uint8_t *symbols, uint64_t count)
+{
+    uint64_t done = 0;
+    __m512i first = _mm512_loadu_si512(decoder->states);
+    __m512i second = _mm512_loadu_si512(decoder->states + 16);
+    while (done + RANS_LANES <= count) {
+        /* So many steps are safe without a look at the end of the stream. */
+        uint64_t left = words_left(decoder);
+        if (left < WORDS_AHEAD)
+            break;
+        uint64_t steps = (left - 16) / RANS_LANES;
+        uint64_t wanted = (count - done) / RANS_LANES;
+        const uint8_t *in = decoder->in;
+        for (uint64_t i = steps < wanted ? steps : wanted; i > 0; i--, done += RANS_LANES) {
+            __m128i low = step_512(&first, &in, table->slots);
+            __m128i high = step_512(&second, &in, table->slots);
+            _mm_storeu_si128((__m128i *)(void *)(symbols + done), low);
+            _mm_storeu_si128((__m128i *)(void *)(symbols + done + 16), high);
+        }
+        decoder->in = in;
+    }
+    _mm512_storeu_si512(decoder->states, first);
+    _mm512_storeu_si512(decoder->states + 16, second);
+    rans_decode_scalar(decoder, table, symbols + done, count - done);
+}
+
+AVX2 static inline void step_256(__m256i *states, const uint8_t **in, const uint32_t *slots,
+                                 uint8_t *symbols)
+{
+    const __m256i low12 = _mm256_set1_epi32(RANS_SCALE - 1);
+    __m256i slot = _mm256_i32gather_epi32((const int *)(const void *)slots,
+                                          _mm256_and_si256(*states, low12), 4);
+    __m256i frequency =
+        _mm256_add_epi32(_mm256_and_si256(_mm256_srli_epi32(slot, 8), low12), _mm256_set1_epi32(1));
+    __m256i x =
+        _mm256_add_epi32(_mm256_mullo_epi32(frequency, _mm256_srli_epi32(*states, RANS_SCALE_BITS)),
+                         _mm256_srli_epi32(slot, 20));
+    /* x < 2^16: its upper half is zero. */
+    __m256i wants = _mm256_cmpeq_epi32(_mm256_srli_epi32(x, 16), _mm256_setzero_si256());
+    unsigned mask = (unsigned)_mm256_movemask_ps(_mm256_castsi256_ps(wants));
+    __m256i words = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)*in));
+    /* Lane by lane, how many before it want one too: 0, 1, 2, ... spread to those of the mask. */
+    uint64_t spread =
+        _pdep_u64(0x0706050403020100ull, _pdep_u64(mask, 0x0101010101010101ull) * 0xff);
+    __m256i places = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)spread));
+    words = _mm256_permutevar8x32_epi32(words, places);
+    *in += 2 * (unsigned)__builtin_popcount(mask);
+    *states = _mm256_blendv_epi8(x, _mm256_or_si256(_mm256_slli_epi32(x, 16), words), wants);
+    /* The lowest byte of each lane. */
+    const __m256i lowest = _mm256_set1_epi32(0xff);
+    __m256i bytes = _mm256_packus_epi32(_mm256_and_si256(slot, lowest), _mm256_setzero_si256());
+    bytes = _mm256_permute4x64_epi64(bytes, 0xd8);
+    __m128i packed = _mm_packus_epi16(_mm256_castsi256_si128(bytes), _mm_setzero_si128());
+    _mm_storel_epi64((__m128i *)(void *)symbols, packed);
+}
+
+AVX2 static void decode_256(struct rans_decoder *decoder, const struct rans_table *table,
+                            uint8_t *symbols, uint64_t count)
+{
+    uint64_t done = 0;
+    __m256i states[RANS_LANES / 8];
+    for (uint32_t i = 0; i < RANS_LANES / 8; i++)
+        states[i] = _mm256_loadu_si256((const __m256i *)(const void *)(decoder->states + 8 * i));
+    while (done + RANS_LANES <= count) {
+        uint64_t left = words_left(decoder);
+        if (left < WORDS_AHEAD)
+            break;
+        uint64_t steps = (left - 16) / RANS_LANES;
+        uint64_t wanted = (count - done) / RANS_LANES;
+        const uint8_t *in = decoder->in;
+        for (uint64_t n = steps < wanted ? steps : wanted; n > 0; n--, done += RANS_LANES) {
+            for (uint32_t i = 0; i < RANS_LANES / 8; i++)
+                step_256(&states[i], &in, table->slots, symbols + done + 8ul * i);
+        }
+        decoder->in = in;
+    }
+    for (uint32_t i = 0; i < RANS_LANES / 8; i++)
+        _mm256_storeu_si256((__m256i *)(void *)(decoder->states + 8 * i), states[i]);
+    rans_decode_scalar(decoder, table, symbols + done, count - done);
+}
+
+rans_decode_function rans_decode_avx2(void)
+{
+    bool runs = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2");
+    return runs ? decode_256 : NULL;
+}
+
+rans_decode_function rans_decode_avx512(void)
+{
+    bool runs = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                __builtin_cpu_supports("avx512vl");
+    return runs ? decode_512 : NULL;
+}
+
+#else
+
+rans_decode_function rans_decode_avx2(void)
+{
+    return NULL;
+}
+
+rans_decode_function rans_decode_avx512(void)
+{
+    return NULL;
+}
+
+#endif

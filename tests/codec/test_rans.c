@@ -1,0 +1,194 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Goal:   what was coded comes back, at a size near its entropy; every version of the decoder gives
+ *         what the scalar one gives, on streams and on any other bytes; models are read as written.
+ * Method: symbols of many distributions and lengths; cut and random streams in rooms of exactly
+ *         their size, under sanitizers too. */
+#include "codec/rans.h"
+
+#include <check.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "base/mem.h"
+
+static uint64_t random_state = 1;
+
+static uint32_t next_random(void)
+{
+    random_state = random_state * 6364136223846793005ull + 1442695040888963407ull;
+    return (uint32_t)(random_state >> 33);
+}
+
+/* `shape` 0: one symbol alone; the higher, the flatter. */
+static void fill(uint8_t *out, uint64_t count, uint32_t levels, uint32_t shape)
+{
+    for (uint64_t i = 0; i < count; i++) {
+        uint32_t symbol = 0;
+        while (symbol + 1 < levels && next_random() % 16 < shape)
+            symbol++;
+        out[i] = (uint8_t)symbol;
+    }
+}
+
+static void count_symbols(uint64_t counts[RANS_LEVELS_MAX], const uint8_t *symbols, uint64_t count)
+{
+    memset(counts, 0, RANS_LEVELS_MAX * sizeof(counts[0]));
+    for (uint64_t i = 0; i < count; i++)
+        counts[symbols[i]]++;
+}
+
+static rans_decode_function versions[3];
+static uint32_t version_count;
+
+static void find_versions(void)
+{
+    versions[version_count++] = rans_decode_scalar;
+    if (rans_decode_avx2())
+        versions[version_count++] = rans_decode_avx2();
+    if (rans_decode_avx512())
+        versions[version_count++] = rans_decode_avx512();
+}
+
+/* Decodes in parts, as tiles are; false when the decoder was not done. */
+static bool decode(uint32_t version, uint8_t *out, uint64_t count, const struct rans_table *table,
+                   const uint8_t *in, uint64_t bytes)
+{
+    struct rans_decoder decoder;
+    if (!rans_decoder_open(&decoder, in, bytes))
+        return false;
+    for (uint64_t at = 0; at < count;) {
+        uint64_t part = larder_min_u64(count - at, at % 3 ? 96 : 1024);
+        versions[version](&decoder, table, out + at, part);
+        at += part;
+    }
+    return rans_decoder_is_done(&decoder);
+}
+
+START_TEST(symbols_come_back_at_their_entropy)
+{
+    static const uint32_t levels[] = {2, 3, 16, 17, 200, 256};
+    static const uint64_t counts_of[] = {1, 31, 32, 33, 1000, 70001};
+    static struct rans_table table;
+    for (size_t l = 0; l < LARDER_COUNT_OF(levels); l++) {
+        for (size_t c = 0; c < LARDER_COUNT_OF(counts_of); c++) {
+            for (uint32_t shape = 0; shape <= 16; shape += 4) {
+                uint64_t count = counts_of[c];
+                uint8_t *symbols = larder_alloc(count);
+                fill(symbols, count, levels[l], shape);
+                uint64_t counts[RANS_LEVELS_MAX];
+                count_symbols(counts, symbols, count);
+                struct rans_model model;
+                rans_model_fit(&model, counts, levels[l]);
+                uint64_t room = rans_bound(count);
+                uint8_t *out = larder_alloc(room);
+                uint64_t bytes = rans_encode(out, room, symbols, count, &model);
+                double bits = rans_model_bits(&model, counts);
+                ck_assert_msg((double)bytes * 8 <= bits * 1.001 + 32 * 32 + 32 * 17,
+                              "%llu bytes for %g bits", (unsigned long long)bytes, bits);
+                double entropy = 0;
+                for (uint32_t i = 0; i < levels[l]; i++)
+                    if (counts[i])
+                        entropy -= (double)counts[i] * log2((double)counts[i] / (double)count);
+                ck_assert(bits >= entropy * 0.999999);
+                ck_assert(count < 70000 || bits <= entropy * 1.02 + 64);
+                rans_table_fill(&table, &model);
+                uint8_t *stream = larder_alloc(bytes);
+                memcpy(stream, out + room - bytes, bytes);
+                uint8_t *back = larder_alloc(count);
+                for (uint32_t v = 0; v < version_count; v++) {
+                    memset(back, 0xee, count);
+                    ck_assert(decode(v, back, count, &table, stream, bytes));
+                    ck_assert_mem_eq(back, symbols, count);
+                }
+                larder_free(back);
+                larder_free(stream);
+                larder_free(out);
+                larder_free(symbols);
+            }
+        }
+    }
+}
+END_TEST
+
+START_TEST(any_bytes_decode_alike)
+{
+    static struct rans_table table;
+    uint8_t symbols[3000];
+    uint8_t first[3000];
+    uint8_t again[3000];
+    fill(symbols, sizeof(symbols), 16, 12);
+    uint64_t counts[RANS_LEVELS_MAX];
+    count_symbols(counts, symbols, sizeof(symbols));
+    struct rans_model model;
+    rans_model_fit(&model, counts, 16);
+    rans_table_fill(&table, &model);
+    uint8_t *out = larder_alloc(rans_bound(sizeof(symbols)));
+    uint64_t bytes =
+        rans_encode(out, rans_bound(sizeof(symbols)), symbols, sizeof(symbols), &model);
+    memmove(out, out + rans_bound(sizeof(symbols)) - bytes, bytes);
+    for (int round = 0; round < 400; round++) {
+        uint64_t cut = next_random() % (bytes + 1);
+        uint8_t *stream = larder_alloc(cut + !cut);
+        memcpy(stream, out, cut);
+        for (int i = 0; i < 3 && cut > 0; i++)
+            stream[next_random() % cut] = (uint8_t)next_random();
+        bool done = decode(0, first, sizeof(first), &table, stream, cut);
+        ck_assert(!done || cut == bytes);
+        for (uint32_t v = 1; v < version_count; v++) {
+            memset(again, 0xee, sizeof(again));
+            ck_assert_int_eq(decode(v, again, sizeof(again), &table, stream, cut), done);
+            if (cut >= RANS_LANES * 4)
+                ck_assert_mem_eq(again, first, sizeof(first));
+        }
+        larder_free(stream);
+    }
+    larder_free(out);
+}
+END_TEST
+
+START_TEST(models_are_read_as_written)
+{
+    for (int round = 0; round < 500; round++) {
+        uint32_t levels = 1 + next_random() % RANS_LEVELS_MAX;
+        uint64_t counts[RANS_LEVELS_MAX] = {0};
+        for (uint32_t i = 0; i < levels; i++)
+            counts[i] = next_random() % 3 ? 0 : (uint64_t)next_random() >> (next_random() % 31);
+        counts[next_random() % levels]++;
+        struct rans_model model;
+        struct rans_model back;
+        rans_model_fit(&model, counts, levels);
+        uint32_t sum = 0;
+        for (uint32_t i = 0; i < levels; i++) {
+            sum += model.frequency[i];
+            ck_assert_int_eq(model.frequency[i] > 0, counts[i] > 0);
+        }
+        ck_assert_uint_eq(sum, RANS_SCALE);
+        uint8_t bytes[RANS_MODEL_BYTES_MAX];
+        size_t count = rans_model_store(&model, bytes);
+        ck_assert_uint_eq(rans_model_load(&back, bytes, count, levels), count);
+        ck_assert_mem_eq(&back, &model, sizeof(model));
+        ck_assert_uint_eq(rans_model_load(&back, bytes, count - 1, levels), 0);
+        bytes[next_random() % count] ^= 1;
+        ck_assert_uint_eq(rans_model_load(&back, bytes, count, levels), 0);
+    }
+}
+END_TEST
+
+int main(void)
+{
+    find_versions();
+    Suite *suite = suite_create("rans");
+    TCase *tests = tcase_create("rans");
+    tcase_set_timeout(tests, 60);
+    tcase_add_test(tests, symbols_come_back_at_their_entropy);
+    tcase_add_test(tests, any_bytes_decode_alike);
+    tcase_add_test(tests, models_are_read_as_written);
+    suite_add_tcase(suite, tests);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_NORMAL);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}
