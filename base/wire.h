@@ -62,6 +62,8 @@ enum wire_type {
     WIRE_ADMIN_HISTORY = 121,  /* wire_admin_key    -> wire_admin_history_ok */
     WIRE_ADMIN_DERIVE = 122,   /* wire_admin_derive + tokens -> wire_admin_key */
     WIRE_ADMIN_SCRUB = 123,    /* wire_admin_scrub  -> wire_admin_scrub_ok */
+    WIRE_ADMIN_TOKENS = 124,   /* wire_admin_key    -> wire_admin_tokens_ok + tokens */
+    WIRE_ADMIN_ACT = 125,      /* wire_admin_act    -> (nothing); then an engine's hello */
     WIRE_ADMIN_STATUS_OK = 140,
     WIRE_ADMIN_LIST_OK = 141,
     WIRE_ADMIN_SHOW_OK = 142,
@@ -74,6 +76,8 @@ enum wire_type {
     WIRE_ADMIN_HISTORY_OK = 161,
     WIRE_ADMIN_DERIVE_OK = 162,
     WIRE_ADMIN_SCRUB_OK = 163,
+    WIRE_ADMIN_TOKENS_OK = 164,
+    WIRE_ADMIN_ACT_OK = 165,
 };
 
 struct wire_frame {
@@ -491,6 +495,20 @@ struct wire_admin_history_ok {
     struct wire_event events[LARDER_EVENTS_FOUND_MAX]; /* zeros behind `count` */
 };
 static_assert(sizeof(struct wire_admin_history_ok) == 136, "wire size");
+
+/* Followed by `token_count` u32. */
+struct wire_admin_tokens_ok {
+    uint32_t token_count;
+    uint32_t extra_bytes;
+    uint8_t extra[LARDER_EXTRA_BYTES_MAX]; /* the rest zeros */
+};
+static_assert(sizeof(struct wire_admin_tokens_ok) == 1032, "wire size");
+
+/* From here on the connection is one of that tenant's on the engine socket. */
+struct wire_admin_act {
+    char tenant[LARDER_TENANT_NAME_MAX]; /* NUL-terminated */
+};
+static_assert(sizeof(struct wire_admin_act) == 64, "wire size");
 
 enum wire_scrub_action {
     WIRE_SCRUB_ASK,

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
@@ -104,17 +105,16 @@ static int check_hello(const struct wire_hello_ok *hello)
     return 0;
 }
 
-/* Says hello on a link that nobody else knows yet. */
-static int say_hello(struct larder_link *link, uint64_t until_ns)
+/* One request and its answer, on a link that nobody else knows yet. */
+static int exchange(struct larder_link *link, enum wire_type type, const void *body,
+                    size_t body_bytes, enum wire_type answer_type, size_t answer_bytes,
+                    uint64_t until_ns)
 {
-    struct {
-        struct wire_frame frame;
-        struct wire_hello hello;
-    } request = {
-        .frame = {.bytes = sizeof(request), .type = WIRE_HELLO, .request = 1},
-        .hello = {.magic = WIRE_MAGIC, .version_min = WIRE_VERSION, .version_max = WIRE_VERSION},
-    };
-    if (send(link->fd, &request, sizeof(request), MSG_NOSIGNAL) < 0)
+    struct wire_frame header = {
+        .bytes = (uint32_t)(sizeof(header) + body_bytes), .type = (uint16_t)type, .request = 1};
+    struct iovec parts[] = {{&header, sizeof(header)}, {(void *)(uintptr_t)body, body_bytes}};
+    const struct msghdr message = {.msg_iov = parts, .msg_iovlen = 2};
+    if (sendmsg(link->fd, &message, MSG_NOSIGNAL) < 0)
         return larder_fail(LARDER_EDOWN, "the daemon closed the connection: %s", strerror(errno));
     struct pollfd poll = {.fd = link->fd, .events = POLLIN};
     uint64_t now = client_now_ns();
@@ -131,14 +131,31 @@ static int say_hello(struct larder_link *link, uint64_t until_ns)
         return got;
     const struct wire_frame *frame = (const void *)link->frame;
     if (got == sizeof(*frame) + sizeof(struct wire_error) && frame->type == WIRE_ERROR) {
-        const struct wire_error *body = (const void *)(frame + 1);
-        if (body->code < 0 && memchr(body->message, '\0', sizeof(body->message)))
-            return larder_fail(body->code, "the daemon: %s", body->message);
+        const struct wire_error *error = (const void *)(frame + 1);
+        if (error->code < 0 && memchr(error->message, '\0', sizeof(error->message)))
+            return larder_fail(error->code, "the daemon: %s", error->message);
     }
-    if (got != sizeof(*frame) + sizeof(link->hello) || frame->type != WIRE_HELLO_OK || fd >= 0)
+    if ((size_t)got != sizeof(*frame) + answer_bytes || frame->type != answer_type || fd >= 0)
         return larder_fail(LARDER_EPROTO, "what listens at %s did not say hello as larderd does",
                            link->larder->socket);
-    memcpy(&link->hello, frame + 1, sizeof(link->hello));
+    return 0;
+}
+
+static int say_hello(struct larder_link *link, uint64_t until_ns)
+{
+    const struct wire_hello hello = {
+        .magic = WIRE_MAGIC, .version_min = WIRE_VERSION, .version_max = WIRE_VERSION};
+    LARDER_TRY(exchange(link, WIRE_HELLO, &hello, sizeof(hello), WIRE_HELLO_OK, sizeof(link->hello),
+                        until_ns));
+    if (link->larder->tenant) {
+        struct wire_admin_act act = {{0}};
+        memcpy(act.tenant, link->larder->tenant, strlen(link->larder->tenant));
+        LARDER_TRY(
+            exchange(link, WIRE_ADMIN_ACT, &act, sizeof(act), WIRE_ADMIN_ACT_OK, 0, until_ns));
+        LARDER_TRY(exchange(link, WIRE_HELLO, &hello, sizeof(hello), WIRE_HELLO_OK,
+                            sizeof(link->hello), until_ns));
+    }
+    memcpy(&link->hello, link->frame + sizeof(struct wire_frame), sizeof(link->hello));
     return check_hello(&link->hello);
 }
 
@@ -222,6 +239,9 @@ static int check_options(const struct larder_options *options, const char *socke
     if (options && options->threads > CLIENT_WORKERS_MAX)
         return larder_fail(LARDER_ELIMIT, "options: threads=%u is above %u", options->threads,
                            CLIENT_WORKERS_MAX);
+    if (options && options->tenant && strlen(options->tenant) >= LARDER_TENANT_NAME_MAX)
+        return larder_fail(-EINVAL, "options: a tenant's name has at most %u characters",
+                           LARDER_TENANT_NAME_MAX - 1);
     if (strlen(socket) >= sizeof(address.sun_path))
         return larder_fail(-ENAMETOOLONG, "socket path of %zu bytes is longer than %zu: %s",
                            strlen(socket), sizeof(address.sun_path) - 1, socket);
@@ -251,6 +271,13 @@ int larder_connect(struct larder **out, const struct larder_options *options)
         err = larder_fail(-ENOMEM, "no memory for a socket's path");
         goto fail_locks;
     }
+    if (options && options->tenant) {
+        larder->tenant = larder_strdup(options->tenant);
+        if (!larder->tenant) {
+            err = larder_fail(-ENOMEM, "no memory for a tenant's name");
+            goto fail_socket;
+        }
+    }
     err = client_workers_open(&larder->workers, options ? options->threads : 0);
     if (err < 0)
         goto fail_socket;
@@ -265,6 +292,7 @@ int larder_connect(struct larder **out, const struct larder_options *options)
 fail_workers:
     client_workers_close(larder->workers);
 fail_socket:
+    larder_free(larder->tenant);
     larder_free(larder->socket);
 fail_locks:
     pthread_cond_destroy(&larder->changed);
@@ -296,6 +324,7 @@ void larder_close(struct larder *larder)
         larder_recipe_close(larder->recipes[i].recipe);
         larder_free(larder->recipes[i].text);
     }
+    larder_free(larder->tenant);
     larder_free(larder->socket);
     pthread_cond_destroy(&larder->changed);
     pthread_mutex_destroy(&larder->put_turn);

@@ -120,6 +120,7 @@ struct client_recipe_slot {
 struct larder {
     pid_t pid;
     char *socket;
+    char *tenant; /* to be asked for on a control socket; NULL: the socket says which */
     uint32_t timeout_ms;
     struct client_workers *workers;
 

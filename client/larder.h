@@ -40,10 +40,12 @@ LARDER_API const char *larder_version(void);
 struct larder;
 
 struct larder_options {
-    const char *socket;   /* NULL: $LARDER_SOCKET, else LARDER_SOCKET_DEFAULT */
-    uint32_t timeout_ms;  /* of any one wait for the daemon; 0: 10,000 */
-    uint32_t threads;     /* for gathering and decoding; 0: 1 */
-    uint8_t reserved[16]; /* zeros */
+    const char *socket;  /* NULL: $LARDER_SOCKET, else LARDER_SOCKET_DEFAULT */
+    uint32_t timeout_ms; /* of any one wait for the daemon; 0: 10,000 */
+    uint32_t threads;    /* for gathering and decoding; 0: 1 */
+    /* `socket` is larderd's control socket: which tenant to be. NULL everywhere else. */
+    const char *tenant;
+    uint8_t reserved[8]; /* zeros */
 };
 
 /* Connects; `options` may be NULL. LARDER_EDOWN when nobody listens. */

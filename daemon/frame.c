@@ -158,6 +158,13 @@ static int check_scrub(const void *body)
     return scrub->reserved ? bad("reserved", scrub->reserved, "must be 0") : 0;
 }
 
+static int check_act(const void *body)
+{
+    const struct wire_admin_act *act = body;
+    return memchr(act->tenant, 0, sizeof(act->tenant)) ? 0
+                                                       : bad("tenant", 0, "must end with a NUL");
+}
+
 /* What a type's frame holds. Items are `item_bytes` each; the u32 at `count_offset` of the body
  * says how many, 1..item_max. */
 struct shape {
@@ -203,6 +210,8 @@ static const struct shape shapes[] = {
      check_index},
     {WIRE_ADMIN_COUNTERS, FRAME_CONTROL, false, 0, 0, 0, 0, NULL},
     {WIRE_ADMIN_HISTORY, FRAME_CONTROL, false, sizeof(struct wire_admin_key), 0, 0, 0, NULL},
+    {WIRE_ADMIN_TOKENS, FRAME_CONTROL, false, sizeof(struct wire_admin_key), 0, 0, 0, NULL},
+    {WIRE_ADMIN_ACT, FRAME_CONTROL, false, sizeof(struct wire_admin_act), 0, 0, 0, check_act},
     {WIRE_ADMIN_SCRUB, FRAME_CONTROL, false, sizeof(struct wire_admin_scrub), 0, 0, 0, check_scrub},
     {WIRE_ADMIN_DERIVE, FRAME_CONTROL, false, sizeof(struct wire_admin_derive),
      offsetof(struct wire_admin_derive, token_count), 4, LARDER_BLOCK_TOKENS_MAX, check_derive},

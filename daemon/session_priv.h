@@ -163,6 +163,7 @@ int session_mark_key(struct session *session, uint64_t request, uint32_t tenant,
                      const struct wire_mark *wire);
 int session_tenant_stat(const struct larderd *daemon, struct wire_stat_ok *out, uint32_t tenant);
 
+int admin_tokens(struct session *session, const struct frame *frame);
 int admin_request(struct session *session, const struct frame *frame);
 
 #endif

@@ -25,7 +25,9 @@ struct command {
     int (*run)(const struct command_options *options, int argc, char **argv);
 };
 
+static const struct argp export_parser;
 static const struct argp fsck_parser;
+static const struct argp import_parser;
 static const struct argp list_parser;
 static const struct argp metrics_parser;
 static const struct argp rm_parser;
@@ -54,6 +56,9 @@ static const struct command commands[] = {
     {"priority", "KEY...", "Make entries worth more or less to eviction", 1, 1 << 16,
      &priority_parser, command_priority},
     {"rm", "KEY...", "Remove entries and what is behind them", 1, 1 << 16, &rm_parser, command_rm},
+    {"export", "[KEY]", "Write a chain, of a key or of --tokens, to a file", 0, 1, &export_parser,
+     command_export},
+    {"import", "FILE", "Store a chain from a file", 1, 1, &import_parser, command_import},
     {"fsck", "DIR", "Check a store that no larderd uses", 1, 1, &fsck_parser, command_fsck},
     {"models", "", "List models", 0, 0, NULL, command_models},
     {"tenants", "", "List tenants and what each holds", 0, 0, NULL, command_tenants},
@@ -73,6 +78,7 @@ enum {
     OPTION_REPAIR,
     OPTION_VARIANT,
     OPTION_RATE,
+    OPTION_RECIPE,
     OPTION_STATUS,
     OPTION_CANCEL,
     OPTION_BACKGROUND,
@@ -114,6 +120,21 @@ static const struct argp_option scrub_options[] = {
     {"background", OPTION_BACKGROUND, NULL, 0, "Start it, and do not wait", 0},
     {"status", OPTION_STATUS, NULL, 0, "Only say how far it is, or how the last one ended", 0},
     {"cancel", OPTION_CANCEL, NULL, 0, "End the one that runs", 0},
+    {0},
+};
+
+static const struct argp_option export_options[] = {
+    {"output", 'o', "FILE", 0, "Where to", 0},
+    {"tokens", OPTION_TOKENS, "FILE", 0, "Token ids, as decimal numbers; '-' is standard input", 0},
+    {"tenant", OPTION_TENANT, "NAME", 0, "With --tokens: whose; default: the only one", 0},
+    {"model", OPTION_MODEL, "NAME", 0, "With --tokens: which; default: as above", 0},
+    {"extra", OPTION_EXTRA, "TEXT", 0, "With --tokens: what else was hashed", 0},
+    {0},
+};
+
+static const struct argp_option import_options[] = {
+    {"tenant", OPTION_TENANT, "NAME", 0, "For this tenant; default: the only one", 0},
+    {"recipe", OPTION_RECIPE, "RECIPE", 0, "Encode with this one; default: exact", 0},
     {0},
 };
 
@@ -267,6 +288,31 @@ static error_t parse_why(int key, char *argument, struct argp_state *state)
     }
 }
 
+/* What why takes, too. */
+static error_t parse_export(int key, char *argument, struct argp_state *state)
+{
+    struct input *input = state->input;
+    if (key != 'o')
+        return parse_why(key, argument, state);
+    input->options.output = argument;
+    return 0;
+}
+
+static error_t parse_import(int key, char *argument, struct argp_state *state)
+{
+    struct input *input = state->input;
+    switch (key) {
+    case OPTION_TENANT:
+        input->options.tenant = argument;
+        return 0;
+    case OPTION_RECIPE:
+        input->options.recipe = argument;
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
 static error_t parse_rm(int key, char *argument, struct argp_state *state)
 {
     struct input *input = state->input;
@@ -341,6 +387,8 @@ static error_t parse_top_options(int key, char *argument, struct argp_state *sta
 
 static const struct argp common_parser = {.options = common_options, .parser = parse_common};
 static const struct argp list_parser = {.options = list_options, .parser = parse_list};
+static const struct argp export_parser = {.options = export_options, .parser = parse_export};
+static const struct argp import_parser = {.options = import_options, .parser = parse_import};
 static const struct argp fsck_parser = {.options = fsck_options, .parser = parse_fsck};
 static const struct argp scrub_parser = {.options = scrub_options, .parser = parse_scrub};
 static const struct argp why_parser = {.options = why_options, .parser = parse_why};

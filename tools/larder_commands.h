@@ -18,7 +18,7 @@ enum {
 struct command_options {
     const char *socket; /* NULL: from the environment, else the default */
     bool json;
-    /* ls, why */
+    /* ls, why, export, import */
     const char *tenant;
     const char *model;
     uint64_t limit; /* 0: all */
@@ -30,7 +30,7 @@ struct command_options {
     uint64_t seconds; /* 0: without end */
     int level;
     bool level_set;
-    /* why */
+    /* why, export */
     const char *tokens; /* NULL: a key */
     const char *extra;
     /* fsck */
@@ -42,8 +42,10 @@ struct command_options {
     bool scrub_cancel;
     bool scrub_background;
     const char *key_file;
-    /* metrics */
+    /* metrics, export */
     const char *output; /* NULL: stdout */
+    /* import */
+    const char *recipe;
     /* top */
     uint32_t interval_ms;
     uint64_t count; /* 0: until it is told to end */
@@ -60,6 +62,8 @@ int command_show(const struct command_options *options, int argc, char **argv);
 int command_verify(const struct command_options *options, int argc, char **argv);
 int command_fsck(const struct command_options *options, int argc, char **argv);
 int command_scrub(const struct command_options *options, int argc, char **argv);
+int command_export(const struct command_options *options, int argc, char **argv);
+int command_import(const struct command_options *options, int argc, char **argv);
 int command_why(const struct command_options *options, int argc, char **argv);
 int command_pin(const struct command_options *options, int argc, char **argv);
 int command_unpin(const struct command_options *options, int argc, char **argv);

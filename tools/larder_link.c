@@ -46,13 +46,17 @@ static int connect_to(int fd, const char *path)
     }
 }
 
+const char *link_socket(const char *path)
+{
+    if (!path)
+        path = getenv("LARDER_CONTROL_SOCKET");
+    return path && *path ? path : LINK_SOCKET_DEFAULT;
+}
+
 int link_open(struct link **out, const char *path)
 {
     *out = NULL;
-    if (!path)
-        path = getenv("LARDER_CONTROL_SOCKET");
-    if (!path || !*path)
-        path = LINK_SOCKET_DEFAULT;
+    path = link_socket(path);
     struct link *link = larder_alloc_zero(1, sizeof(*link));
     if (!link)
         return larder_fail(-ENOMEM, "no memory for a connection");

@@ -18,6 +18,8 @@ struct link {
     _Alignas(8) uint8_t answer[LARDER_FRAME_BYTES_MAX];
 };
 
+/* The path itself; NULL: $LARDER_CONTROL_SOCKET, else the default. */
+const char *link_socket(const char *path);
 /* `path` NULL: $LARDER_CONTROL_SOCKET, else the default. */
 int link_open(struct link **out, const char *path);
 void link_close(struct link *link);

@@ -72,7 +72,11 @@ static size_t make(uint16_t type)
         break;
     case WIRE_ADMIN_SHOW:
     case WIRE_ADMIN_HISTORY:
+    case WIRE_ADMIN_TOKENS:
         bytes += sizeof(struct wire_admin_key);
+        break;
+    case WIRE_ADMIN_ACT:
+        bytes += sizeof(struct wire_admin_act);
         break;
     case WIRE_ADMIN_SCRUB:
         bytes += sizeof(struct wire_admin_scrub);

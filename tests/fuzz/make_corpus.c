@@ -9,6 +9,7 @@
 #include "codec/codec.h"
 #include "storage/tag.h"
 #include "tests/fuzz/fuzz.h"
+#include "tools/chain_file.h"
 
 static const char *corpus;
 
@@ -193,6 +194,43 @@ static void make_edits(void)
     SAVE_EDITS("free-list-page", 11, 606 & 255, 606 >> 8, 16, 0, 0x21, 5, 0);
 }
 
+/* --- chain files ------------------------------------------------------------------------------ */
+
+static void save_chain(const char *name, uint32_t token_count, uint32_t piece_tokens,
+                       uint32_t extra_bytes, uint32_t dims)
+{
+    static uint64_t file[16 * LARDER_PAGE_BYTES / 8];
+    memset(file, 0, sizeof(file));
+    struct chain_head *head = (struct chain_head *)file;
+    *head = (struct chain_head){.magic = CHAIN_FILE_MAGIC,
+                                .version = CHAIN_FILE_VERSION,
+                                .token_count = token_count,
+                                .piece_tokens = piece_tokens,
+                                .extra_bytes = extra_bytes,
+                                .created_s = 1790000000,
+                                .model = {.name = "m",
+                                          .weights = {1},
+                                          .layers = 2,
+                                          .kv_heads = 1,
+                                          .k_dims = dims,
+                                          .v_dims = dims,
+                                          .dtype = LARDER_BF16,
+                                          .vocab = 1000}};
+    struct chain_layout layout;
+    chain_file_layout(&layout, head);
+    assert(layout.bytes <= sizeof(file));
+    head->data_offset = layout.data;
+    head->data_bytes = layout.bytes - layout.data;
+    uint8_t *bytes = (uint8_t *)file;
+    memset(bytes + layout.extra, 'x', extra_bytes);
+    for (uint32_t i = 0; i < token_count; i++)
+        ((uint32_t *)(void *)(bytes + layout.tokens))[i] = i;
+    for (uint64_t i = 0; i < layout.piece_count; i++)
+        chain_file_seal_piece(file, &layout, i);
+    chain_file_seal_head(file, &layout);
+    save("import", name, file, layout.bytes, "", 0);
+}
+
 int main(int argc, char **argv)
 {
     if (argc != 2) {
@@ -220,5 +258,8 @@ int main(int argc, char **argv)
     save_weights("empty-tensor", "{\"e\":{\"dtype\":\"I64\",\"shape\":[0],\"data_offsets\":[0,0]}}",
                  0);
     make_edits();
+    save_chain("one-token", 1, 1, 0, 2);
+    save_chain("pieces", 20, 8, 0, 2);
+    save_chain("extra", 5, 4096, 7, 4);
     return 0;
 }
