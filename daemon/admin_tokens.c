@@ -121,6 +121,6 @@ int admin_tokens(struct session *session, const struct frame *frame)
     job->job.run = tokens_run;
     job->completion.run = tokens_done;
     atomic_init(&job->waits, 2);
-    workers_submit(session->daemon->workers, &job->job);
+    workers_submit(session->daemon->workers, info.tenant, &job->job);
     return 0;
 }
