@@ -189,6 +189,7 @@ static void print_json(uint64_t seed, const struct tally *tallies)
         {"wrong", sum.wrong},
         {"removed_back", sum.removed_back},
         {"called_corrupt", sum.corrupt},
+        {"unmarked", sum.unmarked},
         {"failed_starts", sum.failed_starts},
         {"disagreeing", sum.disagreeing},
     };

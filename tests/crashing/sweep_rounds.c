@@ -5,7 +5,7 @@
  * swept the same way: the first of all, and one after a crash.
  *
  * The script puts chains durably and not, fills segments so that new ones are begun, reads, removes
- * from the middle of a chain, puts again what was removed, and lets a small SSD tier evict.
+ * from the middle of a chain, puts again what was removed, pins, and lets a small SSD tier evict.
  */
 #include "sweep_rounds.h"
 
@@ -46,6 +46,7 @@ static void run_script(struct world *world)
     put_chain(world, 4, LARDER_CACHED);
     put_chain(world, 5, LARDER_DURABLE);
     if (world->item_count > 6) {
+        world_pin(world, 1);
         world_remove(world, 2);
         world_read(world, 1);
         world_put_again(world, 2, LARDER_QUALITY_EXACT, LARDER_DURABLE);
@@ -55,6 +56,8 @@ static void run_script(struct world *world)
         world_settle(world);
         world_remove_variant(world, 1, LARDER_QUALITY_EXACT);
         world_put_again(world, 1, LARDER_QUALITY_EXACT, LARDER_DURABLE);
+        world_pin(world, 2);
+        world_pin(world, 1);
         world_remove(world, 5);
     }
     /* Records of up to 1.2 MB among them: several segments. */

@@ -214,6 +214,12 @@ static uint64_t payload_bytes_of(uint64_t seed, uint32_t quality)
     return bytes;
 }
 
+bool world_may(const struct world *world, uint32_t number)
+{
+    const struct promise *variants = world->items[number].variants;
+    return variants[LARDER_QUALITY_EXACT].may || variants[LARDER_QUALITY_LOSSY].may;
+}
+
 /* Starts a put of a variant that is not there as far as is known. One that is not put beside what
  * there is takes the place of a worse one, when it comes to that. */
 static void start_put(struct world *world, uint32_t number, enum larder_quality quality,
@@ -252,6 +258,8 @@ static void start_put(struct world *world, uint32_t number, enum larder_quality 
         return;
     }
     pthread_mutex_lock(&world->mutex);
+    if (!world_may(world, number))
+        item->pin = promise->version == 0 || promise->removed ? PIN_NO : PIN_UNKNOWN;
     *promise = (struct promise){.version = version, .may = true};
     if (!beside) {
         worse->must = false;
@@ -295,12 +303,6 @@ void world_put_again(struct world *world, uint32_t number, enum larder_quality q
 {
     if (!world->items[number].variants[quality].may)
         start_put(world, number, quality, wait);
-}
-
-bool world_may(const struct world *world, uint32_t number)
-{
-    const struct promise *variants = world->items[number].variants;
-    return variants[LARDER_QUALITY_EXACT].may || variants[LARDER_QUALITY_LOSSY].may;
 }
 
 /* A new item behind one that is there, or a first one; or one again that is not there any more. */
@@ -531,6 +533,8 @@ void world_remove(struct world *world, uint32_t top)
     pthread_mutex_lock(&world->mutex);
     bool was_there = false;
     for (uint32_t i = top; i < world->item_count; i++) {
+        if (is_below(world, i, top))
+            world->items[i].pin = PIN_UNKNOWN;
         for (uint32_t quality = 0; quality < WORLD_VARIANTS && is_below(world, i, top); quality++) {
             bool was_promised = begin_removal(&world->items[i].variants[quality]);
             was_there = was_there || (i == top && was_promised);
@@ -539,7 +543,8 @@ void world_remove(struct world *world, uint32_t top)
     pthread_mutex_unlock(&world->mutex);
     struct remove_wait wait = {.world = world};
     larder_store_remove(world->store, world->tenant.index, &world->items[top].key,
-                        LARDER_KEEP_PINNED, on_removed, &wait);
+                        world_chance(world, 50) ? LARDER_KEEP_PINNED : LARDER_REMOVE_PINNED,
+                        on_removed, &wait);
     pthread_mutex_lock(&world->mutex);
     wait_for(world, &wait.is_done, NULL, "a removal");
     if (wait.err == LARDER_ENOTFOUND && was_there && !world->evicts && !world->rotted) {
@@ -577,6 +582,28 @@ void world_remove_variant(struct world *world, uint32_t number, enum larder_qual
     pthread_mutex_unlock(&world->mutex);
 }
 
+/* --- pins ------------------------------------------------------------------------------------- */
+
+static void on_marked(void *context, int err)
+{
+    on_removed(context, err, 0);
+}
+
+void world_pin(struct world *world, uint32_t number)
+{
+    struct item *item = &world->items[number];
+    bool pins = item->pin != PIN_YES;
+    const struct larder_mark mark = {.fields = pins ? LARDER_MARK_PIN : LARDER_MARK_UNPIN};
+    struct remove_wait wait = {.world = world};
+    item->pin = PIN_UNKNOWN;
+    larder_store_mark(world->store, world->tenant.index, &item->key, &mark, on_marked, &wait);
+    pthread_mutex_lock(&world->mutex);
+    wait_for(world, &wait.is_done, NULL, "a mark");
+    pthread_mutex_unlock(&world->mutex);
+    if (wait.err == 0)
+        item->pin = pins ? PIN_YES : PIN_NO;
+}
+
 void world_do_something(struct world *world)
 {
     uint64_t what = world_draw(world, 100);
@@ -589,6 +616,8 @@ void world_do_something(struct world *world)
     else if (what < 95)
         world_remove_variant(world, (uint32_t)world_draw(world, world->item_count),
                              world_chance(world, 50) ? LARDER_QUALITY_EXACT : LARDER_QUALITY_LOSSY);
+    else if (what < 98)
+        world_pin(world, (uint32_t)world_draw(world, world->item_count));
     else
         world_settle(world);
 }
@@ -598,6 +627,7 @@ void world_do_something(struct world *world)
 void world_draw_options(struct world *world)
 {
     /* An SSD tier that is too small holds at least two segments. */
+    static const char *const evictions[] = {"value", "lru", "fifo"};
     static const uint64_t host_mib[] = {4, 4, 6, 12};
     static const uint64_t segment_mib[] = {2, 2, 3, 5};
     static const uint32_t depths[] = {8, 1, 3, 64};
@@ -607,6 +637,7 @@ void world_draw_options(struct world *world)
         .io_depth = depths[world_draw(world, LARDER_COUNT_OF(depths))],
         .host_bytes = host_mib[world_draw(world, LARDER_COUNT_OF(host_mib))] << 20,
         .slab_bytes = 2u << 20,
+        .eviction = evictions[world_draw(world, LARDER_COUNT_OF(evictions))],
         .segment_bytes =
             segment_mib[world->evicts ? 0 : world_draw(world, LARDER_COUNT_OF(segment_mib))] << 20,
         .ssd_bytes = world->evicts ? world->options.ssd_bytes : 256u << 20,
@@ -702,6 +733,21 @@ static void judge(struct world *world, uint32_t number, uint32_t quality, enum p
     promise->removing = false;
 }
 
+static void judge_pin(struct world *world, uint32_t number)
+{
+    struct item *item = &world->items[number];
+    struct larder_entry_info info;
+    if (!world_may(world, number))
+        return;
+    if (item->pin != PIN_UNKNOWN && !world->rotted &&
+        larder_store_find(world->store, &info, &item->key) == 0 &&
+        info.pinned != (item->pin == PIN_YES)) {
+        world_say(world, "item %u: %s", number, info.pinned ? "pinned" : "not pinned any more");
+        world->tally->unmarked++;
+        item->pin = PIN_UNKNOWN;
+    }
+}
+
 bool world_verify(struct world *world)
 {
     enum presence found[WORLD_ITEMS_MAX][WORLD_VARIANTS];
@@ -725,6 +771,8 @@ bool world_verify(struct world *world)
         verified += must && there;
         judge(world, number, quality, found[number][quality]);
     }
+    for (uint32_t i = 0; i < world->item_count; i++)
+        judge_pin(world, i);
     world_count_corrupt(world);
     world->tally->rounds++;
     world->tally->acknowledged += promised;

@@ -33,11 +33,18 @@ struct promise {
     bool removing;    /* what a put still in flight says does not count */
 };
 
+enum pin {
+    PIN_NO, /* known not to be pinned */
+    PIN_YES,
+    PIN_UNKNOWN,
+};
+
 struct item {
     uint32_t parent; /* WORLD_NO_ITEM: a chain's first */
     uint32_t depth;
     struct larder_key key;
     struct promise variants[WORLD_VARIANTS];
+    enum pin pin; /* what was promised */
 };
 
 struct world {
@@ -98,6 +105,8 @@ uint32_t world_put(struct world *world, uint32_t parent, enum larder_wait wait);
 void world_put_again(struct world *world, uint32_t number, enum larder_quality quality,
                      enum larder_wait wait);
 void world_remove(struct world *world, uint32_t number);
+/* Pins it, or takes the pin away. */
+void world_pin(struct world *world, uint32_t number);
 /* Removes one variant and keeps the other, if there is one. */
 void world_remove_variant(struct world *world, uint32_t number, enum larder_quality quality);
 /* Whether some variant may be there. */
