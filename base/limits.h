@@ -77,6 +77,9 @@
 #define LARDER_SEND_MS_DEFAULT  10000u
 /* A lease lasts longer than any decode of one request; a stopped client loses it. */
 #define LARDER_LEASE_MS_DEFAULT 30000u
+/* With others waiting for memory, who holds too much of it has less time: a decode of one request
+ * takes tens of milliseconds. */
+#define LARDER_LEASE_GRACE_MS_DEFAULT 2000u
 /* Of one UID. A request in flight costs the daemon 2 to 50 KB, a lease about 200 bytes. */
 #define LARDER_CONNECTIONS_DEFAULT 256u
 #define LARDER_LEASES_DEFAULT      4096u

@@ -287,8 +287,12 @@ struct wire_stat_ok {
     uint64_t blocks_hit_ssd;
     uint64_t blocks_missed;
     uint64_t corrupt;
+    uint64_t bytes_pinned;  /* of entries that are pinned, and before them */
+    uint64_t bytes_slabs;   /* of the host tier that is the tenant's */
+    uint64_t ssd_bytes_max; /* its quotas; 0: none */
+    uint64_t host_bytes_max;
 };
-static_assert(sizeof(struct wire_stat_ok) == 88, "wire size");
+static_assert(sizeof(struct wire_stat_ok) == 120, "wire size");
 
 /* --- control socket: wire_hello first, as on the engine socket ------------------------------- */
 
@@ -403,7 +407,7 @@ struct wire_admin_tenant_ok {
     char name[LARDER_TENANT_NAME_MAX];
     struct wire_stat_ok stat;
 };
-static_assert(sizeof(struct wire_admin_tenant_ok) == 176, "wire size");
+static_assert(sizeof(struct wire_admin_tenant_ok) == 208, "wire size");
 
 struct wire_admin_status_ok {
     char version[32];

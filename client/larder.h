@@ -306,6 +306,10 @@ struct larder_stat {
     uint64_t blocks_hit_ssd;
     uint64_t blocks_missed;
     uint64_t corrupt;
+    uint64_t bytes_pinned;  /* stored bytes of what is pinned, and before that */
+    uint64_t bytes_slabs;   /* host memory that is the tenant's */
+    uint64_t ssd_bytes_max; /* its quotas; 0: none */
+    uint64_t host_bytes_max;
 };
 LARDER_API int larder_get_stat(struct larder *larder, struct larder_stat *out);
 

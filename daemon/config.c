@@ -20,6 +20,8 @@
 #define FILE_BYTES_MAX (1u << 20)
 #define LINE_BYTES_MAX 2048u
 #define RULES_MAX      LARDER_TENANTS_MAX
+/* Less is a mistake in units. */
+#define QUOTA_BYTES_MIN (1u << 20)
 
 enum value_kind {
     VALUE_BYTES,
@@ -70,6 +72,7 @@ static const struct key keys[] = {
      LARDER_STAGING_BYTES_MAX},
     {"staging_bytes_all", VALUE_BYTES, CHANGE_RELOAD, FIELD(staging_bytes_all), 4096, 1ull << 46},
     {"lease_ms", VALUE_COUNT, CHANGE_RELOAD, FIELD(lease_ms), 100, 3600 * 1000},
+    {"lease_grace_ms", VALUE_COUNT, CHANGE_RELOAD, FIELD(lease_grace_ms), 100, 3600 * 1000},
     {"hello_ms", VALUE_COUNT, CHANGE_RELOAD, FIELD(hello_ms), 100, 3600 * 1000},
     {"send_ms", VALUE_COUNT, CHANGE_RELOAD, FIELD(send_ms), 100, 3600 * 1000},
     {"connections_max", VALUE_COUNT, CHANGE_RELOAD, FIELD(connections_max), 1, 1u << 20},
@@ -98,6 +101,7 @@ void config_init(struct config *config)
     config->block_tokens = LARDER_BLOCK_TOKENS_DEFAULT;
     config->io_depth = 64;
     config->lease_ms = LARDER_LEASE_MS_DEFAULT;
+    config->lease_grace_ms = LARDER_LEASE_GRACE_MS_DEFAULT;
     config->hello_ms = LARDER_HELLO_MS_DEFAULT;
     config->send_ms = LARDER_SEND_MS_DEFAULT;
     config->connections_max = LARDER_CONNECTIONS_DEFAULT;
@@ -113,6 +117,9 @@ void config_free(struct config *config)
     larder_free(config->rules);
     config->rules = NULL;
     config->rule_count = 0;
+    larder_free(config->quotas);
+    config->quotas = NULL;
+    config->quota_count = 0;
 }
 
 static int set_number(void *field, const struct key *key, const char *value)
@@ -200,7 +207,8 @@ int config_set(struct config *config, const char *name, const char *value)
     return err < 0 ? larder_fail(LARDER_ECONFIG, "--%s: %s", name, larder_error_message()) : 0;
 }
 
-static int check_tenant_name(const char *name)
+/* Characters and length. */
+static int check_name(const char *name)
 {
     size_t length = strlen(name);
     if (length == 0 || length >= LARDER_TENANT_NAME_MAX)
@@ -210,6 +218,12 @@ static int check_tenant_name(const char *name)
         if (!isalnum((unsigned char)*c) && !strchr("._-", *c))
             return larder_fail(-EINVAL, "'%c' in tenant '%s' is not one of A-Za-z0-9._-", *c, name);
     }
+    return 0;
+}
+
+static int check_tenant_name(const char *name)
+{
+    LARDER_TRY(check_name(name));
     if (strncmp(name, "uid-", 4) == 0)
         return larder_fail(-EINVAL,
                            "tenant '%s': names that begin with uid- are those of unlisted users; "
@@ -271,6 +285,63 @@ static int add_rule(struct config *config, const char *name, const char *value)
     return 0;
 }
 
+/* "ssd 10G host 1G", or one of them. */
+static int parse_quota(struct tenant_quota *quota, char *value)
+{
+    char *rest;
+    for (char *word = strtok_r(value, " \t", &rest); word; word = strtok_r(NULL, " \t", &rest)) {
+        uint64_t *bytes = strcmp(word, "ssd") == 0    ? &quota->ssd_bytes
+                          : strcmp(word, "host") == 0 ? &quota->host_bytes
+                                                      : NULL;
+        char *size = strtok_r(NULL, " \t", &rest);
+        if (!bytes || !size)
+            return larder_fail(-EINVAL, "'%s' is not 'ssd SIZE', 'host SIZE' or both", word);
+        if (*bytes)
+            return larder_fail(-EINVAL, "'%s' stands there twice", word);
+        LARDER_TRY(larder_parse_bytes(bytes, size));
+        if (*bytes < QUOTA_BYTES_MIN)
+            return larder_fail(-EINVAL, "%s %s is below %uM; leave it out for no limit", word, size,
+                               QUOTA_BYTES_MIN >> 20);
+    }
+    return 0;
+}
+
+static int add_quota(struct config *config, const char *name, char *value)
+{
+    struct tenant_quota quota = {0};
+    if (strcmp(name, "*") != 0)
+        LARDER_TRY(check_name(name));
+    strcpy(quota.name, name);
+    if (!*value)
+        return larder_fail(-EINVAL, "a value is missing behind '='");
+    LARDER_TRY(parse_quota(&quota, value));
+    for (uint32_t i = 0; i < config->quota_count; i++) {
+        if (strcmp(config->quotas[i].name, name) == 0)
+            return larder_fail(-EINVAL, "tenant '%s' has a quota already; remove one", name);
+    }
+    if (config->quota_count == RULES_MAX)
+        return larder_fail(-EINVAL, "more than %u quotas", RULES_MAX);
+    struct tenant_quota *quotas =
+        larder_realloc(config->quotas, (config->quota_count + 1) * sizeof(*quotas));
+    if (!quotas)
+        return larder_fail(-ENOMEM, "no memory for quotas");
+    quotas[config->quota_count++] = quota;
+    config->quotas = quotas;
+    return 0;
+}
+
+const struct tenant_quota *config_find_quota(const struct config *config, const char *name)
+{
+    const struct tenant_quota *any = NULL;
+    for (uint32_t i = 0; i < config->quota_count; i++) {
+        if (strcmp(config->quotas[i].name, name) == 0)
+            return &config->quotas[i];
+        if (strcmp(config->quotas[i].name, "*") == 0)
+            any = &config->quotas[i];
+    }
+    return any;
+}
+
 static char *trim(char *text)
 {
     text += strspn(text, " \t\r");
@@ -306,6 +377,8 @@ static int parse_line(struct config *config, char *line, uint32_t line_number)
 
     if (strncmp(name, "tenant ", 7) == 0 || strncmp(name, "tenant\t", 7) == 0)
         return add_rule(config, trim(name + 7), value);
+    if (strncmp(name, "quota ", 6) == 0 || strncmp(name, "quota\t", 6) == 0)
+        return add_quota(config, trim(name + 6), value);
     const struct key *key = find_key(name);
     if (!key)
         return larder_fail(-EINVAL, "'%s' is not a key; larderd.conf(5) lists them", name);
@@ -490,6 +563,11 @@ void config_reload(struct config *config, struct config *fresh)
                        key->name);
         }
     }
+    larder_free(config->quotas);
+    config->quotas = fresh->quotas;
+    config->quota_count = fresh->quota_count;
+    fresh->quotas = NULL;
+    fresh->quota_count = 0;
     /* Rules name sockets that are being listened on: those stay until a restart. */
     if (!same_sockets(config, fresh) || !same_sockets(fresh, config)) {
         larder_log(LARDER_LOG_WARN, "reload: sockets of tenants have changed; restart larderd for "

@@ -34,6 +34,13 @@ struct tenant_rule {
     char path[CONFIG_SOCKET_BYTES_MAX];
 };
 
+/* What a tenant may have; 0 in one of them: no limit. */
+struct tenant_quota {
+    char name[LARDER_TENANT_NAME_MAX]; /* "*": of every tenant that no other names */
+    uint64_t ssd_bytes;
+    uint64_t host_bytes;
+};
+
 struct config {
     char directory[PATH_MAX];
     char socket[CONFIG_SOCKET_BYTES_MAX];
@@ -51,6 +58,7 @@ struct config {
     uint32_t io_depth;
     uint32_t threads; /* 0 in a file: one a CPU */
     uint32_t lease_ms;
+    uint32_t lease_grace_ms; /* of who has more than its fair share while another starves */
     uint32_t hello_ms;
     uint32_t send_ms;
     uint32_t connections_max; /* of a UID, as the next two */
@@ -62,6 +70,8 @@ struct config {
     enum larder_log_level log_level;
     uint32_t rule_count;
     struct tenant_rule *rules;
+    uint32_t quota_count;
+    struct tenant_quota *quotas;
     /* While reading: the line that set a key, so that a second one can name it. */
     uint32_t lines[32];
 };
@@ -79,6 +89,9 @@ int config_finish(struct config *config, const char *name);
 
 /* Takes from `fresh` what can change while running and logs the rest as needing a restart. */
 void config_reload(struct config *config, struct config *fresh);
+
+/* NULL: the tenant has none. */
+const struct tenant_quota *config_find_quota(const struct config *config, const char *name);
 
 /* Which rule meets a peer: NULL for none. `socket` is the path it connected to. */
 const struct tenant_rule *config_find_rule(const struct config *config, const char *socket,

@@ -59,6 +59,9 @@ struct larderd {
     bool stopping;
 };
 
+/* Tells the store the quotas of all its tenants. */
+void larderd_set_quotas(struct larderd *daemon);
+
 /* Milliseconds that no clock change moves. */
 uint64_t larderd_now_ms(void);
 uint64_t larderd_now_us(void);

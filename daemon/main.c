@@ -146,6 +146,7 @@ static void read_config_again(struct larderd *daemon)
     }
     config_reload(&daemon->config, &fresh);
     config_free(&fresh);
+    larderd_set_quotas(daemon);
     larder_log_set_level(daemon->config.log_level);
     larder_log(LARDER_LOG_INFO, "reload: done");
 }
@@ -224,7 +225,9 @@ static int open_store(struct larderd *daemon)
                                                .segment_bytes = config->segment_bytes,
                                                .key_file =
                                                    config->key_file[0] ? config->key_file : NULL};
-    return larder_store_open(&daemon->store, &store);
+    LARDER_TRY(larder_store_open(&daemon->store, &store));
+    larderd_set_quotas(daemon);
+    return 0;
 }
 
 /* Nothing is in flight. */

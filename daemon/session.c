@@ -424,6 +424,7 @@ void session_tick_all(struct larderd *daemon, uint64_t now_ms)
         tick(session, now_ms);
     }
     session_expire_leases(daemon, now_ms);
+    session_feed_starving(daemon, now_ms);
     larder_store_expire(daemon->store);
 }
 

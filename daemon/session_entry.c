@@ -90,7 +90,11 @@ int session_tenant_stat(const struct larderd *daemon, struct wire_stat_ok *out, 
                                  .blocks_hit_host = stats.blocks_hit_host,
                                  .blocks_hit_ssd = stats.blocks_hit_ssd,
                                  .blocks_missed = stats.blocks_missed,
-                                 .corrupt = stats.corrupt};
+                                 .corrupt = stats.corrupt,
+                                 .bytes_pinned = stats.record_bytes_held,
+                                 .bytes_slabs = stats.slab_bytes_mapped,
+                                 .ssd_bytes_max = stats.ssd_bytes_max,
+                                 .host_bytes_max = stats.host_bytes_max};
     return 0;
 }
 

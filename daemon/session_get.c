@@ -521,3 +521,32 @@ void session_expire_leases(struct larderd *daemon, uint64_t now_ms)
         larder_log(LARDER_LOG_WARN, "%u leases were held for more than %u ms (by pid %d); revoked",
                    revoked, lease_ms, pid);
 }
+
+/* Some at a tick, the oldest first: the store may soon have what it wants. */
+#define FEED_MAX 16u
+
+void session_feed_starving(struct larderd *daemon, uint64_t now_ms)
+{
+    uint32_t grace_ms = daemon->config.lease_grace_ms;
+    uint32_t from;
+    if (!daemon->lease_oldest || now_ms - daemon->lease_oldest->started_ms <= grace_ms ||
+        !larder_store_starving(daemon->store, &from))
+        return;
+    uint32_t revoked = 0;
+    struct lease *newer;
+    for (struct lease *lease = daemon->lease_oldest; lease && revoked < FEED_MAX; lease = newer) {
+        newer = lease->newer;
+        if (now_ms - lease->started_ms <= grace_ms)
+            break;
+        if (lease->get || lease->loading || lease->session->tenant.index != from)
+            continue;
+        revoked++;
+        larder_store_revoke(daemon->store, lease->handle);
+        lease_end(lease);
+    }
+    if (revoked)
+        larder_log(LARDER_LOG_WARN,
+                   "%u leases of a tenant with more than its share of host memory were older than "
+                   "%u ms while another waited for some; revoked",
+                   revoked, grace_ms);
+}

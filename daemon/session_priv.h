@@ -146,6 +146,8 @@ int session_release(struct session *session, const struct frame *frame);
 void session_release_all(struct session *session);
 /* Revokes what is older than lease_ms. */
 void session_expire_leases(struct larderd *daemon, uint64_t now_ms);
+/* Revokes some of the oldest leases of a tenant that keeps another out of the host tier. */
+void session_feed_starving(struct larderd *daemon, uint64_t now_ms);
 
 int session_staging(struct session *session, const struct frame *frame);
 /* The session has so much staging from now on. */

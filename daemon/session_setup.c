@@ -123,6 +123,18 @@ static const struct larder_tenant_info *find_tenant(const struct larderd *daemon
     return NULL;
 }
 
+void larderd_set_quotas(struct larderd *daemon)
+{
+    struct larder_tenant_info info;
+    for (uint32_t i = 0; larder_store_tenant_at(daemon->store, &info, i) == 0; i++) {
+        const struct tenant_quota *named = config_find_quota(&daemon->config, info.name);
+        struct larder_quota quota = {0};
+        if (named)
+            quota = (struct larder_quota){named->ssd_bytes, named->host_bytes};
+        larder_store_set_quota(daemon->store, i, &quota);
+    }
+}
+
 /* Without memory it is looked up again the next time. */
 static void remember_tenant(struct larderd *daemon, const struct larder_tenant_info *info)
 {
@@ -141,6 +153,8 @@ static void tenant_done(struct completion *completion)
     struct setup *setup = setup_of_completion(completion);
     struct session *session = setup->session;
     if (setup->err == 0) {
+        if (!find_tenant(session->daemon, setup->tenant.name))
+            larderd_set_quotas(session->daemon);
         remember_tenant(session->daemon, &setup->tenant);
         session->tenant = setup->tenant;
     }

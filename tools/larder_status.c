@@ -227,24 +227,39 @@ static json_t *tenant_json(const struct wire_admin_tenant_ok *tenant)
     larder_hex(id, tenant->id, 16);
     const struct wire_stat_ok *stat = &tenant->stat;
     return json_pack(
-        "{s:i, s:s, s:s, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "index",
-        (int)tenant->index, "name", tenant->name, "id", id, "connections", (int)tenant->connections,
-        "entries", (json_int_t)stat->entries, "entries_host", (json_int_t)stat->entries_host,
-        "entries_durable", (json_int_t)stat->entries_durable, "bytes_host",
-        (json_int_t)stat->bytes_host, "bytes_ssd", (json_int_t)stat->bytes_ssd, "gets",
-        (json_int_t)stat->gets, "puts", (json_int_t)stat->puts, "blocks_hit_host",
+        "{s:i, s:s, s:s, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, "
+        "s:I, "
+        "s:I}",
+        "index", (int)tenant->index, "name", tenant->name, "id", id, "connections",
+        (int)tenant->connections, "entries", (json_int_t)stat->entries, "entries_host",
+        (json_int_t)stat->entries_host, "entries_durable", (json_int_t)stat->entries_durable,
+        "bytes_host", (json_int_t)stat->bytes_host, "bytes_ssd", (json_int_t)stat->bytes_ssd,
+        "gets", (json_int_t)stat->gets, "puts", (json_int_t)stat->puts, "blocks_hit_host",
         (json_int_t)stat->blocks_hit_host, "blocks_hit_ssd", (json_int_t)stat->blocks_hit_ssd,
-        "blocks_missed", (json_int_t)stat->blocks_missed, "corrupt", (json_int_t)stat->corrupt);
+        "blocks_missed", (json_int_t)stat->blocks_missed, "corrupt", (json_int_t)stat->corrupt,
+        "bytes_pinned", (json_int_t)stat->bytes_pinned, "bytes_slabs",
+        (json_int_t)stat->bytes_slabs, "ssd_bytes_max", (json_int_t)stat->ssd_bytes_max,
+        "host_bytes_max", (json_int_t)stat->host_bytes_max);
+}
+
+/* "1.2 GB/4.0 GB"; without a quota the first alone. */
+static const char *of_quota(char out[40], uint64_t bytes, uint64_t max)
+{
+    char used[16], limit[16];
+    larder_human_bytes(used, bytes);
+    snprintf(out, 40, max ? "%s/%s" : "%s", used, larder_human_bytes(limit, max));
+    return out;
 }
 
 static void tenant_row(const struct wire_admin_tenant_ok *tenant)
 {
-    char host[16], ssd[16], share[16];
+    char host[40], ssd[40], pinned[16], share[16];
     const struct wire_stat_ok *stat = &tenant->stat;
     uint64_t hits = stat->blocks_hit_host + stat->blocks_hit_ssd;
-    printf("%-24.24s %6u %9llu %10s %10s %9llu %9llu %8s %7llu\n", tenant->name,
-           tenant->connections, llu(stat->entries), larder_human_bytes(host, stat->bytes_host),
-           larder_human_bytes(ssd, stat->bytes_ssd), llu(stat->gets), llu(stat->puts),
+    printf("%-16.16s %5u %8llu %17s %17s %8s %8llu %6s %7llu\n", tenant->name, tenant->connections,
+           llu(stat->entries), of_quota(host, stat->bytes_slabs, stat->host_bytes_max),
+           of_quota(ssd, stat->bytes_ssd, stat->ssd_bytes_max),
+           larder_human_bytes(pinned, stat->bytes_pinned), llu(stat->gets),
            text_share(share, hits, hits + stat->blocks_missed), llu(stat->corrupt));
 }
 
@@ -264,8 +279,8 @@ int command_tenants(const struct command_options *options, int argc, char **argv
         return command_failed(err);
     json_t *array = options->json ? json_array() : NULL;
     if (!options->json)
-        printf("%-24s %6s %9s %10s %10s %9s %9s %8s %7s\n", "TENANT", "CONNS", "ENTRIES", "HOST",
-               "SSD", "GETS", "PUTS", "HIT", "CORRUPT");
+        printf("%-16s %5s %8s %17s %17s %8s %8s %6s %7s\n", "TENANT", "CONNS", "ENTRIES", "HOST",
+               "SSD", "PINNED", "GETS", "HIT", "CORRUPT");
     for (size_t i = 0; i < count; i++) {
         if (array)
             json_array_append_new(array, tenant_json(&tenants[i]));

@@ -38,8 +38,17 @@ START_TEST(values_are_taken)
                                     "core_dumps = on\n"
                                     "recipe = raw\n"
                                     "socket = /x/y#z.sock\n"
+                                    "quota red = ssd 2G host 64M\n"
+                                    "quota * = host 32M # others\n"
+                                    "quota uid-1 =  ssd 1T\n"
                                     "tenant red = uid 7"),
                      0);
+    ck_assert_uint_eq(config.quota_count, 3);
+    ck_assert_uint_eq(config_find_quota(&config, "red")->ssd_bytes, 2ull << 30);
+    ck_assert_uint_eq(config_find_quota(&config, "red")->host_bytes, 64u << 20);
+    ck_assert_uint_eq(config_find_quota(&config, "blue")->host_bytes, 32u << 20);
+    ck_assert_uint_eq(config_find_quota(&config, "blue")->ssd_bytes, 0);
+    ck_assert_uint_eq(config_find_quota(&config, "uid-1")->ssd_bytes, 1ull << 40);
     ck_assert_str_eq(config.directory, "/a/b");
     ck_assert_uint_eq(config.host_bytes, 1u << 30);
     ck_assert_uint_eq(config.slab_bytes, 16u << 20);
@@ -87,6 +96,15 @@ START_TEST(mistakes_are_named)
         {"tenant a = uid 4294967295", "f.conf:1: '4294967295' is not a numeric id"},
         {"tenant a = socket b.sock", "f.conf:1: path 'b.sock' is relative"},
         {"tenant a = uid 1\ntenant b = uid 1", "f.conf:2: 'uid 1' is tenant 'a' already"},
+        {"quota = ssd 1G", "f.conf:1: 'quota' is not a key"},
+        {"quota a =", "f.conf:1: a value is missing"},
+        {"quota a = 1G", "f.conf:1: '1G' is not 'ssd SIZE', 'host SIZE' or both"},
+        {"quota a = ssd", "f.conf:1: 'ssd' is not 'ssd SIZE', 'host SIZE' or both"},
+        {"quota a = ssd lots", "f.conf:1: "},
+        {"quota a = ssd 0", "f.conf:1: ssd 0 is below 1M"},
+        {"quota a = ssd 1G ssd 2G", "f.conf:1: 'ssd' stands there twice"},
+        {"quota a/b = ssd 1G", "f.conf:1: '/' in tenant 'a/b' is not one of"},
+        {"quota a = ssd 1G\nquota a = host 1G", "f.conf:2: tenant 'a' has a quota already"},
         {"tenant a = socket /run/larder/larder.sock", "f.conf: the socket of tenant 'a'"},
     };
     for (size_t i = 0; i < LARDER_COUNT_OF(cases); i++) {
@@ -111,7 +129,7 @@ START_TEST(texts_that_are_none)
     ck_assert_int_eq(config_parse(&config, "f", text, 100), LARDER_ECONFIG);
     srand(3);
     for (int round = 0; round < 20000; round++) {
-        static const char letters[] = "tenant uid gid socket=/#\n 0123 host_bytes";
+        static const char letters[] = "tenant quota * ssd uid gid socket=/#\n 0123 host_bytes";
         size_t bytes = (size_t)rand() % 200;
         for (size_t i = 0; i < bytes; i++)
             text[i] = letters[(size_t)rand() % sizeof(letters)];
@@ -161,7 +179,7 @@ START_TEST(sample_is_the_default)
     uint32_t key_count = 0;
     for (size_t i = 0; i < LARDER_COUNT_OF(sample.lines); i++)
         key_count += sample.lines[i] > 0;
-    ck_assert_uint_eq(key_count, 22); /* as many as larderd.conf(5) has, but for key_file */
+    ck_assert_uint_eq(key_count, 23); /* as many as larderd.conf(5) has, but for key_file */
     memset(sample.lines, 0, sizeof(sample.lines));
     config_free(&sample);
     ck_assert_mem_eq(&sample, &plain, sizeof(plain));

@@ -431,6 +431,93 @@ START_TEST(tenants_are_apart)
 }
 END_TEST
 
+/* Red leases blocks in every slab there is; blue is served all the same, long before lease_ms. */
+START_TEST(leases_do_not_starve_others)
+{
+    enum { COUNT = 120 };
+    static struct block blocks[COUNT];
+    static struct wire_ref refs[COUNT];
+    struct block theirs[1];
+    struct peer other;
+    struct wire_get_ok ok;
+    struct wire_loaded loaded;
+    start("tenant red = socket DIR/red.sock\ntenant blue = socket DIR/blue.sock\n"
+          "host_bytes = 2M\nslab_bytes = 1M\nrecipe = raw\nlease_grace_ms = 300\n");
+    char path[128];
+    peer_close(&peer);
+    snprintf(path, sizeof(path), "%s/red.sock", fixture.directory);
+    peer_open(&peer, path);
+    peer_chain(&peer, blocks, COUNT, 1);
+    peer_put_chain(&peer, blocks, COUNT, 1, LARDER_DURABLE);
+    peer_get(&peer, blocks, COUNT, &ok, refs, &loaded);
+    ck_assert_uint_eq(ok.ref_count, COUNT);
+    uint64_t bytes = peer_kv_bytes(&peer, PEER_BLOCK_TOKENS);
+    uint8_t *kv = malloc(bytes);
+    ck_assert_int_eq(peer_read(&peer, &refs[0], &blocks[0], kv, bytes), 0);
+
+    snprintf(path, sizeof(path), "%s/blue.sock", fixture.directory);
+    peer_open(&other, path);
+    peer_chain(&other, theirs, 1, 1);
+    peer_fill_kv(kv, bytes, 5);
+    int err = -EBUSY;
+    int tries = 0;
+    for (; err == -EBUSY && tries < 500; tries++) {
+        err = peer_put(&other, theirs, kv, LARDER_CACHED, NULL, NULL);
+        usleep(20000);
+    }
+    ck_assert_int_eq(err, 0);
+    ck_assert_int_gt(tries, 1);
+    ck_assert(fixture_log_has(&fixture, "more than its share of host memory"));
+    check_chain(&other, theirs, 1, 5);
+    /* What red held and lost is a clean miss; the rest is what it was. */
+    uint32_t stale = 0;
+    for (uint32_t i = 0; i < COUNT; i++) {
+        int result = peer_read(&peer, &refs[i], &blocks[i], kv, bytes);
+        ck_assert(result == 0 || result == LARDER_ESTALE);
+        stale += result == LARDER_ESTALE;
+    }
+    ck_assert_uint_gt(stale, 0);
+    free(kv);
+    peer_close(&other);
+    stop();
+}
+END_TEST
+
+START_TEST(quotas_of_tenants)
+{
+    static struct block blocks[200];
+    struct answer answer;
+    start("tenant red = socket DIR/red.sock\nquota red = ssd 1M host 8M\nquota * = host 16M\n"
+          "recipe = raw\n");
+    uint64_t request = peer_send(&peer, WIRE_STAT, NULL, 0, NULL, 0);
+    const struct wire_stat_ok *stat = peer_expect(&peer, &answer, WIRE_STAT_OK, request);
+    ck_assert_uint_eq(stat->ssd_bytes_max, 0);
+    ck_assert_uint_eq(stat->host_bytes_max, 16 << 20);
+    char path[128];
+    peer_close(&peer);
+    snprintf(path, sizeof(path), "%s/red.sock", fixture.directory);
+    peer_open(&peer, path);
+    peer_chain(&peer, blocks, 200, 1);
+    peer_put_chain(&peer, blocks, 60, 1, LARDER_DURABLE);
+    ck_assert_int_eq(mark_block(&blocks[59], (struct larder_mark){.fields = LARDER_MARK_PIN}), 0);
+    request = peer_send(&peer, WIRE_STAT, NULL, 0, NULL, 0);
+    stat = peer_expect(&peer, &answer, WIRE_STAT_OK, request);
+    ck_assert_uint_eq(stat->ssd_bytes_max, 1 << 20);
+    ck_assert_uint_eq(stat->bytes_pinned, stat->bytes_ssd);
+    ck_assert_uint_le(stat->bytes_slabs, 8 << 20);
+    /* More than fits: the new ones push out new ones, never what is pinned. */
+    peer_put_chain(&peer, blocks + 60, 20, 61, LARDER_DURABLE);
+    struct block more[60];
+    peer_chain(&peer, more, 60, 2);
+    peer_put_chain(&peer, more, 60, 2, LARDER_CACHED);
+    request = peer_send(&peer, WIRE_STAT, NULL, 0, NULL, 0);
+    stat = peer_expect(&peer, &answer, WIRE_STAT_OK, request);
+    ck_assert_uint_le(stat->bytes_ssd, 1 << 20);
+    ck_assert_uint_ge(peer_lookup(&peer, blocks, 60), 60);
+    stop();
+}
+END_TEST
+
 START_TEST(slabs_cannot_be_changed)
 {
     struct block blocks[2];
@@ -629,6 +716,8 @@ int main(void)
     tcase_add_test(tests, durable_survives_a_kill);
     tcase_add_test(tests, cached_survives_a_stop);
     tcase_add_test(tests, tenants_are_apart);
+    tcase_add_test(tests, leases_do_not_starve_others);
+    tcase_add_test(tests, quotas_of_tenants);
     tcase_add_test(tests, slabs_cannot_be_changed);
     tcase_add_test(tests, staging_is_sealed);
     tcase_add_test(tests, leases_end_in_time);
