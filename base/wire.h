@@ -453,8 +453,12 @@ struct wire_admin_status_ok {
     uint64_t index_rebuilt;
     uint64_t recovery_us;
     uint64_t frames_refused; /* malformed ones */
+    uint64_t bytes_not_admitted;
+    uint64_t bytes_demoted;
+    uint64_t bytes_hit_host;
+    uint64_t bytes_hit_ssd;
 };
-static_assert(sizeof(struct wire_admin_status_ok) == 656, "wire size");
+static_assert(sizeof(struct wire_admin_status_ok) == 688, "wire size");
 
 /* How long requests took: bucket i counts those above bound i - 1 and up to bound i, the last one
  * those above all bounds. */

@@ -100,6 +100,10 @@ static int admin_status(struct session *session, const struct frame *frame)
         .index_rebuilt = stats.index_rebuilt,
         .recovery_us = stats.recovery_us,
         .frames_refused = daemon->frames_refused,
+        .bytes_not_admitted = stats.bytes_not_admitted,
+        .bytes_demoted = stats.bytes_demoted,
+        .bytes_hit_host = stats.bytes_hit_host,
+        .bytes_hit_ssd = stats.bytes_hit_ssd,
     };
     snprintf(ok.version, sizeof(ok.version), "%s", LARDER_VERSION);
     snprintf(ok.directory, sizeof(ok.directory), "%.255s", daemon->config.directory);

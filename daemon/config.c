@@ -57,6 +57,8 @@ static const struct key keys[] = {
     {"io_depth", VALUE_COUNT, CHANGE_RESTART, FIELD(io_depth), 1, 1024},
     {"key_file", VALUE_PATH, CHANGE_RESTART, FIELD(key_file), 0, 0},
     {"recipe", VALUE_TEXT, CHANGE_RESTART, FIELD(recipe), 0, 0},
+    {"eviction", VALUE_TEXT, CHANGE_RESTART, FIELD(eviction), 0, 0},
+    {"admission", VALUE_SWITCH, CHANGE_RESTART, FIELD(admission), 0, 1},
     {"host_bytes", VALUE_BYTES, CHANGE_RESTART, FIELD(host_bytes), LARDER_SLAB_BYTES_MIN,
      1ull << 46},
     {"ssd_bytes", VALUE_BYTES, CHANGE_RESTART, FIELD(ssd_bytes), LARDER_SEGMENT_BYTES_MIN,
@@ -92,6 +94,8 @@ void config_init(struct config *config)
     strcpy(config->socket, "/run/larder/larder.sock");
     strcpy(config->io, "auto");
     strcpy(config->recipe, "exact");
+    strcpy(config->eviction, "value");
+    config->admission = 1;
     config->host_bytes = LARDER_HOST_BYTES_DEFAULT;
     config->ssd_bytes = LARDER_SSD_BYTES_DEFAULT;
     config->slab_bytes = LARDER_SLAB_BYTES_DEFAULT;
@@ -495,15 +499,29 @@ static int check_sockets(const struct config *config, const char *name)
     return 0;
 }
 
+static bool is_one_of(const char *value, const char *const *known)
+{
+    while (*known && strcmp(value, *known) != 0)
+        known++;
+    return *known != NULL;
+}
+
 static int check_io(const struct config *config, const char *name)
 {
-    static const char *const known[] = {"auto", "uring", "threads"};
-    for (size_t i = 0; i < LARDER_COUNT_OF(known); i++) {
-        if (strcmp(config->io, known[i]) == 0)
-            return 0;
-    }
+    static const char *const known[] = {"auto", "uring", "threads", NULL};
+    if (is_one_of(config->io, known))
+        return 0;
     return larder_fail(LARDER_ECONFIG, "%s: io=%s is not one of auto, uring, threads", name,
                        config->io);
+}
+
+static int check_eviction(const struct config *config, const char *name)
+{
+    static const char *const known[] = {"value", "lru", "fifo", NULL};
+    if (is_one_of(config->eviction, known))
+        return 0;
+    return larder_fail(LARDER_ECONFIG, "%s: eviction=%s is not one of value, lru, fifo", name,
+                       config->eviction);
 }
 
 int config_finish(struct config *config, const char *name)
@@ -525,6 +543,7 @@ int config_finish(struct config *config, const char *name)
         config->threads = cpus < 1 ? 1 : cpus > 256 ? 256 : (uint32_t)cpus;
     }
     LARDER_TRY(check_io(config, name));
+    LARDER_TRY(check_eviction(config, name));
     LARDER_TRY(check_slab(config, name));
     LARDER_TRY(check_sockets(config, name));
     struct larder_recipe *recipe;

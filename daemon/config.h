@@ -46,6 +46,7 @@ struct config {
     char socket[CONFIG_SOCKET_BYTES_MAX];
     char control_socket[CONFIG_SOCKET_BYTES_MAX]; /* empty in a file: beside `socket` */
     char io[16];
+    char eviction[16];
     char recipe[LARDER_RECIPE_BYTES_MAX + 1];
     char key_file[PATH_MAX]; /* empty: the store is not encrypted */
     uint64_t host_bytes;
@@ -67,6 +68,7 @@ struct config {
     uint64_t scrub_rate_bytes; /* a second */
     uint32_t scrub_interval_s; /* 0: only by request */
     uint32_t core_dumps;       /* 0: off */
+    uint32_t admission;        /* 0: off: all that is put is written */
     enum larder_log_level log_level;
     uint32_t rule_count;
     struct tenant_rule *rules;

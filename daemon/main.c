@@ -223,6 +223,8 @@ static int open_store(struct larderd *daemon)
                                                .ssd_bytes = config->ssd_bytes,
                                                .slab_bytes = config->slab_bytes,
                                                .segment_bytes = config->segment_bytes,
+                                               .eviction = config->eviction,
+                                               .admits_all = !config->admission,
                                                .key_file =
                                                    config->key_file[0] ? config->key_file : NULL};
     LARDER_TRY(larder_store_open(&daemon->store, &store));

@@ -91,9 +91,30 @@ static uint32_t victim_locked(struct larder_store *store, struct larder_policy *
     return larder_policy_has(policy, worst) && may_go(store, worst) ? worst : id;
 }
 
+/* Entries that one eviction sends to SSD at most, instead of forgetting them. */
+#define DEMOTIONS_MAX 4u
+
+/* What would be lost, and deserves better by now, is written: it stays until it is. The queue is
+ * for puts first. */
+static bool demote_locked(struct larder_store *store, uint32_t id)
+{
+    const struct entry *entry = table_entry(&store->table, id);
+    uint64_t bytes = (uint64_t)entry->variant.record_pages * LARDER_PAGE_BYTES;
+    if ((entry->flags & ENTRY_DURABLE) || store->read_only || store->stopping || store->no_space ||
+        store->queued_bytes + bytes > store->options.host_bytes / 8 ||
+        !tiers_deserves_ssd(store, id) || !put_rewrite_locked(store, id))
+        return false;
+    store->stats.bytes_demoted += bytes;
+    store->tenants[entry->tenant].stats.bytes_demoted += bytes;
+    store_wake(store);
+    return true;
+}
+
 static bool evict_one_locked(struct larder_store *store, uint32_t tenant)
 {
     uint32_t id = victim_locked(store, store->host_policy, tenant, may_leave_host);
+    for (uint32_t i = 0; i < DEMOTIONS_MAX && id != TABLE_NONE && demote_locked(store, id); i++)
+        id = victim_locked(store, store->host_policy, tenant, may_leave_host);
     if (id == TABLE_NONE)
         return false;
     larder_policy_evict(store->host_policy, id);
@@ -333,6 +354,7 @@ int evict_ssd(struct larder_store *store, uint32_t tenant, uint64_t bytes)
             break;
         }
         pthread_mutex_lock(&store->lock);
+        store->ssd_full = store->ssd_full || tenant == EVICT_ANY;
         uint32_t count = choose_victims_locked(store, victims, tenant, bytes - freed);
         pthread_mutex_unlock(&store->lock);
         if (count == 0) {

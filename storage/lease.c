@@ -265,15 +265,14 @@ static int hold_run_locked(struct larder_store *store, struct larder_lease *leas
     return err;
 }
 
-static void count_hit(struct larder_store *store, uint32_t tenant, bool loading)
+static void count_hit(struct larder_store_stats *stats, uint64_t bytes, bool loading)
 {
-    struct larder_store_stats *own = &store->tenants[tenant].stats;
     if (loading) {
-        store->stats.blocks_hit_ssd++;
-        own->blocks_hit_ssd++;
+        stats->blocks_hit_ssd++;
+        stats->bytes_hit_ssd += bytes;
     } else {
-        store->stats.blocks_hit_host++;
-        own->blocks_hit_host++;
+        stats->blocks_hit_host++;
+        stats->bytes_hit_host += bytes;
     }
 }
 
@@ -291,7 +290,9 @@ static void use_run_locked(struct larder_store *store, struct larder_lease *leas
             slot->load->waiters = ref;
             lease->waiting++;
         }
-        count_hit(store, tenant, slot->load != NULL);
+        uint64_t bytes = (uint64_t)entry->variant.record_pages * LARDER_PAGE_BYTES;
+        count_hit(&store->stats, bytes, slot->load != NULL);
+        count_hit(&store->tenants[tenant].stats, bytes, slot->load != NULL);
         tiers_use_locked(store, ids[i]);
         if (entry->flags & ENTRY_VARIANT)
             tiers_use_locked(store, entry->parent);

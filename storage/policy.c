@@ -4,6 +4,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <math.h>
 #include <string.h>
 
 #include "base/bytes.h"
@@ -174,8 +175,22 @@ uint32_t larder_policy_victim(struct larder_policy *policy, uint32_t group,
 
 double larder_policy_least(struct larder_policy *policy, uint32_t group)
 {
-    assert(group < policy->group_max);
-    return policy->ops->least ? policy->ops->least(policy, group) : 0;
+    assert(policy->ops->least);
+    if (group != LARDER_POLICY_ALL)
+        return policy->ops->least(policy, group);
+    double least = HUGE_VAL;
+    for (group = 0; group < policy->group_max; group++) {
+        double next = policy->ops->least(policy, group);
+        least = next < least ? next : least;
+    }
+    return least;
+}
+
+double larder_policy_worth(const struct larder_policy *policy, uint32_t id)
+{
+    assert(larder_policy_has(policy, id));
+    assert(policy->ops->worth);
+    return policy->ops->worth(policy, id);
 }
 
 void larder_policy_hold(struct larder_policy *policy, uint32_t id)
@@ -267,8 +282,8 @@ uint64_t larder_policy_recall(const struct larder_policy *policy, uint32_t id)
 int larder_policy_restore(struct larder_policy *policy, uint32_t id, uint64_t recalled,
                           uint64_t stored_ms)
 {
-    assert(!policy->in_request);
-    policy->request++; /* none of them is of the request of another */
+    if (!policy->in_request)
+        policy->request++; /* none of them is of the request of another */
     LARDER_TRY(larder_policy_expect(policy, policy_describe(policy, id).group));
     enter(policy, id);
     if (policy->ops->restore)

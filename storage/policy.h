@@ -104,9 +104,11 @@ void larder_policy_use(struct larder_policy *policy, uint32_t id);
  * go is passed one by one: it should be little, as what is leased or being written is. */
 uint32_t larder_policy_victim(struct larder_policy *policy, uint32_t group,
                               bool (*may_go)(void *context, uint32_t id), void *context);
-/* What the group's next victim is worth, beside other groups' by the same policy; infinite when it
- * has none. */
+/* What the group's next victim is worth, beside other groups' by the same policy (also of another
+ * tier, told of the same requests); infinite when it has none. */
 double larder_policy_least(struct larder_policy *policy, uint32_t group);
+/* What its stay is worth now, beside what larder_policy_least() says. */
+double larder_policy_worth(const struct larder_policy *policy, uint32_t id);
 /* It is no victim until it is released, and costs nothing meanwhile: for what must stay long. Both
  * may be said twice. */
 void larder_policy_hold(struct larder_policy *policy, uint32_t id);
@@ -133,7 +135,7 @@ size_t larder_policy_save(const struct larder_policy *policy, void *out);
  * has learned nothing, but can restore entries. */
 int larder_policy_load(struct larder_policy *policy, const void *in, size_t bytes, uint64_t now_ms);
 uint64_t larder_policy_recall(const struct larder_policy *policy, uint32_t id);
-/* Outside of requests, after a load, parents first: as if the entry had stayed. `recalled` 0:
+/* After a load, parents first: as if the entry had stayed; no part of a request. `recalled` 0:
  * nothing is known but that it was stored at `stored_ms`. -ENOMEM. */
 int larder_policy_restore(struct larder_policy *policy, uint32_t id, uint64_t recalled,
                           uint64_t stored_ms);

@@ -77,6 +77,11 @@ static double list_least(struct larder_policy *policy, uint32_t group)
     return id == LARDER_POLICY_NONE ? HUGE_VAL : policy_node(policy, id)->used;
 }
 
+static double list_worth(const struct larder_policy *policy, uint32_t id)
+{
+    return policy_node(policy, id)->used;
+}
+
 static uint32_t fifo_victim_of(struct larder_policy *policy, uint32_t group,
                                bool (*may_go)(void *context, uint32_t id), void *context)
 {
@@ -150,6 +155,7 @@ const struct policy_ops policy_fifo_ops = {
     .hold = list_hold,
     .release = list_release,
     .least = list_least,
+    .worth = list_worth,
     .leave = list_leave,
     .bytes = list_bytes,
 };
@@ -166,6 +172,7 @@ const struct policy_ops policy_lru_ops = {
     .hold = list_hold,
     .release = list_release,
     .least = list_least,
+    .worth = list_worth,
     .leave = list_leave,
     .bared = lru_bared,
     .bytes = list_bytes,

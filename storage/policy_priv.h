@@ -52,6 +52,7 @@ struct policy_ops {
     void (*release)(struct larder_policy *policy, uint32_t id);
     /* NULL: it knows one group, with nothing to compare. */
     double (*least)(struct larder_policy *policy, uint32_t group);
+    double (*worth)(const struct larder_policy *policy, uint32_t id);
     /* Before the node is forgotten. */
     void (*leave)(struct larder_policy *policy, uint32_t id, bool evicted);
     /* The last child of a node left the tier; may be NULL. */

@@ -407,6 +407,15 @@ static double value_least(struct larder_policy *policy, uint32_t group)
     return cells && cells->leaf_count > 0 ? cells_best(cells, policy->value->now)->value : HUGE_VAL;
 }
 
+static double value_worth(const struct larder_policy *policy, uint32_t id)
+{
+    const struct reuse *reuse = policy->value->reuse;
+    const struct larder_policy_node *node = policy_node(policy, id);
+    uint32_t age = reuse_age(reuse_now(reuse) - node->used);
+    return reuse_density(reuse, node->list / CELLS_WORTHS, age) *
+           (float)(1u << node->list % CELLS_WORTHS);
+}
+
 /* Worth more than the next victim? Its class is what is known of the request so far. */
 static bool value_admits(struct larder_policy *policy, uint32_t id, bool rooted)
 {
@@ -546,6 +555,7 @@ const struct policy_ops policy_value_ops = {
     .hold = value_hold,
     .release = show_leaf,
     .least = value_least,
+    .worth = value_worth,
     .leave = value_leave,
     .bared = show_leaf,
     .bytes = value_bytes,

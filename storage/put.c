@@ -126,10 +126,8 @@ static int watch_locked(struct larder_store *store, struct watch *watch, bool *w
         /* It was given up once, for lack of space. */
         if (store->read_only)
             return LARDER_EREADONLY;
-        struct larder_put *put = put_make_rewrite_locked(store, id);
-        if (!put)
+        if (!put_rewrite_locked(store, id))
             return -ENOMEM;
-        queue_put_locked(store, put);
     }
     int answer = watch_answer(store, primary, watch, 0);
     if (answer != 1)
@@ -554,9 +552,21 @@ static void set_variant(struct larder_put *put)
     put->variant.computed_on = record->computed_on;
 }
 
-/* From here on everybody finds the entry, with this record. Inside a request, which
- * ends. */
-static void publish_locked(struct larder_store *store, struct larder_put *put)
+/* Nobody was, or will be, told that it is durable, and it is nowhere on SSD yet. */
+static bool may_stay_cached(const struct larder_store *store, const struct larder_put *put,
+                            enum larder_wait wait)
+{
+    const struct entry *entry = table_entry(&store->table, put->entry);
+    const struct entry *primary =
+        table_entry(&store->table, table_primary(&store->table, put->entry));
+    return wait == LARDER_CACHED && !put->mark_write && !(entry->flags & ENTRY_DURABLE) &&
+           !(primary->flags & (ENTRY_WATCHED | ENTRY_MARKED | ENTRY_HELD));
+}
+
+/* From here on everybody finds the entry, with this record. Inside a request, which ends. False: it
+ * is not to be written. */
+static bool publish_locked(struct larder_store *store, struct larder_put *put,
+                           enum larder_wait wait)
 {
     struct larder_record *record = put->append.record;
     struct entry *entry = table_entry(&store->table, put->entry);
@@ -569,7 +579,11 @@ static void publish_locked(struct larder_store *store, struct larder_put *put)
     put->old = entry->variant;
     entry->variant = put->variant;
     tiers_attach_locked(store, put->entry, put->slot);
-    tiers_write_locked(store, put->entry);
+    bool written = true;
+    if (may_stay_cached(store, put, wait))
+        written = tiers_admit_locked(store, put->entry);
+    else
+        tiers_write_locked(store, put->entry);
     tiers_end_locked(store);
     entry->flags |= ENTRY_VISIBLE;
     stats_enter_locked(store, put->entry);
@@ -583,6 +597,20 @@ static void publish_locked(struct larder_store *store, struct larder_put *put)
     larder_free(put->mark_write); /* it was not needed, or there was no memory for the mark */
     put->mark_write = NULL;
     put_watches_locked(store, put->entry, 0);
+    return written;
+}
+
+/* Its entry stays in the host tier. */
+static void end_cached_locked(struct larder_store *store, struct larder_put *put)
+{
+    struct entry *entry = table_entry(&store->table, put->entry);
+    uint64_t bytes = (uint64_t)put->variant.record_pages * LARDER_PAGE_BYTES;
+    store->stats.bytes_not_admitted += bytes;
+    store->tenants[entry->tenant].stats.bytes_not_admitted += bytes;
+    entry->flags &= (uint16_t)~ENTRY_PUTTING;
+    variant_order_locked(store, table_primary(&store->table, put->entry));
+    unlink_put_locked(store, put);
+    host_unpin(&store->host, put->slot);
 }
 
 static void drop_reserved_locked(struct larder_store *store, struct larder_put *put)
@@ -614,15 +642,20 @@ void larder_store_put_commit(struct larder_store *store, struct larder_put *put,
         done(context, err);
         return;
     }
-    publish_locked(store, put);
+    bool written = publish_locked(store, put, wait);
     if (wait == LARDER_DURABLE) {
         put->done = done;
         put->context = context;
     }
     /* Read-only meanwhile: the storage thread takes it out of the queue again and says so. */
-    queue_put_locked(store, put);
+    if (written)
+        queue_put_locked(store, put);
+    else
+        end_cached_locked(store, put);
     pthread_mutex_unlock(&store->lock);
-    store_wake(store);
+    store_wake(store); /* others may have waited for this entry */
+    if (!written)
+        larder_free(put);
     if (wait == LARDER_CACHED)
         done(context, 0);
 }
@@ -663,6 +696,14 @@ struct larder_put *put_make_rewrite_locked(struct larder_store *store, uint32_t 
     link_put_locked(store, put);
     tiers_rewrite_locked(store, id);
     return put;
+}
+
+bool put_rewrite_locked(struct larder_store *store, uint32_t id)
+{
+    struct larder_put *put = put_make_rewrite_locked(store, id);
+    if (put)
+        queue_put_locked(store, put);
+    return put != NULL;
 }
 
 static void settle_entry_locked(struct larder_store *store, struct larder_put *put, int err)

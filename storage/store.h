@@ -47,6 +47,8 @@ struct larder_store_options {
     bool must_exist;
     /* Which entry of a full tier goes first: "value" (NULL), "lru" or "fifo" (docs/EVICTION.md). */
     const char *eviction;
+    /* All that is put goes to SSD, whatever it is worth. */
+    bool admits_all;
     /* Tests: the time by which entries age, instead of the system's. */
     uint64_t (*now_ms)(void *context);
     void *now_ms_context;
@@ -238,9 +240,10 @@ struct larder_section *larder_put_directory(struct larder_put *put);
 typedef void (*larder_put_done)(void *context, int err);
 
 /* Publishes the record (its first `section_count` directory entries, `payload_bytes` of payload) in
- * the host tier and queues it for SSD. `put` is the store's from here. `done` runs once: for
- * LARDER_CACHED with 0 before this returns, for LARDER_DURABLE when the index has it or with why it
- * never will be (the entry may stay in the host tier then). */
+ * the host tier and queues it for SSD; but LARDER_CACHED on a full SSD only if it deserves the
+ * write more than what would have to go (docs/EVICTION.md). `put` is the store's from here. `done`
+ * runs once: for LARDER_CACHED with 0 before this returns, for LARDER_DURABLE when the index has it
+ * or with why it never will be (the entry may stay in the host tier then). */
 void larder_store_put_commit(struct larder_store *store, struct larder_put *put,
                              uint32_t section_count, uint64_t payload_bytes, enum larder_wait wait,
                              larder_put_done done, void *context);
@@ -375,6 +378,10 @@ struct larder_store_stats {
     uint64_t removed;
     uint64_t synced_groups;
     uint64_t bytes_written;
+    uint64_t bytes_not_admitted; /* put CACHED, and not worth the write: in the host tier only */
+    uint64_t bytes_demoted;      /* of those, written when they left the host tier */
+    uint64_t bytes_hit_host;     /* of records, as blocks_hit_ are */
+    uint64_t bytes_hit_ssd;
     uint64_t bytes_read;
     uint64_t io_errors;
     uint64_t recovered_entries;   /* found at start */

@@ -342,6 +342,7 @@ struct larder_store {
     struct larder_identity *identity;
     struct larder_policy *host_policy; /* tiers.c */
     struct larder_policy *ssd_policy;
+    bool ssd_full;                /* something had to go for want of room */
     struct tenant_state *tenants; /* LARDER_TENANTS_MAX */
     struct model_state **models;  /* LARDER_MODELS_MAX; each stays where it is */
     uint32_t model_count;
@@ -479,6 +480,10 @@ void tiers_attach_locked(struct larder_store *store, uint32_t entry, uint32_t sl
 void tiers_detach_locked(struct larder_store *store, uint32_t entry);
 /* Inside a request: the entry is stored, and goes to SSD. */
 void tiers_write_locked(struct larder_store *store, uint32_t entry);
+/* The same if it is worth the write, which is so as long as there is room; else false. */
+bool tiers_admit_locked(struct larder_store *store, uint32_t entry);
+/* It is in the host tier only, where it is to go: does it deserve the write by now? */
+bool tiers_deserves_ssd(struct larder_store *store, uint32_t entry);
 /* Outside of requests: it goes to SSD without having been asked for; it will not, or not stay. */
 void tiers_rewrite_locked(struct larder_store *store, uint32_t entry);
 void tiers_unwrite_locked(struct larder_store *store, uint32_t entry);
@@ -528,6 +533,8 @@ uint32_t variant_succeed_locked(struct larder_store *store, uint32_t primary);
 struct larder_put *put_make_rewrite_locked(struct larder_store *store, uint32_t entry);
 /* It is in the queue now. */
 void put_count_queued_locked(struct larder_store *store, const struct larder_put *put);
+/* ... and queues it; false: without memory it is not. */
+bool put_rewrite_locked(struct larder_store *store, uint32_t entry);
 /* A put that left the queue or its group: durable (err 0) or given up. */
 void put_finish_locked(struct larder_store *store, struct larder_put *put, int err);
 void put_watches_locked(struct larder_store *store, uint32_t entry, int err);

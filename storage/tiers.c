@@ -10,7 +10,6 @@
  */
 #include <assert.h>
 #include <errno.h>
-#include <math.h>
 #include <string.h>
 #include <time.h>
 
@@ -51,6 +50,11 @@ static uint32_t *ssd_child_count(void *context, uint32_t id)
     return &table_entry(&store->table, id)->ssd_children;
 }
 
+static float doublings(int count)
+{
+    return count >= 0 ? (float)(1u << count) : 1 / (float)(1u << -count);
+}
+
 static void describe(void *context, uint32_t id, struct larder_policy_entry *out)
 {
     const struct larder_store *store = context;
@@ -66,7 +70,7 @@ static void describe(void *context, uint32_t id, struct larder_policy_entry *out
         .cost = (float)tokens * (1 + (float)entry->variant.position / POSITION_OF_TWICE),
     };
     if (entry->flags & ENTRY_MARKED)
-        out->cost = ldexpf(out->cost, mark_priority_locked(store, id));
+        out->cost *= doublings(mark_priority_locked(store, id));
     /* Without it its block is there still: what it saves is the larger read of a better one. */
     if (entry->flags & ENTRY_VARIANT)
         out->cost /= VARIANT_DISCOUNT;
@@ -210,6 +214,27 @@ void tiers_write_locked(struct larder_store *store, uint32_t id)
     hold_as_flagged(store, id);
 }
 
+/* From the first eviction on, until half of it is free: where evictions keep room, it is full all
+ * the same. */
+static bool ssd_is_full(struct larder_store *store)
+{
+    if (store->stats.segment_bytes < store->options.ssd_bytes / 2)
+        store->ssd_full = false;
+    return store->ssd_full;
+}
+
+bool tiers_admit_locked(struct larder_store *store, uint32_t id)
+{
+    uint32_t parent = table_entry(&store->table, id)->parent;
+    bool rooted = (table_entry(&store->table, parent)->flags & ENTRY_ROOT) ||
+                  larder_policy_has(store->ssd_policy, parent);
+    if (!store->options.admits_all && ssd_is_full(store) &&
+        !larder_policy_admits(store->ssd_policy, id, rooted))
+        return false;
+    tiers_write_locked(store, id);
+    return true;
+}
+
 /* --- outside of requests --------------------------------------------------------------------- */
 
 int tiers_expect(struct larder_store *store, uint32_t tenant)
@@ -239,6 +264,12 @@ void tiers_rewrite_locked(struct larder_store *store, uint32_t id)
                             : 0;
     tiers_restore(store, id, recalled);
     hold_as_flagged(store, id);
+}
+
+bool tiers_deserves_ssd(struct larder_store *store, uint32_t id)
+{
+    return !ssd_is_full(store) || larder_policy_worth(store->host_policy, id) >
+                                      larder_policy_least(store->ssd_policy, LARDER_POLICY_ALL);
 }
 
 void tiers_unwrite_locked(struct larder_store *store, uint32_t id)

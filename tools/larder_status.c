@@ -71,7 +71,11 @@ static json_t *number(uint64_t value)
     X(recovered_entries)                                                                           \
     X(recovered_from_tail)                                                                         \
     X(recovery_us)                                                                                 \
-    X(frames_refused)
+    X(frames_refused)                                                                              \
+    X(bytes_not_admitted)                                                                          \
+    X(bytes_demoted)                                                                               \
+    X(bytes_hit_host)                                                                              \
+    X(bytes_hit_ssd)
 
 static json_t *status_json(const struct wire_admin_status_ok *status)
 {
@@ -106,7 +110,7 @@ static void print_tiers(const struct wire_admin_status_ok *status)
 
 static void print_use(const struct wire_admin_status_ok *status)
 {
-    char a[16], b[16], share[16];
+    char a[16], b[16], c[16], share[16];
     uint64_t hits = status->blocks_hit_host + status->blocks_hit_ssd;
     printf("gets        %llu; blocks: %llu from host, %llu from SSD, %llu missed (%s hit)\n",
            llu(status->gets), llu(status->blocks_hit_host), llu(status->blocks_hit_ssd),
@@ -116,6 +120,10 @@ static void print_use(const struct wire_admin_status_ok *status)
     printf("disk        %s written in %llu synced groups, %s read, through %s\n",
            larder_human_bytes(a, status->bytes_written), llu(status->synced_groups),
            larder_human_bytes(b, status->bytes_read), status->io);
+    printf("admission   %s put and not worth the write, %s of it written later; %s hit on SSD\n",
+           larder_human_bytes(a, status->bytes_not_admitted),
+           larder_human_bytes(b, status->bytes_demoted),
+           larder_human_bytes(c, status->bytes_hit_ssd));
     printf("clients     %u connections, %u leases, %u requests in flight\n", status->connections,
            status->leases, status->in_flight);
     printf("errors      %llu corrupt records, %llu I/O errors, %llu malformed frames\n",

@@ -37,6 +37,8 @@ START_TEST(values_are_taken)
                                     "log_level = debug\n"
                                     "core_dumps = on\n"
                                     "recipe = raw\n"
+                                    "eviction = lru\n"
+                                    "admission = off\n"
                                     "socket = /x/y#z.sock\n"
                                     "quota red = ssd 2G host 64M\n"
                                     "quota * = host 32M # others\n"
@@ -51,6 +53,8 @@ START_TEST(values_are_taken)
     ck_assert_uint_eq(config_find_quota(&config, "uid-1")->ssd_bytes, 1ull << 40);
     ck_assert_str_eq(config.directory, "/a/b");
     ck_assert_uint_eq(config.host_bytes, 1u << 30);
+    ck_assert_str_eq(config.eviction, "lru");
+    ck_assert_uint_eq(config.admission, 0);
     ck_assert_uint_eq(config.slab_bytes, 16u << 20);
     ck_assert_uint_eq(config.lease_ms, 5000);
     ck_assert_int_eq(config.log_level, LARDER_LOG_DEBUG);
@@ -82,6 +86,7 @@ START_TEST(mistakes_are_named)
         {"log_level = loud", "f.conf:1: log_level: "},
         {"io = fast", "f.conf: io=fast is not one of auto, uring, threads"},
         {"recipe = kivi99", "f.conf: recipe: "},
+        {"eviction = arc", "f.conf: eviction=arc is not one of value, lru, fifo"},
         {"lease_ms = 200\nlease_ms = 300", "f.conf:2: lease_ms is set twice, first in line 1"},
         {"slab_bytes = 1048577", "f.conf: slab_bytes=1048577 and segment_bytes="},
         {"slab_bytes = 8G", "f.conf: slab_bytes=8589934592 is more than host_bytes="},
@@ -179,7 +184,7 @@ START_TEST(sample_is_the_default)
     uint32_t key_count = 0;
     for (size_t i = 0; i < LARDER_COUNT_OF(sample.lines); i++)
         key_count += sample.lines[i] > 0;
-    ck_assert_uint_eq(key_count, 23); /* as many as larderd.conf(5) has, but for key_file */
+    ck_assert_uint_eq(key_count, 25); /* as many as larderd.conf(5) has, but for key_file */
     memset(sample.lines, 0, sizeof(sample.lines));
     config_free(&sample);
     ck_assert_mem_eq(&sample, &plain, sizeof(plain));

@@ -240,6 +240,128 @@ START_TEST(tenants_take_idle_slabs_from_each_other)
 }
 END_TEST
 
+/* A full SSD is not written for what will not return; what a caller waits for always is; and what
+ * turns out to return is written when it leaves memory. */
+static uint64_t fake_now_ms;
+
+static uint64_t fake_clock(void *context)
+{
+    (void)context;
+    return fake_now_ms;
+}
+
+static void by_fake_clock(void)
+{
+    fixture_close(&f);
+    fake_now_ms = 1700000000000ull;
+    f.options.now_ms = fake_clock;
+    f.options.ssd_bytes = 4 << 20;
+    f.options.host_bytes = 1 << 20;
+    ck_assert_int_eq(fixture_open(&f), 0);
+}
+
+static void put_in_time(const struct block *block, enum larder_wait wait)
+{
+    int err;
+    do {
+        err = fixture_put(&f, block, wait);
+        if (err == -EBUSY)
+            usleep(1000);
+    } while (err == -EBUSY);
+    ck_assert_msg(err == 0 || err == LARDER_ENOPARENT, "%s", larder_error_message());
+}
+
+/* Chains that fill most of the SSD and come back every twelve seconds; after each something that
+ * never does. */
+enum { CHAINS = 100, CHAIN_BLOCKS = 5 };
+
+static void converse_and_scan(uint32_t rounds, enum larder_wait wait, uint64_t *scan)
+{
+    int err;
+    for (uint32_t round = 0; round < rounds; round++) {
+        for (uint64_t chain = 0; chain < CHAINS; chain++) {
+            fake_now_ms += 100;
+            struct block block = {
+                .token_count = 256, .section_bytes = 3000, .tenant = f.tenant.index};
+            uint32_t got = fixture_get_chain(&f, chain * 100 + 1, CHAIN_BLOCKS, &err);
+            for (uint32_t i = 0; i < CHAIN_BLOCKS; i++) {
+                block.seed = chain * 100 + 1 + i;
+                if (i >= got)
+                    put_in_time(&block, wait);
+                block.parent = block_key(block.seed);
+            }
+            fake_now_ms += 100;
+            block.parent = larder_key_root;
+            block.seed = 1000000 + (*scan)++;
+            block.section_bytes = 3000;
+            put_in_time(&block, wait);
+        }
+        check();
+    }
+}
+
+START_TEST(a_full_ssd_is_written_for_what_deserves_it)
+{
+    by_fake_clock();
+    uint64_t scan = 0;
+    struct larder_store_stats stats = {0};
+    for (uint32_t i = 0; i < 15 && (stats.bytes_not_admitted == 0 || stats.bytes_demoted == 0);
+         i++) {
+        converse_and_scan(3, LARDER_CACHED, &scan);
+        stats = fixture_stats(&f);
+    }
+    ck_assert_uint_gt(stats.bytes_not_admitted, 0);
+    ck_assert_uint_gt(stats.bytes_demoted, 0);
+    ck_assert_uint_gt(stats.bytes_hit_ssd, 0);
+    const struct block last = {.seed = 9000000, .token_count = 256, .section_bytes = 1000};
+    put_in_time(&last, LARDER_DURABLE);
+    int err;
+    ck_assert_uint_eq(fixture_get_chain(&f, 9000000, 1, &err), 1);
+    ck_assert_uint_gt(fixture_stats(&f).bytes_hit_host, stats.bytes_hit_host);
+}
+END_TEST
+
+/* An entry that was not written is whole in memory, and is written when somebody waits for that. */
+START_TEST(what_was_not_admitted_becomes_durable_when_asked)
+{
+    by_fake_clock();
+    uint64_t scan = 0;
+    struct larder_entry_info info = {.durable = 1};
+    uint64_t seed = 0;
+    for (uint32_t i = 0; i < 15 && info.durable; i++) {
+        converse_and_scan(3, LARDER_CACHED, &scan);
+        const struct block last = {.seed = 1, .token_count = 256, .section_bytes = 1000};
+        fixture_put(&f, &last, LARDER_DURABLE); /* behind all that is queued */
+        for (seed = 1000000 + scan; seed > 1000000 && info.durable; seed--) {
+            struct larder_key key = block_key(seed - 1);
+            if (larder_store_find(f.store, &info, &key) < 0)
+                info.durable = 1;
+        }
+    }
+    ck_assert(!info.durable && info.in_host);
+    int err;
+    ck_assert_uint_eq(fixture_get_chain(&f, seed, 1, &err), 1);
+    ck_assert_int_eq(fixture_when(&f, seed, LARDER_DURABLE), 0);
+    struct larder_key key = block_key(seed);
+    ck_assert_int_eq(larder_store_find(f.store, &info, &key), 0);
+    ck_assert(info.durable);
+}
+END_TEST
+
+START_TEST(what_is_waited_for_is_written_whatever_it_is_worth)
+{
+    by_fake_clock();
+    uint64_t scan = 0;
+    converse_and_scan(2, LARDER_DURABLE, &scan);
+    ck_assert_uint_eq(fixture_stats(&f).bytes_not_admitted, 0);
+    fixture_close(&f);
+    f.options.admits_all = true;
+    ck_assert_int_eq(fixture_open(&f), 0);
+    converse_and_scan(3, LARDER_CACHED, &scan);
+    ck_assert_uint_eq(fixture_stats(&f).bytes_not_admitted, 0);
+}
+END_TEST
+
 /* Everything at once, small and large, single thread: the same for a seed. */
 START_TEST(random_use)
 {
@@ -301,6 +423,9 @@ int main(void)
     tcase_add_test(tcase, leased_slots_stay_and_generations_rise);
     tcase_add_test(tcase, full_of_leases_is_busy);
     tcase_add_test(tcase, tenants_take_idle_slabs_from_each_other);
+    tcase_add_test(tcase, a_full_ssd_is_written_for_what_deserves_it);
+    tcase_add_test(tcase, what_is_waited_for_is_written_whatever_it_is_worth);
+    tcase_add_test(tcase, what_was_not_admitted_becomes_durable_when_asked);
     tcase_add_loop_test(tcase, random_use, 0, 4);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);

@@ -111,6 +111,8 @@ PLAIN = {
     "removed": "larder_removed_total",
     "synced_groups": "larder_synced_groups_total",
     "bytes_written": "larder_written_bytes_total",
+    "bytes_not_admitted": "larder_not_admitted_bytes_total",
+    "bytes_demoted": "larder_demoted_bytes_total",
     "bytes_read": "larder_read_bytes_total",
     "io_errors": "larder_io_errors_total",
     "frames_refused": "larder_refused_frames_total",
@@ -124,6 +126,7 @@ TIERED = {
     "larder_tier_bytes": ("bytes_host", "bytes_ssd"),
     "larder_tier_limit_bytes": ("host_bytes_max", "ssd_bytes_max"),
     "larder_hit_blocks_total": ("blocks_hit_host", "blocks_hit_ssd"),
+    "larder_hit_bytes_total": ("bytes_hit_host", "bytes_hit_ssd"),
     "larder_evicted_total": ("evicted_host", "evicted_ssd"),
 }
 TENANT = {
