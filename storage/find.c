@@ -14,8 +14,8 @@ bool find_sees(const struct larder_store *store, uint32_t entry, uint32_t tenant
     if (entry == TABLE_NONE)
         return false;
     const struct entry *at = table_entry(&store->table, entry);
-    return at->tenant == tenant && (at->flags & ENTRY_VISIBLE) && !(at->flags & ENTRY_DOOMED) &&
-           !mark_expired_locked(store, entry);
+    return at->tenant == tenant && !store->tenants[tenant].closed && (at->flags & ENTRY_VISIBLE) &&
+           !(at->flags & ENTRY_DOOMED) && !mark_expired_locked(store, entry);
 }
 
 /* Chains have no holes, so the number of leading keys that are stored is found by halving. */

@@ -262,7 +262,7 @@ bool host_slab_slots(const struct host *host, uint32_t index, uint32_t *tenant, 
     return true;
 }
 
-void host_retire(struct host *host, uint32_t index)
+static struct host_slab *take_out(struct host *host, uint32_t index)
 {
     struct host_slab *slab = host->slabs[index];
     assert(slab->used_slots == 0);
@@ -271,6 +271,27 @@ void host_retire(struct host *host, uint32_t index)
     host->tenants[slab->tenant].slab_count--;
     host->bytes -= host->slab_bytes;
     host->slabs[index] = NULL;
+    return slab;
+}
+
+void host_retire(struct host *host, uint32_t index)
+{
+    free_slab(take_out(host, index));
+}
+
+struct host_slab *host_take_slab(struct host *host, uint32_t tenant)
+{
+    for (uint32_t i = 0; i < host->slab_end; i++) {
+        if (host->slabs[i] && host->slabs[i]->tenant == tenant)
+            return take_out(host, i);
+    }
+    return NULL;
+}
+
+void host_slab_wipe(struct host_slab *slab)
+{
+    uint64_t data_offset = data_offset_for(slab->bytes);
+    memset(slab->map + data_offset, 0, slab->bytes - data_offset);
     free_slab(slab);
 }
 

@@ -122,6 +122,10 @@ bool host_slab_slots(const struct host *host, uint32_t index, uint32_t *tenant, 
                      uint32_t *count);
 /* All its slots are free. */
 void host_retire(struct host *host, uint32_t index);
+/* Takes a slab of the tenant out, NULL when there is none; all its slots are free. */
+struct host_slab *host_take_slab(struct host *host, uint32_t tenant);
+/* Overwrites what was in it, marks it as retired, frees it. Unlocked: it takes long. */
+void host_slab_wipe(struct host_slab *slab);
 
 /* Tests: extents and slots of all slabs fit together; LARDER_ECORRUPT with a message. */
 int host_check(const struct host *host);

@@ -71,11 +71,29 @@ int identity_read_file(const struct larder_identity *identity, const char *name,
     return err;
 }
 
+/* Of a file without a name: best done, not promised. */
+static void wipe_file(int fd)
+{
+    static const uint8_t zeros[LARDER_PAGE_BYTES];
+    struct stat st;
+    if (fstat(fd, &st) != 0)
+        return;
+    for (off_t at = 0; at < st.st_size; at += (off_t)sizeof(zeros)) {
+        size_t bytes = larder_min_u64(sizeof(zeros), (uint64_t)(st.st_size - at));
+        if (pwrite(fd, zeros, bytes, at) < 0)
+            return;
+    }
+    fsync(fd);
+}
+
 int identity_replace_file(const struct larder_identity *identity, const char *name,
-                          const void *bytes, size_t count)
+                          const void *bytes, size_t count, enum identity_old old)
 {
     char fresh[32];
     snprintf(fresh, sizeof(fresh), "%s.new", name);
+    int old_fd = -1;
+    if (old == IDENTITY_WIPE_OLD)
+        old_fd = openat(identity->directory_fd, name, O_WRONLY | O_CLOEXEC | O_NOFOLLOW);
     int fd = openat(identity->directory_fd, fresh,
                     O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
     int err = fd < 0 ? -errno : write_all(fd, bytes, count);
@@ -87,6 +105,10 @@ int identity_replace_file(const struct larder_identity *identity, const char *na
         err = -errno;
     if (err == 0 && fsync(identity->directory_fd) != 0)
         err = -errno;
+    if (err == 0 && old_fd >= 0)
+        wipe_file(old_fd);
+    if (old_fd >= 0)
+        close(old_fd);
     if (err < 0)
         return larder_fail(err, "cannot write %s/%s: %s", identity->directory, name,
                            larder_error_text(err));
@@ -133,7 +155,7 @@ static int write_format(const struct larder_identity *identity)
     larder_hex(id, identity->store_id, sizeof(identity->store_id));
     int bytes =
         snprintf(text, sizeof(text), FORMAT_FIRST_WORDS "%u\nid %s\n", LARDER_STORE_FORMAT, id);
-    return identity_replace_file(identity, "format", text, (size_t)bytes);
+    return identity_replace_file(identity, "format", text, (size_t)bytes, IDENTITY_FREE_OLD);
 }
 
 /* --- making a store --------------------------------------------------------------------------- */
@@ -154,7 +176,7 @@ static int make_store(struct larder_identity *identity)
         LARDER_TRY(crypt_random(identity->keys->store, sizeof(identity->keys->store)));
     identity->sequence = 1;
     identity->count = 0;
-    LARDER_TRY(tenants_write(identity));
+    LARDER_TRY(tenants_write(identity, IDENTITY_FREE_OLD));
     return write_format(identity);
 }
 
@@ -262,6 +284,7 @@ static int open_identity(struct larder_identity **out, const char *directory, bo
     if (!identity)
         return larder_fail(-ENOMEM, "no memory to open %s", directory);
     pthread_mutex_init(&identity->adding, NULL);
+    pthread_mutex_init(&identity->secrets_lock, NULL);
     identity->directory_fd = -1;
     identity->lock_fd = -1;
     identity->looks_only = looks_only;
@@ -309,6 +332,7 @@ void larder_identity_close(struct larder_identity *identity)
     crypt_secret_free(identity->keys, sizeof(*identity->keys));
     crypt_secret_free(identity->tenants, TENANT_INFO_BYTES);
     larder_free(identity->directory);
+    pthread_mutex_destroy(&identity->secrets_lock);
     pthread_mutex_destroy(&identity->adding);
     larder_free(identity);
 }
@@ -355,7 +379,7 @@ static int add_tenant(struct larder_identity *identity, const char *name)
         LARDER_TRY(crypt_random(identity->keys->tenants[identity->count], CRYPT_KEY_BYTES));
     identity->count++;
     identity->sequence++;
-    int err = tenants_write(identity);
+    int err = tenants_write(identity, IDENTITY_FREE_OLD);
     if (err < 0) {
         /* One copy may have it: then it is found at the next start, unused. The sequence is not
          * taken back, so that a later change outranks that copy. */
@@ -406,13 +430,15 @@ bool larder_identity_data_key(struct larder_identity *identity, uint8_t out[32],
         return true;
     }
     uint32_t count = larder_identity_tenant_count(identity);
-    for (uint32_t i = 0; i < count; i++) {
-        if (memcmp(identity->tenants[i].id, id, sizeof(identity->tenants[i].id)) == 0) {
+    bool found = false;
+    pthread_mutex_lock(&identity->secrets_lock);
+    for (uint32_t i = 0; i < count && !found; i++) {
+        found = memcmp(identity->tenants[i].id, id, sizeof(identity->tenants[i].id)) == 0;
+        if (found)
             memcpy(out, identity->keys->tenants[i], CRYPT_KEY_BYTES);
-            return true;
-        }
     }
-    return false;
+    pthread_mutex_unlock(&identity->secrets_lock);
+    return found;
 }
 
 int larder_identity_rewrap(struct larder_identity *identity, const uint8_t *wrap_key)
@@ -423,10 +449,75 @@ int larder_identity_rewrap(struct larder_identity *identity, const uint8_t *wrap
     memcpy(before, identity->keys->wrap, sizeof(before));
     memcpy(identity->keys->wrap, wrap_key, sizeof(before));
     identity->sequence++;
-    int err = tenants_write(identity);
+    int err = tenants_write(identity, IDENTITY_WIPE_OLD);
     if (err < 0)
         memcpy(identity->keys->wrap, before, sizeof(before));
     pthread_mutex_unlock(&identity->adding);
     crypt_wipe(before, sizeof(before));
+    return err;
+}
+
+/* --- purge ------------------------------------------------------------------------------------ */
+
+struct secrets {
+    struct larder_tenant_info info;
+    uint8_t data_key[CRYPT_KEY_BYTES];
+};
+
+static void take_secrets(struct larder_identity *identity, const struct secrets *secrets,
+                         pthread_mutex_t *lock)
+{
+    uint32_t index = secrets->info.index;
+    pthread_mutex_lock(lock);
+    pthread_mutex_lock(&identity->secrets_lock);
+    identity->tenants[index] = secrets->info;
+    if (identity->keys)
+        memcpy(identity->keys->tenants[index], secrets->data_key, CRYPT_KEY_BYTES);
+    pthread_mutex_unlock(&identity->secrets_lock);
+    pthread_mutex_unlock(lock);
+}
+
+static int draw_secrets(const struct larder_identity *identity, struct secrets *secrets)
+{
+    LARDER_TRY(crypt_random(secrets->info.id, sizeof(secrets->info.id)));
+    LARDER_TRY(crypt_random(secrets->info.key, sizeof(secrets->info.key)));
+    return identity->keys ? crypt_random(secrets->data_key, sizeof(secrets->data_key)) : 0;
+}
+
+static int renew(struct larder_identity *identity, uint32_t index, pthread_mutex_t *lock,
+                 bool *unsure)
+{
+    struct secrets before = {.info = identity->tenants[index]};
+    if (identity->keys)
+        memcpy(before.data_key, identity->keys->tenants[index], CRYPT_KEY_BYTES);
+    struct secrets fresh = before;
+    int err = draw_secrets(identity, &fresh);
+    if (err == 0) {
+        take_secrets(identity, &fresh, lock);
+        identity->sequence++;
+        err = tenants_write(identity, IDENTITY_WIPE_OLD);
+        if (err < 0) {
+            /* One copy may have the new ones: the old ones must outrank it. */
+            char why[LARDER_MESSAGE_BYTES_MAX];
+            snprintf(why, sizeof(why), "%s", larder_error_message());
+            take_secrets(identity, &before, lock);
+            identity->sequence++;
+            *unsure = tenants_write(identity, IDENTITY_FREE_OLD) < 0;
+            larder_fail(err, "%s", why);
+        }
+    }
+    crypt_wipe(&before, sizeof(before));
+    crypt_wipe(&fresh, sizeof(fresh));
+    return err;
+}
+
+int larder_identity_renew(struct larder_identity *identity, uint32_t index, pthread_mutex_t *lock,
+                          bool *unsure)
+{
+    assert(index < larder_identity_tenant_count(identity));
+    *unsure = false;
+    pthread_mutex_lock(&identity->adding);
+    int err = renew(identity, index, lock, unsure);
+    pthread_mutex_unlock(&identity->adding);
     return err;
 }

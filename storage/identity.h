@@ -12,11 +12,13 @@
  * A directory without `format` and without tenants is a store whose making was cut short (or never
  * began): it is made anew.
  *
- * Threads: the opener, then any. Making a tenant waits for the disk: not under the store's lock.
+ * Threads: the opener, then any. Its locks are taken last. Making a tenant waits for the disk: not
+ *          under the store's lock.
  */
 #ifndef LARDER_STORAGE_IDENTITY_H
 #define LARDER_STORAGE_IDENTITY_H
 
+#include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -46,7 +48,8 @@ void larder_identity_close(struct larder_identity *identity);
 const uint8_t *larder_identity_store_id(const struct larder_identity *identity);
 
 uint32_t larder_identity_tenant_count(const struct larder_identity *identity);
-/* Valid while open: tenants are never moved or forgotten. */
+/* Valid while open: tenants are never moved or forgotten. What it holds changes with
+ * larder_identity_renew(), under the lock named there. */
 const struct larder_tenant_info *larder_identity_tenant(const struct larder_identity *identity,
                                                         uint32_t index);
 /* Index of the tenant of that name, made (random id and key, durably) when it is new. A name is
@@ -59,6 +62,11 @@ bool larder_identity_encrypted(const struct larder_identity *identity);
  * False: there is no such tenant. An encrypted store's. */
 bool larder_identity_data_key(struct larder_identity *identity, uint8_t out[32],
                               const uint8_t id[16]);
+/* Replaces the tenant's id and keys, durably, and overwrites the files that held the old ones. The
+ * new ones are taken in under `lock`, whose owners may be reading the old ones. After an error the
+ * old ones hold; but with *unsure the files may have the new ones. */
+int larder_identity_renew(struct larder_identity *identity, uint32_t index, pthread_mutex_t *lock,
+                          bool *unsure);
 /* Wraps the tenants' keys with another key from now on, durably. */
 int larder_identity_rewrap(struct larder_identity *identity, const uint8_t *wrap_key);
 

@@ -97,9 +97,9 @@ void larder_store_release(struct larder_store *store, struct larder_lease *lease
         larder_free(lease);
 }
 
-void larder_store_revoke(struct larder_store *store, struct larder_lease *lease)
+/* Whether it was waiting for something. */
+static bool revoke_locked(struct larder_store *store, struct larder_lease *lease)
 {
-    pthread_mutex_lock(&store->lock);
     bool waited = lease->waiting > 0;
     let_go_locked(store, lease);
     if (waited && !lease->queued) {
@@ -109,9 +109,24 @@ void larder_store_revoke(struct larder_store *store, struct larder_lease *lease)
         lease->queued = true;
         store_complete_locked(store, &lease->completion);
     }
+    return waited;
+}
+
+void larder_store_revoke(struct larder_store *store, struct larder_lease *lease)
+{
+    pthread_mutex_lock(&store->lock);
+    bool waited = revoke_locked(store, lease);
     pthread_mutex_unlock(&store->lock);
     if (waited)
         store_wake(store);
+}
+
+void lease_revoke_tenant_locked(struct larder_store *store, uint32_t tenant)
+{
+    for (struct larder_lease *lease = store->leases; lease; lease = lease->next) {
+        if (!lease->let_go && host_slot_tenant(&store->host, lease->refs[0].slot) == tenant)
+            (void)revoke_locked(store, lease);
+    }
 }
 
 void lease_free_all(struct larder_store *store)

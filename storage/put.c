@@ -116,7 +116,8 @@ static int watch_locked(struct larder_store *store, struct watch *watch, bool *w
 {
     *waits = false;
     uint32_t primary = table_find(&store->table, &watch->key);
-    if (primary == TABLE_NONE || table_entry(&store->table, primary)->tenant != watch->tenant)
+    if (primary == TABLE_NONE || table_entry(&store->table, primary)->tenant != watch->tenant ||
+        store->tenants[watch->tenant].closed)
         return LARDER_ENOTFOUND;
     uint32_t id = watch->name.recipe ? variant_named(store, primary, &watch->name)
                                      : variant_pick(store, primary, watch->worst);
@@ -261,6 +262,8 @@ static int find_parent_locked(struct larder_store *store, uint32_t *out,
     if (*out == TABLE_NONE || desc->model >= store->model_count)
         return larder_fail(-EINVAL, "tenant=%u or model=%u does not exist", desc->tenant,
                            desc->model);
+    if (store->tenants[desc->tenant].closed)
+        return larder_fail(-EBUSY, "the tenant is being purged; try again");
     if (larder_key_equal(&desc->parent, &larder_key_root))
         return 0;
     *out = table_find(&store->table, &desc->parent);
@@ -630,7 +633,8 @@ void larder_store_put_commit(struct larder_store *store, struct larder_put *put,
     pthread_mutex_lock(&store->lock);
     assert(put->state == PUT_RESERVED);
     if (err == 0 && (put->entry == TABLE_NONE ||
-                     (table_entry(&store->table, put->entry)->flags & ENTRY_DOOMED)))
+                     (table_entry(&store->table, put->entry)->flags & ENTRY_DOOMED) ||
+                     store->tenants[table_entry(&store->table, put->entry)->tenant].closed))
         err = larder_fail(LARDER_ENOPARENT, "the entry or its parent was removed meanwhile");
     if (err == 0)
         err = tiers_begin_locked(store, table_entry(&store->table, put->entry)->tenant);

@@ -558,6 +558,15 @@ static bool entry_fits(const struct recovery *recovery, const struct index_entry
            value->quality <= LARDER_QUALITY_BLENDED && value->computed_on <= LARDER_QUALITY_BLENDED;
 }
 
+/* A purge that was cut short behind its point of no return. */
+static void punch_purged(struct recovery *recovery, const struct index_entry *value)
+{
+    struct larder_store *store = recovery->store;
+    if (entry_fits(recovery, value))
+        seglog_punch(&store->log, seglog_find(&store->log, value->segment_id),
+                     (uint64_t)value->segment_page * LARDER_PAGE_BYTES, value->record_bytes);
+}
+
 static int load_entry(void *context, const struct larder_key *key, uint32_t variant,
                       const struct index_entry *value)
 {
@@ -581,8 +590,11 @@ static int load_entry(void *context, const struct larder_key *key, uint32_t vari
         LARDER_TRY(recovery_add(recovery, &id, &found));
     }
     if (id == TABLE_NONE) {
-        history_note(&store->history, key, LARDER_EVENT_LOST);
-        recovery->dropped++;
+        bool purged = !recovery_tenant(recovery, value->tenant, &tenant);
+        history_note(&store->history, key, purged ? LARDER_EVENT_PURGED : LARDER_EVENT_LOST);
+        if (purged)
+            punch_purged(recovery, value);
+        recovery->dropped += !purged;
         return recovery_changed(recovery, key, variant);
     }
     table_entry(&store->table, id)->variant = (struct entry_variant){

@@ -53,6 +53,7 @@ int remove_subtree_locked(struct larder_store *store, uint32_t id, struct remova
     removal->tenant = table_entry(&store->table, id)->tenant;
     removal->single = table_entry(&store->table, id)->flags & ENTRY_VARIANT;
     removal->generation = store->next_generation++;
+    store->tenants[removal->tenant].removals++;
     for (uint32_t i = 0; i < removal->entry_count; i++) {
         tiers_doom_locked(store, removal->entries[i]);
         put_watches_locked(store, removal->entries[i], LARDER_ENOTFOUND);
@@ -234,5 +235,6 @@ void remove_slice_done_locked(struct larder_store *store, struct slice *slice, i
         store->stats.removed += removal->removed;
         store->tenants[removal->tenant].stats.removed += removal->removed;
     }
+    store->tenants[removal->tenant].removals--;
     store_complete_locked(store, &removal->completion);
 }

@@ -71,7 +71,8 @@ static void *storage_thread(void *argument)
         writer_step(store);
         load_pump(store);
         /* A completion may have queued something; a step may have left something to do at once. */
-        bool again = run_completions(store) || (store->syncing && store->syncing->synced) ||
+        bool again = run_completions(store) || purge_step(store) ||
+                     (store->syncing && store->syncing->synced) ||
                      (!store->filling && !writer_idle(store) && !store->syncing);
         if (may_stop(store))
             break;
@@ -443,6 +444,7 @@ void store_free(struct larder_store *store)
     larder_free(store->tenants);
     if (store->identity)
         larder_identity_close(store->identity);
+    pthread_cond_destroy(&store->purged);
     pthread_cond_destroy(&store->grown);
     pthread_mutex_destroy(&store->lock);
     larder_free(store->directory);
@@ -460,6 +462,7 @@ int store_make(struct larder_store **out, const struct larder_store_options *opt
     }
     pthread_mutex_init(&store->lock, NULL);
     pthread_cond_init(&store->grown, NULL);
+    pthread_cond_init(&store->purged, NULL);
     store->options = *options;
     set_defaults(&store->options);
     store->io = options->io_override;

@@ -100,6 +100,13 @@ bool larder_store_starving(struct larder_store *store, uint32_t *from);
  * wait for that. Takes tens of milliseconds: not for a thread that serves others. */
 void larder_store_prepare(struct larder_store *store, uint32_t tenant);
 
+/* Removes all that the tenant has, finally: its id and keys are replaced, so that nothing of what
+ * it stored is its own, or can be read, any more, in whatever old file it may still stand. Its
+ * leases are revoked; its puts and reads fail while this goes on. *removed counts entries. Waits,
+ * for the disk and for puts that are reserved: not on a thread that ends those. 0: it is durable.
+ * An error: nothing was purged. LARDER_ENOTFOUND, LARDER_EREADONLY, -EBUSY when it goes on. */
+int larder_store_purge(struct larder_store *store, uint32_t tenant, uint64_t *removed);
+
 struct larder_model_info {
     uint32_t index; /* handle in this process */
     struct larder_key fingerprint;

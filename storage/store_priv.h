@@ -8,6 +8,7 @@
  *   put.c      reservations, publication, waiting for an entry
  *   load.c     reads from SSD into slots; verification
  *   writer.c   groups: segment writes, sync, index commit, acknowledgement
+ *   purge.c    the end of all that a tenant has
  *   remove.c   removal of subtrees: by request, after damage, of replaced tails
  *   marking.c  pins, expiry and priority of entries
  *   quota.c    what one tenant may have
@@ -308,8 +309,10 @@ struct dead_list {
 };
 
 struct tenant_state {
-    uint32_t root; /* entry */
-    bool growing;  /* a thread is making a slab for it */
+    uint32_t root;     /* entry */
+    bool growing;      /* a thread is making a slab for it */
+    bool closed;       /* it is being purged: nothing of it is found, and nothing begins */
+    uint32_t removals; /* under way */
     struct larder_quota quota;
     uint64_t queued_bytes;  /* of its puts, in the queue and in groups */
     uint64_t grouped_bytes; /* of those, in groups */
@@ -336,6 +339,7 @@ struct larder_store {
     /* under lock */
     pthread_mutex_t lock;
     pthread_cond_t grown;
+    pthread_cond_t purged; /* a purge has come to its next state */
     struct table table;
     struct host host;
     struct history history;
@@ -359,6 +363,7 @@ struct larder_store {
     struct mark_write **mark_queue_end;
     uint32_t mark_writes; /* in the queue and in groups */
     struct watch *watches;
+    struct purge *purges;
     struct larder_lease *leases;
     struct load *loads; /* in order of arrival */
     struct load *loads_end;
@@ -556,6 +561,7 @@ void load_check_tail_locked(struct larder_store *store, uint32_t tail, uint32_t 
 /* lease.c */
 void lease_ref_done_locked(struct larder_store *store, struct lease_ref *ref, int err);
 void lease_free_all(struct larder_store *store);
+void lease_revoke_tenant_locked(struct larder_store *store, uint32_t tenant);
 
 /* remove.c */
 /* Dooms the entry's subtree and queues its removal. Of a further variant it is this one alone. */
@@ -574,6 +580,10 @@ void writer_step(struct larder_store *store);
 bool writer_idle(struct larder_store *store);
 int dead_add(struct dead_list *list, struct dead_extent extent);
 void writer_extent_dead_locked(struct larder_store *store, const struct entry_variant *variant);
+
+/* purge.c */
+/* Storage thread. True: there is more to do at once. */
+bool purge_step(struct larder_store *store);
 
 /* recover.c */
 /* Forks to look at the files: before threads exist. */

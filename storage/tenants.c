@@ -239,7 +239,7 @@ static int build_file(struct larder_identity *identity, struct tenants_head *fil
 }
 
 /* Writes the copies named by the bits of `which`, the first one first. */
-static int write_copies(struct larder_identity *identity, unsigned which)
+static int write_copies(struct larder_identity *identity, unsigned which, enum identity_old old)
 {
     struct tenants_head *file = crypt_secret_alloc(TENANTS_BYTES_MAX);
     if (!file)
@@ -248,7 +248,7 @@ static int write_copies(struct larder_identity *identity, unsigned which)
     int err = build_file(identity, file, &bytes);
     for (unsigned i = 0; i < 2 && err == 0; i++)
         if (which & (1u << i))
-            err = identity_replace_file(identity, copy_names[i], file, bytes);
+            err = identity_replace_file(identity, copy_names[i], file, bytes, old);
     crypt_secret_free(file, TENANTS_BYTES_MAX);
     return err;
 }
@@ -291,7 +291,7 @@ int tenants_load(struct larder_identity *identity)
     bool both = err[1 - good] == 0 && files[1 - good]->sequence == files[good]->sequence;
     identity->bad_copies = !both;
     if (!both && !identity->looks_only) {
-        result = write_copies(identity, 1u << (1 - good));
+        result = write_copies(identity, 1u << (1 - good), IDENTITY_WIPE_OLD);
         if (result == 0)
             larder_log(LARDER_LOG_INFO, "storage: repaired %s/%s from %s", identity->directory,
                        copy_names[1 - good], copy_names[good]);
@@ -302,9 +302,9 @@ out:
     return result;
 }
 
-int tenants_write(struct larder_identity *identity)
+int tenants_write(struct larder_identity *identity, enum identity_old old)
 {
-    return write_copies(identity, 3);
+    return write_copies(identity, 3, old);
 }
 
 int tenants_check_none(const struct larder_identity *identity)

@@ -160,6 +160,9 @@ static void print_tally(enum kind kind, const struct tally *tally)
     if (tally->trials > 0)
         printf("%s: trials %llu, starts refused for a damaged `format` %llu\n", kinds[kind].name,
                (unsigned long long)tally->trials, (unsigned long long)tally->refused);
+    if (tally->purges > 0)
+        printf("%s: purges acknowledged %llu\n", kinds[kind].name,
+               (unsigned long long)tally->purges);
     printf("%s: ", kinds[kind].name);
     tally_print_bugs(tally);
     fflush(stdout);

@@ -68,6 +68,11 @@ static void run_script(struct world *world)
     if (world->item_count > 8)
         world_remove(world, 8);
     world_settle(world);
+    if (world_chance(world, 50) && !world_power_failed(world)) {
+        world_purge(world);
+        put_chain(world, 2, LARDER_DURABLE);
+        world_settle(world);
+    }
 }
 
 /* A start that power does not cut, and its comparison. */

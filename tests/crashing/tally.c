@@ -17,6 +17,8 @@ void tally_add(struct tally *sum, const struct tally *more)
     sum->lost += more->lost;
     sum->wrong += more->wrong;
     sum->removed_back += more->removed_back;
+    sum->purged_back += more->purged_back;
+    sum->purges += more->purges;
     sum->corrupt += more->corrupt;
     sum->unmarked += more->unmarked;
     sum->failed_starts += more->failed_starts;
@@ -27,10 +29,10 @@ void tally_add(struct tally *sum, const struct tally *more)
 
 void tally_print_bugs(const struct tally *tally)
 {
-    printf("lost %llu, wrong %llu, removed back %llu, called corrupt %llu, unmarked %llu, "
-           "failed starts %llu, disagreeing %llu\n",
+    printf("lost %llu, wrong %llu, removed back %llu, purged back %llu, called corrupt %llu, "
+           "unmarked %llu, failed starts %llu, disagreeing %llu\n",
            (unsigned long long)tally->lost, (unsigned long long)tally->wrong,
-           (unsigned long long)tally->removed_back, (unsigned long long)tally->corrupt,
-           (unsigned long long)tally->unmarked, (unsigned long long)tally->failed_starts,
-           (unsigned long long)tally->disagreeing);
+           (unsigned long long)tally->removed_back, (unsigned long long)tally->purged_back,
+           (unsigned long long)tally->corrupt, (unsigned long long)tally->unmarked,
+           (unsigned long long)tally->failed_starts, (unsigned long long)tally->disagreeing);
 }

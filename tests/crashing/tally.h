@@ -18,18 +18,20 @@ struct tally {
     uint64_t lost;         /* acknowledged, and not there */
     uint64_t wrong;        /* other bytes than were put */
     uint64_t removed_back; /* acknowledged removed, or never put, and there */
+    uint64_t purged_back;  /* the same of a tenant that was purged */
     uint64_t corrupt;      /* records the store called corrupt after a mere loss of power */
     uint64_t unmarked;     /* acknowledged pins that are gone, or unpinned and pinned again */
     uint64_t failed_starts;
     uint64_t trials;  /* stores that were damaged and started */
     uint64_t refused; /* of those, starts that said why not; allowed where `format` was damaged */
+    uint64_t purges;  /* acknowledged */
     uint64_t disagreeing; /* larder_store_check() found the store's own structures at odds */
 };
 
 static inline uint64_t tally_bugs(const struct tally *tally)
 {
-    return tally->lost + tally->wrong + tally->removed_back + tally->corrupt + tally->unmarked +
-           tally->failed_starts;
+    return tally->lost + tally->wrong + tally->removed_back + tally->purged_back + tally->corrupt +
+           tally->unmarked + tally->failed_starts;
 }
 
 void tally_add(struct tally *sum, const struct tally *more);

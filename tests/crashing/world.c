@@ -604,6 +604,63 @@ void world_pin(struct world *world, uint32_t number)
         item->pin = pins ? PIN_YES : PIN_NO;
 }
 
+/* --- purge ------------------------------------------------------------------------------------ */
+
+/* All of it goes, or nothing does. */
+static void all_purged_locked(struct world *world)
+{
+    for (uint32_t i = 0; i < world->item_count; i++) {
+        for (uint32_t v = 0; v < WORLD_VARIANTS; v++) {
+            struct promise *promise = &world->items[i].variants[v];
+            promise->must = promise->may = false;
+            promise->removed = promise->purged = true;
+        }
+        world->items[i].pin = PIN_UNKNOWN;
+    }
+}
+
+void world_purge(struct world *world)
+{
+    pthread_mutex_lock(&world->mutex);
+    for (uint32_t i = 0; i < world->item_count; i++) {
+        for (uint32_t v = 0; v < WORLD_VARIANTS; v++)
+            world->items[i].variants[v].removing = true;
+    }
+    pthread_mutex_unlock(&world->mutex);
+    world->purging = true;
+    uint64_t removed;
+    int err = larder_store_purge(world->store, world->tenant.index, &removed);
+    if (err < 0)
+        return; /* what the next start finds says which */
+    struct larder_tenant_info before = world->tenant;
+    larder_store_tenant_at(world->store, &world->tenant, before.index);
+    if (memcmp(before.id, world->tenant.id, sizeof(before.id)) == 0 ||
+        memcmp(before.key, world->tenant.key, sizeof(before.key)) == 0) {
+        world_say(world, "a purged tenant has its old keys");
+        world->tally->purged_back++;
+    }
+    pthread_mutex_lock(&world->mutex);
+    all_purged_locked(world);
+    world->purging = false;
+    world->tally->purges++;
+    pthread_mutex_unlock(&world->mutex);
+}
+
+/* Behind a start: which of the two a purge that was cut short has come to. */
+static void judge_purge(struct world *world, const uint8_t id_before[16])
+{
+    if (memcmp(id_before, world->tenant.id, sizeof(world->tenant.id)) != 0) {
+        if (!world->purging) {
+            world_say(world, "the tenant has other keys, without a purge");
+            world->tally->lost++;
+        }
+        pthread_mutex_lock(&world->mutex);
+        all_purged_locked(world);
+        pthread_mutex_unlock(&world->mutex);
+    }
+    world->purging = false;
+}
+
 void world_do_something(struct world *world)
 {
     uint64_t what = world_draw(world, 100);
@@ -616,8 +673,10 @@ void world_do_something(struct world *world)
     else if (what < 95)
         world_remove_variant(world, (uint32_t)world_draw(world, world->item_count),
                              world_chance(world, 50) ? LARDER_QUALITY_EXACT : LARDER_QUALITY_LOSSY);
-    else if (what < 98)
+    else if (what < 97)
         world_pin(world, (uint32_t)world_draw(world, world->item_count));
+    else if (what == 97 && world_chance(world, 50))
+        world_purge(world);
     else
         world_settle(world);
 }
@@ -659,8 +718,11 @@ int world_open(struct world *world)
     };
     world->corrupt_seen = 0;
     world->options.io_override = world->disk ? sim_disk_open_io(world->disk) : NULL;
+    struct larder_tenant_info before = world->tenant;
     LARDER_TRY(larder_store_open(&world->store, &world->options));
     int err = larder_store_tenant(world->store, &world->tenant, TENANT);
+    if (err == 0 && before.name[0])
+        judge_purge(world, before.id);
     if (err == 0)
         err = larder_store_model(world->store, &world->model, &desc);
     if (err == 0 && !world->hasher)
@@ -716,7 +778,8 @@ static void judge(struct world *world, uint32_t number, uint32_t quality, enum p
      * that says so. */
     if (found == PRESENT && promise->removed && !(world->rotted && world->spoiled)) {
         world_say(world, "item %u quality %u: came back", number, quality);
-        tally->removed_back++;
+        tally->removed_back += !promise->purged;
+        tally->purged_back += promise->purged;
     }
     if (found == ABSENT && promise->must) {
         if (world->rotted) {

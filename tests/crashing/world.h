@@ -30,6 +30,7 @@ struct promise {
     bool must;        /* promised durable */
     bool may;         /* put, and not known to be gone */
     bool removed;     /* promised: it does not come back */
+    bool purged;      /* with its tenant; removed too */
     bool removing;    /* what a put still in flight says does not count */
 };
 
@@ -60,8 +61,9 @@ struct world {
     struct larder_hasher *hasher;
     struct larder_tenant_info tenant;
     struct larder_model_info model;
-    bool evicts; /* the SSD tier is too small for everything: absence is no bug */
-    bool rotted; /* bytes were changed: neither is absence, nor a record called corrupt */
+    bool purging; /* a purge began and nobody said how it ended */
+    bool evicts;  /* the SSD tier is too small for everything: absence is no bug */
+    bool rotted;  /* bytes were changed: neither is absence, nor a record called corrupt */
     /* In this life the index was made anew, from heads alone: a record whose sections were torn is
      * met only when it is read, and then called corrupt. */
     bool spoiled;
@@ -111,6 +113,8 @@ void world_pin(struct world *world, uint32_t number);
 void world_remove_variant(struct world *world, uint32_t number, enum larder_quality quality);
 /* Whether some variant may be there. */
 bool world_may(const struct world *world, uint32_t number);
+/* Everything, for good. */
+void world_purge(struct world *world);
 /* Reads the chain that ends in an item, and compares; absence may be a bug. */
 void world_read(struct world *world, uint32_t number);
 /* Until nothing is outstanding. */
