@@ -802,10 +802,16 @@ static void judge_pin(struct world *world, uint32_t number)
     struct larder_entry_info info;
     if (!world_may(world, number))
         return;
-    if (item->pin != PIN_UNKNOWN && !world->rotted &&
-        larder_store_find(world->store, &info, &item->key) == 0 &&
-        info.pinned != (item->pin == PIN_YES)) {
-        world_say(world, "item %u: %s", number, info.pinned ? "pinned" : "not pinned any more");
+    if (item->pin == PIN_UNKNOWN || world->rotted)
+        return;
+    /* What is pinned must be there, however small the disk. */
+    bool there = larder_store_find(world->store, &info, &item->key) == 0;
+    bool wrong = there ? info.pinned != (item->pin == PIN_YES) : item->pin == PIN_YES;
+    if (wrong) {
+        world_say(world, "item %u: %s", number,
+                  !there        ? "pinned, and gone"
+                  : info.pinned ? "pinned"
+                                : "not pinned any more");
         world->tally->unmarked++;
         item->pin = PIN_UNKNOWN;
     }
