@@ -45,7 +45,7 @@ static const struct command commands[] = {
     {"show", "KEY", "All about one entry", 1, 1, NULL, command_show},
     {"verify", "[KEY...]", "Check entries (all) on SSD; drop bad ones", 0, 1 << 16, NULL,
      command_verify},
-    {"scrub", "", "Read all entries on SSD at a gentle rate; drop bad ones", 0, 0, &scrub_parser,
+    {"scrub", "", "Check all entries on SSD slowly; drop bad ones", 0, 0, &scrub_parser,
      command_scrub},
     {"why", "[KEY]", "Why a lookup missed: of a key, or of --tokens", 0, 1, &why_parser,
      command_why},

@@ -91,6 +91,21 @@ fails_with 2 larder why --tokens "$work/few"
 echo 16777216 >"$work/few"
 fails_with 2 larder why --tokens "$work/few"
 
+# Every command has a help of its own, and bash completes what they say.
+for command in $(larder --help | sed -n '/^Commands:/,/^$/s/^  \([a-z][a-z]*\) .*/\1/p'); do
+    larder "$command" --help | grep "^Usage: larder $command" >/dev/null
+done
+complete_with() { # WORD...: what bash offers for the last one
+    COMP_WORDS=(larder "$@") COMP_CWORD=$#
+    _larder
+    echo "${COMPREPLY[*]}"
+}
+. tools/larder.bash-completion
+expect "commands" "show" "$(complete_with sho)"
+expect "options of a command" "--repair" "$(complete_with fsck --rep)"
+stored=$(larder ls --json | jq -r '.[0].key')
+expect "keys" "${stored:0:12}" "$(complete_with show "${stored:0:10}")"
+
 # A second daemon on the same directory, and a configuration that cannot be.
 sed "s|^socket = .*|socket = $work/run/other.sock|; s|^control_socket = .*|control_socket = \
 $work/run/other-control.sock|" "$work/larderd.conf" >"$work/second.conf"
