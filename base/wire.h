@@ -363,7 +363,7 @@ struct wire_admin_entry {
     uint64_t expires_s;     /* this and the next two: Unix time; 0: never */
     uint64_t pin_expires_s; /* 0, too, when it is not pinned */
     uint64_t priority_expires_s;
-    char recipe[64]; /* NUL-terminated, cut when longer */
+    char recipe[64]; /* NUL-terminated; longer than 32 bytes: its start, '~' and a hash */
 };
 static_assert(sizeof(struct wire_admin_entry) == 240, "wire size");
 

@@ -36,7 +36,8 @@ struct index_entry {
     uint8_t quality;       /* 144 */
     uint8_t computed_on;   /* 145 */
     uint8_t reserved[6];   /* 146-151  0 */
-    char recipe[32];       /* 152-183  cut when longer: for people; the record has it whole */
+    char recipe[32];       /* 152-183  longer ones: 23 bytes, '~', 8 digits of a hash; the
+                                        record has it whole */
     uint64_t check;        /* 184-191  XXH3-64 over key and the bytes before it */
 };
 static_assert(sizeof(struct index_entry) == 192, "on-disk size");

@@ -15,10 +15,14 @@
 #include "base/mem.h"
 #include "storage/store_priv.h"
 
-static struct variant_name name_of(const struct larder_put_desc *desc)
+static struct variant_name name_locked(struct larder_store *store,
+                                       const struct larder_put_desc *desc)
 {
     return (struct variant_name){
-        .quality = desc->quality, .computed_on = desc->computed_on, .recipe = desc->recipe};
+        .quality = desc->quality,
+        .computed_on = desc->computed_on,
+        .recipe = table_recipe(&store->table, desc->recipe, (uint32_t)strlen(desc->recipe)),
+    };
 }
 
 /* --- waiting --------------------------------------------------------------------------------- */
@@ -54,7 +58,7 @@ static int watch_answer(const struct larder_store *store, uint32_t primary,
                         const struct watch *watch, int err)
 {
     const struct table *table = &store->table;
-    if (watch->name.recipe) {
+    if (watch->is_named) {
         uint32_t id = variant_named(store, primary, &watch->name);
         return id == TABLE_NONE ? LARDER_ENOTFOUND
                                 : variant_answer(table_entry(table, id), watch, err);
@@ -119,8 +123,8 @@ static int watch_locked(struct larder_store *store, struct watch *watch, bool *w
     if (primary == TABLE_NONE || table_entry(&store->table, primary)->tenant != watch->tenant ||
         store->tenants[watch->tenant].closed)
         return LARDER_ENOTFOUND;
-    uint32_t id = watch->name.recipe ? variant_named(store, primary, &watch->name)
-                                     : variant_pick(store, primary, watch->worst);
+    uint32_t id = watch->is_named ? variant_named(store, primary, &watch->name)
+                                  : variant_pick(store, primary, watch->worst);
     const struct entry *entry = id == TABLE_NONE ? NULL : table_entry(&store->table, id);
     bool idle = entry && !(entry->flags & (ENTRY_PUTTING | ENTRY_DURABLE | ENTRY_DOOMED));
     if (watch->wait == LARDER_DURABLE && idle) {
@@ -153,12 +157,6 @@ static void start_watch(struct larder_store *store, const struct watch *wanted)
     watch->completion.run = run_watch;
     bool waits;
     pthread_mutex_lock(&store->lock);
-    if (watch->name.recipe) {
-        /* The caller's text goes away; the table's stays. */
-        uint16_t recipe =
-            table_recipe(&store->table, watch->name.recipe, (uint32_t)strlen(watch->name.recipe));
-        watch->name.recipe = table_recipe_text(&store->table, recipe);
-    }
     int answer = watch_locked(store, watch, &waits);
     pthread_mutex_unlock(&store->lock);
     if (waits) {
@@ -191,8 +189,12 @@ void larder_store_when_put(struct larder_store *store, const struct larder_put_d
                           .wait = wait,
                           .done = done,
                           .context = context};
-    if (desc->beside)
-        watch.name = name_of(desc);
+    if (desc->beside) {
+        pthread_mutex_lock(&store->lock);
+        watch.is_named = true;
+        watch.name = name_locked(store, desc);
+        pthread_mutex_unlock(&store->lock);
+    }
     start_watch(store, &watch);
 }
 
@@ -294,7 +296,7 @@ static int check_replaced_locked(const struct larder_store *store, uint32_t prim
 static int claim_beside_locked(struct larder_store *store, uint32_t *out, uint32_t primary,
                                const struct larder_put_desc *desc)
 {
-    const struct variant_name name = name_of(desc);
+    const struct variant_name name = name_locked(store, desc);
     uint32_t same = variant_named(store, primary, &name);
     if (same != TABLE_NONE)
         return table_entry(&store->table, same)->flags & ENTRY_DOOMED
@@ -338,10 +340,10 @@ static int claim_entry_locked(struct larder_store *store, struct larder_put *put
     entry->pending_quality = (uint8_t)desc->quality;
     if (!put->replaces) {
         /* Known by these while it is on its way. */
-        entry->variant.quality = (uint8_t)desc->quality;
-        entry->variant.computed_on = (uint8_t)desc->computed_on;
-        entry->variant.recipe =
-            table_recipe(&store->table, desc->recipe, (uint32_t)strlen(desc->recipe));
+        const struct variant_name name = name_locked(store, desc);
+        entry->variant.quality = (uint8_t)name.quality;
+        entry->variant.computed_on = (uint8_t)name.computed_on;
+        entry->variant.recipe = name.recipe;
     }
     put->entry = id;
     put->number = entry->number;

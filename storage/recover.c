@@ -58,7 +58,7 @@ int recovery_set_parent(struct recovery *recovery, uint32_t id, const struct lar
     return 0;
 }
 
-int recovery_changed(struct recovery *recovery, const struct larder_key *key, uint32_t variant)
+int recovery_changed(struct recovery *recovery, const struct larder_key *key, uint64_t variant)
 {
     if (recovery->changed_count == recovery->changed_capacity) {
         uint32_t capacity = recovery->changed_capacity ? recovery->changed_capacity * 2 : 1024;
@@ -416,11 +416,11 @@ static int put_changes(struct recovery *recovery, uint32_t first, uint32_t end, 
     struct larder_store *store = recovery->store;
     for (uint32_t i = first; i < end; i++) {
         const struct larder_key *key = &recovery->changed[i].key;
-        uint32_t variant = recovery->changed[i].variant;
-        if (variant == CHANGED_MARK) {
+        if (recovery->changed[i].variant == CHANGED_MARK) {
             LARDER_TRY(put_changed_mark(store, key));
             continue;
         }
+        uint32_t variant = (uint32_t)recovery->changed[i].variant;
         uint32_t id = table_find_variant(&store->table, key, variant);
         if (id != TABLE_NONE) {
             struct index_entry value;

@@ -14,12 +14,12 @@
 #define REBUILD_MARK UINT32_MAX
 
 /* In place of a variant: the mark of the key. */
-#define CHANGED_MARK UINT32_MAX
+#define CHANGED_MARK (1ull << 32)
 
 /* A record, or mark, that the index must learn or forget. */
 struct changed_record {
     struct larder_key key;
-    uint32_t variant;
+    uint64_t variant; /* any u32 that an index may hold; or CHANGED_MARK */
 };
 
 /* A mark that was read, before all entries are known. */
@@ -48,7 +48,7 @@ struct recovery {
 
 /* Remembers the parent of an entry that is to be linked. */
 int recovery_set_parent(struct recovery *recovery, uint32_t entry, const struct larder_key *parent);
-int recovery_changed(struct recovery *recovery, const struct larder_key *key, uint32_t variant);
+int recovery_changed(struct recovery *recovery, const struct larder_key *key, uint64_t variant);
 /* What a record says of its entry, all variants of which must agree. */
 struct recovered_entry {
     struct larder_key key;

@@ -333,7 +333,7 @@ struct larder_entry_info {
     uint8_t held; /* pinned, or before what is */
     int8_t priority;
     uint8_t reserved[7];
-    char recipe[64]; /* cut when longer */
+    char recipe[64]; /* longer than 32 bytes: its start, '~' and a hash */
 };
 
 /* Entries in no particular order, from *cursor (start with 0) on; *cursor is 0 again at the end.

@@ -59,7 +59,7 @@ static_assert(SLICE_KEYS_MAX * 32u <= LARDER_TOMBSTONE_BYTES_MAX, "fits a record
 struct variant_name {
     enum larder_quality quality;
     enum larder_quality computed_on;
-    const char *recipe; /* as the table has it */
+    uint16_t recipe; /* of table_recipe() */
 };
 
 /* Something that is over and has a caller to tell: run on the storage thread, without the lock. */
@@ -146,7 +146,8 @@ struct watch {
     struct larder_key key;
     uint32_t tenant;
     enum larder_quality worst;
-    struct variant_name name; /* only this variant, if its recipe is not NULL */
+    bool is_named; /* only the variant of that name */
+    struct variant_name name;
     enum larder_wait wait;
     larder_put_done done;
     void *context;

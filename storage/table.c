@@ -3,6 +3,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/random.h>
 #include <xxhash.h>
@@ -11,10 +12,10 @@
 #include "base/error.h"
 #include "base/mem.h"
 
-#define BUCKETS_MIN    1024u
-#define RECIPES_MAX    1024u
-#define RECIPE_BUCKETS 4096u
-#define RECIPE_CUT     63u
+#define BUCKETS_MIN       1024u
+#define RECIPES_MAX       1024u
+#define RECIPE_BUCKETS    4096u
+#define RECIPE_HASH_CHARS 9u /* "~" and 8 digits */
 
 int table_open(struct table *table)
 {
@@ -394,21 +395,28 @@ uint32_t table_first_to_go(const struct table *table, uint32_t id)
 
 uint16_t table_recipe(struct table *table, const char *text, uint32_t bytes)
 {
-    uint32_t cut = bytes < RECIPE_CUT ? bytes : RECIPE_CUT;
-    uint32_t at = (uint32_t)XXH3_64bits(text, cut) & (RECIPE_BUCKETS - 1);
+    char shorter[TABLE_RECIPE_BYTES + 1];
+    if (bytes > TABLE_RECIPE_BYTES) {
+        uint32_t kept = TABLE_RECIPE_BYTES - RECIPE_HASH_CHARS;
+        snprintf(shorter, sizeof(shorter), "%.*s~%08x", (int)kept, text,
+                 (uint32_t)XXH3_64bits(text, bytes));
+        text = shorter;
+        bytes = (uint32_t)strlen(shorter);
+    }
+    uint32_t at = (uint32_t)XXH3_64bits(text, bytes) & (RECIPE_BUCKETS - 1);
     for (; table->recipe_buckets[at] != 0; at = (at + 1) & (RECIPE_BUCKETS - 1)) {
         const char *known = table->recipes[table->recipe_buckets[at]];
-        if (strlen(known) == cut && memcmp(known, text, cut) == 0)
+        if (strlen(known) == bytes && memcmp(known, text, bytes) == 0)
             return table->recipe_buckets[at];
     }
     if (table->recipe_count > RECIPES_MAX)
         return 0;
-    char *copy = larder_alloc(cut + 1);
+    char *copy = larder_alloc(bytes + 1);
     if (!copy)
         return 0;
-    for (uint32_t i = 0; i < cut; i++)
+    for (uint32_t i = 0; i < bytes; i++)
         copy[i] = text[i] == '\0' ? '?' : text[i];
-    copy[cut] = '\0';
+    copy[bytes] = '\0';
     table->recipes[table->recipe_count] = copy;
     table->recipe_buckets[at] = (uint16_t)table->recipe_count;
     return (uint16_t)table->recipe_count++;

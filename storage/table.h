@@ -169,8 +169,10 @@ static inline uint32_t table_block_count(const struct table *table, uint32_t id)
  * TABLE_NONE at the end. */
 uint32_t table_next_below(const struct table *table, uint32_t id, uint32_t top);
 
-/* Small index of a recipe's text, cut to 63 bytes: it is for people. Never fails: a text beyond the
- * 1,024th is "(other)". */
+/* Small index of a recipe's text; what is longer than TABLE_RECIPE_BYTES ends in a hash of the
+ * whole instead, so that texts which differ stay apart in the index too. Never fails: a text beyond
+ * the 1,024th is "(other)". */
+#define TABLE_RECIPE_BYTES 32u
 uint16_t table_recipe(struct table *table, const char *text, uint32_t bytes);
 const char *table_recipe_text(const struct table *table, uint16_t recipe);
 

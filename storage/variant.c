@@ -11,26 +11,13 @@
 
 #include "storage/store_priv.h"
 
-/* The index keeps so much of a recipe's text: what was loaded from it may be the start of a longer
- * one. */
-#define RECIPE_KEPT sizeof(((struct index_entry *)0)->recipe)
-
-static bool same_recipe(const char *a, const char *b)
-{
-    size_t a_bytes = strlen(a);
-    size_t b_bytes = strlen(b);
-    if (a_bytes == RECIPE_KEPT || b_bytes == RECIPE_KEPT)
-        return strncmp(a, b, RECIPE_KEPT) == 0;
-    return strcmp(a, b) == 0;
-}
-
 uint32_t variant_named(const struct larder_store *store, uint32_t primary,
                        const struct variant_name *name)
 {
     for (uint32_t id = primary; id != TABLE_NONE; id = table_next_variant(&store->table, id)) {
         const struct entry_variant *variant = &table_entry(&store->table, id)->variant;
         if (variant->quality == name->quality && variant->computed_on == name->computed_on &&
-            same_recipe(table_recipe_text(&store->table, variant->recipe), name->recipe))
+            variant->recipe == name->recipe)
             return id;
     }
     return TABLE_NONE;

@@ -116,6 +116,17 @@ START_TEST(recipes_are_shared_and_bounded)
     }
     ck_assert_str_eq(table_recipe_text(&table, table_recipe(&table, "one more", 8)), "(other)");
     ck_assert_uint_eq(table_recipe(&table, "raw", 3), raw);
+    /* Long ones that begin alike stay apart, also after the index cut them. */
+    const char *one = "k{quant bits=2 axis=channel group=32} v{quant}";
+    const char *two = "k{quant bits=2 axis=channel group=64} v{quant}";
+    struct table other;
+    ck_assert_int_eq(table_open(&other), 0);
+    uint16_t first = table_recipe(&other, one, (uint32_t)strlen(one));
+    ck_assert_uint_ne(first, table_recipe(&other, two, (uint32_t)strlen(two)));
+    snprintf(text, sizeof(text), "%s", table_recipe_text(&other, first));
+    ck_assert_uint_eq(strlen(text), TABLE_RECIPE_BYTES);
+    ck_assert_uint_eq(table_recipe(&other, text, TABLE_RECIPE_BYTES), first);
+    table_close(&other);
     memset(text, 'x', sizeof(text));
     ck_assert_uint_eq(strlen(table_recipe_text(&table, table_recipe(&table, "", 0))), 7);
     table_close(&table);
