@@ -56,6 +56,8 @@ fsck 8 "$work/store"
 grep 'in use by process' "$work/err" >/dev/null
 larder rm "$(jq -r '.[-1].key' "$work/entries")" >/dev/null
 count=$((count - 1))
+larder pin "$(jq -r '.[1].key' "$work/entries")" >/dev/null
+larder ttl 90d "$(jq -r '.[-2].key' "$work/entries")" >/dev/null
 stop_daemon
 
 # A sound store, and one that was killed.
