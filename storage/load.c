@@ -3,9 +3,9 @@
  *
  * Reads of LARDER_IO_BYTES_MAX run in parallel over all loads, oldest load first. As a record's
  * leading bytes arrive, its head is checked against what the index says, then section after section
- * against its tag, and published. One load serves every lease that wants the entry; one that wants
- * other layers makes it longer. A load that nobody wants any more ends with what is in flight, and
- * its slot is dropped.
+ * against its tag, and published. Small records that lie side by side are read with one request.
+ * One load serves every lease that wants the entry; one that wants other layers makes it longer. A
+ * load that nobody wants any more ends with what is in flight, and its slot is dropped.
  *
  * Threads: loads are queued by any thread and run by the storage thread. Between being queued and
  * being finished a load is only touched by the storage thread, but for its list links, its waiters,
@@ -361,6 +361,37 @@ static void finish_if_over(struct larder_store *store, struct load *load)
 
 /* --- reading ---------------------------------------------------------------------------------- */
 
+static void give_request(struct larder_store *store, struct load_request *request)
+{
+    if (request->merged)
+        store->merge_buffers[store->merge_buffer_count++] = request->merged;
+    request->merged = NULL;
+    request->next = store->free_load_requests;
+    store->free_load_requests = request;
+}
+
+/* When it failed, each is read again alone: then it is known which of them it is. */
+static void merged_done(struct larder_store *store, struct load_request *request)
+{
+    const uint8_t *at = request->merged;
+    for (uint32_t i = 0; i < request->load_count; i++) {
+        struct load *load = request->loads[i];
+        load->in_flight--;
+        if (request->io.result < 0) {
+            load->alone = true;
+            load->submitted = load->stage_from;
+        } else {
+            memcpy(load->buffer, at, load->bytes);
+            load->read_bytes += load->bytes;
+            load->reached = load->stage_end;
+            advance(load);
+        }
+        at += load->bytes;
+        finish_if_over(store, load);
+    }
+    give_request(store, request);
+}
+
 static void read_done(struct larder_io_request *io)
 {
     struct load_request *request = (struct load_request *)io;
@@ -369,6 +400,10 @@ static void read_done(struct larder_io_request *io)
     if (io->result < 0 && io->result != -ENODATA && !request->retried) {
         request->retried = true;
         store->io->ops->submit(store->io, io);
+        return;
+    }
+    if (request->merged) {
+        merged_done(store, request);
         return;
     }
     load->in_flight--;
@@ -390,8 +425,7 @@ static void read_done(struct larder_io_request *io)
             load->reached = larder_min_u64(load->reached + LARDER_IO_BYTES_MAX, load->stage_end);
         advance(load);
     }
-    request->next = store->free_load_requests;
-    store->free_load_requests = request;
+    give_request(store, request);
     finish_if_over(store, load);
 }
 
@@ -454,6 +488,77 @@ static bool is_unwanted_locked(const struct larder_store *store, const struct lo
            host_slot(&store->host, load->slot)->leases == 0;
 }
 
+/* All of a small record, of which nothing was asked for yet. */
+static bool may_merge(const struct load *load)
+{
+    return !load->alone && load->err == 0 && load->slot != HOST_NONE && load->submitted == 0 &&
+           load->in_flight == 0 && load->stage_end == load->bytes &&
+           load->bytes <= MERGE_RECORD_BYTES_MAX;
+}
+
+/* Loads behind this one in the list, whose records follow its record on SSD. */
+static void gather_neighbours(struct larder_store *store, struct load_request *request)
+{
+    uint64_t bytes = request->loads[0]->bytes;
+    pthread_mutex_lock(&store->lock);
+    struct load *last = request->loads[0];
+    for (struct load *load = last->next; load && request->load_count < MERGE_RECORDS_MAX;
+         last = load, load = load->next) {
+        bytes += load->bytes;
+        if (load->started || !may_merge(load) || is_unwanted_locked(store, load) ||
+            load->variant.segment_id != last->variant.segment_id ||
+            load->variant.segment_page != last->variant.segment_page + last->variant.record_pages ||
+            bytes > LARDER_IO_BYTES_MAX)
+            break;
+        request->loads[request->load_count++] = load;
+    }
+    pthread_mutex_unlock(&store->lock);
+}
+
+/* Reads it and its neighbours with one request; false when there are none. */
+static bool submit_merged(struct larder_store *store, struct load *load)
+{
+    struct load_request *request = store->free_load_requests;
+    if (store->merge_buffer_count == 0 || !may_merge(load))
+        return false;
+    request->load = load;
+    request->loads[0] = load;
+    request->load_count = 1;
+    gather_neighbours(store, request);
+    uint64_t bytes = load->bytes;
+    for (uint32_t i = 1; i < request->load_count; i++) {
+        struct load *next = request->loads[i];
+        start(store, next);
+        next->started = true;
+        if (next->err < 0) {
+            /* It and those behind it have their own turn; its end is met there. */
+            request->load_count = i;
+            finish_if_over(store, next);
+            break;
+        }
+        bytes += next->bytes;
+    }
+    if (request->load_count == 1)
+        return false;
+    for (uint32_t i = 0; i < request->load_count; i++) {
+        request->loads[i]->submitted = request->loads[i]->stage_end;
+        request->loads[i]->in_flight++;
+    }
+    store->free_load_requests = request->next;
+    request->merged = store->merge_buffers[--store->merge_buffer_count];
+    request->retried = true; /* alone, each gets its second attempt */
+    request->io = (struct larder_io_request){
+        .op = LARDER_IO_READ,
+        .file = load->segment->file,
+        .buffer = request->merged,
+        .offset = (uint64_t)load->variant.segment_page * LARDER_PAGE_BYTES,
+        .bytes = (uint32_t)bytes,
+        .done = read_done,
+    };
+    store->io->ops->submit(store->io, &request->io);
+    return true;
+}
+
 /* Whoever wants the entry from here on reads it anew, into another slot. */
 static void give_up_locked(struct larder_store *store, struct load *load)
 {
@@ -485,6 +590,8 @@ void load_pump(struct larder_store *store)
         if (!load->started && load->err == 0)
             start(store, load);
         load->started = true;
+        if (load->err == 0 && submit_merged(store, load))
+            continue;
         while (load->err == 0 && load->submitted < load->stage_end && store->free_load_requests)
             submit_next(store, load);
         if (load->err < 0 || load->submitted == load->stage_end)

@@ -342,6 +342,13 @@ static int open_requests(struct larder_store *store)
         store->append_requests[i].next = store->free_append_requests;
         store->free_append_requests = &store->append_requests[i];
     }
+    /* Fewer do as well. */
+    for (uint32_t i = 0; i < MERGES_IN_FLIGHT_MAX && i < depth; i++) {
+        void *buffer = larder_alloc_aligned(LARDER_PAGE_BYTES, LARDER_IO_BYTES_MAX);
+        if (!buffer)
+            break;
+        store->merge_buffers[store->merge_buffer_count++] = buffer;
+    }
     return 0;
 }
 
@@ -429,6 +436,8 @@ void store_free(struct larder_store *store)
         store->io->ops->close(store->io);
     seal_close(store->seal);
     larder_free(store->append_requests);
+    for (uint32_t i = 0; i < store->merge_buffer_count; i++)
+        larder_free(store->merge_buffers[i]);
     larder_free(store->load_requests);
     larder_free(store->dead.extents);
     larder_free(store->gone);

@@ -247,6 +247,7 @@ struct load {
     uint32_t in_flight;
     uint64_t read_bytes;
     bool started;
+    bool alone; /* not to be read together with others: that failed */
     bool head_good;
     bool dead; /* its record was dropped meanwhile: punch when done */
     int err;
@@ -258,11 +259,20 @@ struct load {
     uint8_t arrived[]; /* a flag for each chunk of LARDER_IO_BYTES_MAX */
 };
 
+/* Records that lie side by side are read together when they are small: a copy costs less than a
+ * request. At most so large, so many, and in so many requests at once. */
+#define MERGE_RECORD_BYTES_MAX (256u << 10)
+#define MERGE_RECORDS_MAX      64u
+#define MERGES_IN_FLIGHT_MAX   16u
+
 struct load_request {
     struct larder_io_request io;
     struct load_request *next;
     struct load *load;
     bool retried;
+    void *merged; /* a buffer of LARDER_IO_BYTES_MAX: read for several loads; NULL: for one */
+    uint32_t load_count; /* with `merged` */
+    struct load *loads[MERGE_RECORDS_MAX];
 };
 
 struct append_request {
@@ -382,9 +392,11 @@ struct larder_store {
     struct append_request *free_append_requests;
     struct load_request *load_requests;
     struct load_request *free_load_requests;
-    struct seal *seal;     /* NULL: a plain store */
-    struct dead_list dead; /* the index forgot them: to be given back */
-    uint32_t *gone;        /* ids of removed segments that the index still knows */
+    void *merge_buffers[MERGES_IN_FLIGHT_MAX]; /* the first so many are free */
+    uint32_t merge_buffer_count;               /* free ones */
+    struct seal *seal;                         /* NULL: a plain store */
+    struct dead_list dead;                     /* the index forgot them: to be given back */
+    uint32_t *gone; /* ids of removed segments that the index still knows */
     uint32_t gone_count;
     bool index_is_new;
     bool sweep;    /* a segment may be dead */

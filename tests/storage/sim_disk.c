@@ -609,7 +609,7 @@ static void execute(struct sim_disk *disk, const struct queued *queued)
     else if (request->op == LARDER_IO_READ && request->offset < disk->faults.bad_end &&
              request->offset + request->bytes > disk->faults.bad_from)
         request->result = do_error(disk, request);
-    else if (request->op == LARDER_IO_READ)
+    else if (request->op == LARDER_IO_READ && ++disk->stats.reads > 0)
         request->result = do_read(disk, request);
     else if (request->op == LARDER_IO_WRITE)
         request->result = do_write(disk, request);

@@ -380,6 +380,54 @@ START_TEST(a_damaged_section_is_met_by_who_reads_it)
 }
 END_TEST
 
+/* --- neighbours ------------------------------------------------------------------------------- */
+
+/* Small records of a chain lie side by side: far fewer requests than records. */
+START_TEST(neighbours_are_read_together)
+{
+    struct sim_stats before;
+    struct sim_stats after;
+    int err;
+    fixture_put_chain(&f, 1, 40, 10000, LARDER_DURABLE);
+    reopen();
+    sim_disk_stats(disk, &before);
+    ck_assert_uint_eq(fixture_get_chain(&f, 1, 40, &err), 40);
+    sim_disk_stats(disk, &after);
+    ck_assert_uint_ge(after.reads - before.reads, 1);
+    ck_assert_uint_le(after.reads - before.reads, 10);
+}
+END_TEST
+
+/* One of them cannot be read, or is damaged: those before it are good, and it alone is to blame. */
+START_TEST(one_bad_neighbour)
+{
+    int err;
+    fixture_put_chain(&f, 1, 12, 10000, LARDER_DURABLE);
+    reopen();
+    struct larder_entry_info info;
+    struct larder_key key = block_key(8);
+    ck_assert_int_eq(larder_store_find(f.store, &info, &key), 0);
+    const uint64_t from = (uint64_t)info.segment_page * LARDER_PAGE_BYTES;
+    sim_disk_set_faults(disk, &(struct sim_faults){.error_op = SIM_ANY_OP,
+                                                   .bad_from = from + 8192,
+                                                   .bad_end = from + 8193});
+    ck_assert_uint_eq(fixture_get_chain(&f, 1, 12, &err), 7);
+    ck_assert_int_eq(err, -EIO);
+    check();
+    ck_assert_uint_eq(fixture_stats(&f).corrupt, 0);
+    sim_disk_set_faults(disk, &(struct sim_faults){.error_op = SIM_ANY_OP});
+    ck_assert_uint_eq(fixture_get_chain(&f, 1, 12, &err), 12);
+    reopen();
+    char name[64];
+    uint64_t bytes;
+    ck_assert(sim_disk_file(disk, 0, name, &bytes));
+    ck_assert(sim_disk_flip_bit(disk, name, from + 8192, 1));
+    ck_assert_uint_eq(fixture_get_chain(&f, 1, 12, &err), 7);
+    ck_assert_int_eq(err, LARDER_ECORRUPT);
+    ck_assert_uint_eq(fixture_stats(&f).corrupt, 1);
+}
+END_TEST
+
 /* --- wanted or not ---------------------------------------------------------------------------- */
 
 /* Of a lease that is let go at once little is read; and who wants it then still gets it. */
@@ -458,6 +506,8 @@ static Suite *layers_suite(void)
     tcase_add_test(tcase, some_layers_are_no_copy);
     tcase_add_test(tcase, a_failed_section_leaves_those_before_it);
     tcase_add_test(tcase, a_damaged_section_is_met_by_who_reads_it);
+    tcase_add_test(tcase, neighbours_are_read_together);
+    tcase_add_test(tcase, one_bad_neighbour);
     tcase_add_test(tcase, what_nobody_wants_is_not_read);
     tcase_add_test(tcase, what_is_prefetched_is_there);
     tcase_add_test(tcase, a_prefetch_takes_what_fits);
