@@ -344,7 +344,22 @@ START_TEST(test_variants)
     ck_assert_int_eq(larder_get_stat(larder, &stat), 0);
     ck_assert_uint_eq(stat.entries % 3, 0);
 
+    /* One of a lossy recipe, for those who accept it and want little. */
+    options.computed_on = LARDER_QUALITY_EXACT;
+    options.recipe = "kivi2";
+    const struct larder_put_result lossy = put_with(ENGINE_TOKENS, &options);
+    ck_assert_uint_eq(lossy.tokens_new, ENGINE_TOKENS);
     const struct larder_prompt prompt = prompt_of(ENGINE_TOKENS);
+    const struct larder_get_options little = {
+        .worst = (enum larder_quality)(LARDER_QUALITY_LOSSY | LARDER_QUALITY_SMALLEST)};
+    ck_assert_int_eq(larder_get(model, &result, &prompt, &engine.layout, &little), 0);
+    ck_assert_uint_eq(result.tokens, ENGINE_TOKENS);
+    if (lossy.bytes_stored < exact.bytes_stored) {
+        ck_assert_uint_eq(result.quality, LARDER_QUALITY_LOSSY);
+        ck_assert_uint_lt(result.bytes, exact.bytes_stored);
+    }
+    ck_assert_uint_eq(get_worst(LARDER_QUALITY_LOSSY).quality, LARDER_QUALITY_EXACT);
+
     struct larder_put_result none;
     options.flags = 1u << 7;
     ck_assert_int_eq(larder_put(model, &none, &prompt, &engine.layout, &options), -EINVAL);
@@ -354,7 +369,7 @@ START_TEST(test_variants)
         -EINVAL);
     uint64_t removed;
     ck_assert_int_eq(larder_remove(model, &prompt, ENGINE_TOKENS, &removed), 0);
-    ck_assert_uint_eq(removed, 3);
+    ck_assert_uint_eq(removed, 4);
     close_scene();
 }
 END_TEST
