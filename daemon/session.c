@@ -59,7 +59,8 @@ static void close_read_out(int fd)
 
 void session_close(struct session *session)
 {
-    if (session->state == SESSION_CLOSED)
+    /* Without a link it is refused, and session_open() ends it. */
+    if (session->state == SESSION_CLOSED || !session->link)
         return;
     session->state = SESSION_CLOSED;
     struct larderd *daemon = session->daemon;
@@ -117,7 +118,7 @@ void session_reply_parts(struct session *session, enum wire_type type, uint64_t 
         session_close(session);
         return;
     }
-    if (output_waiting(&session->output) && !(session->pause & PAUSE_OUTPUT)) {
+    if (session->link && output_waiting(&session->output) && !(session->pause & PAUSE_OUTPUT)) {
         session->output_since_ms = larderd_now_ms();
         session_pause(session, PAUSE_OUTPUT);
         event_add(session->write_event, NULL);
