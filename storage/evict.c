@@ -267,8 +267,7 @@ static bool may_leave_ssd(void *context, uint32_t id)
             slot->leases == 0 && slot->pins == 0);
 }
 
-/* The table forgets it before the index does: should the index then fail, the store is read-only
- * and a lookup misses what it could have found. */
+/* The table forgets it before the index does: after a crash meanwhile it is there again. */
 static void leave_ssd_locked(struct larder_store *store, uint32_t id, enum larder_event why)
 {
     struct entry *entry = table_entry(&store->table, id);
@@ -310,70 +309,34 @@ static uint32_t choose_victims_locked(struct larder_store *store, struct victim 
     return count;
 }
 
-static int delete_victims(struct larder_store *store, const struct victim *victims, uint32_t count)
+int evict_ssd(struct larder_store *store, uint32_t tenant, uint64_t bytes, uint64_t *freed)
 {
-    for (uint32_t i = 0; i < count; i++) {
-        int err = larder_index_delete_entry(store->index, &victims[i].key, victims[i].number);
-        if (err < 0) {
-            larder_index_abort(store->index);
-            return err;
-        }
-    }
-    pthread_mutex_lock(&store->lock);
-    uint64_t next_generation = store->next_generation;
-    pthread_mutex_unlock(&store->lock);
-    return larder_index_commit(store->index, next_generation);
-}
-
-/* A transaction has begun; it is over when this returns. */
-static int forget_in_index(struct larder_store *store, const struct victim *victims, uint32_t count)
-{
-    int err = delete_victims(store, victims, count);
-    for (int attempt = 1; attempt < 3 && err == -EAGAIN; attempt++) {
-        LARDER_TRY(larder_index_begin(store->index));
-        err = delete_victims(store, victims, count);
-    }
-    return err;
-}
-
-int evict_ssd(struct larder_store *store, uint32_t tenant, uint64_t bytes)
-{
+    *freed = 0;
+    if (store->commits.index_full)
+        return larder_fail(-ENOSPC, "eviction: the index has no room on the disk");
     struct victim *victims = larder_alloc(sizeof(*victims) * VICTIMS_MAX);
-    if (!victims)
-        return larder_fail(-ENOMEM, "eviction: no memory");
-    int err = 0;
-    uint64_t freed = 0;
-    while (freed < bytes) {
-        /* A full disk is met here, while the table still has them. */
-        err = larder_index_begin(store->index);
-        if (err == -ENOSPC)
-            break;
-        if (err < 0) {
-            store_fail_writes(store, "index", err);
-            err = LARDER_EREADONLY;
+    int err = victims ? 0 : larder_fail(-ENOMEM, "eviction: no memory");
+    while (err == 0 && *freed < bytes) {
+        struct batch *batch = batch_new();
+        if (!batch) {
+            err = -ENOMEM;
             break;
         }
         pthread_mutex_lock(&store->lock);
         store->ssd_full = store->ssd_full || tenant == EVICT_ANY;
-        uint32_t count = choose_victims_locked(store, victims, tenant, bytes - freed);
-        pthread_mutex_unlock(&store->lock);
-        if (count == 0) {
-            larder_index_abort(store->index);
-            err = larder_fail(-ENOSPC, "nothing more can be evicted from SSD");
-            break;
-        }
-        err = forget_in_index(store, victims, count);
-        if (err < 0) {
-            store_fail_writes(store, "index", err);
-            err = LARDER_EREADONLY;
-            break;
-        }
-        pthread_mutex_lock(&store->lock);
+        uint32_t count = choose_victims_locked(store, victims, tenant, bytes - *freed);
         for (uint32_t i = 0; i < count; i++) {
+            batch_delete(batch, &victims[i].key, victims[i].number);
             writer_extent_dead_locked(store, &victims[i].variant);
-            freed += (uint64_t)victims[i].variant.record_pages * LARDER_PAGE_BYTES;
+            *freed += (uint64_t)victims[i].variant.record_pages * LARDER_PAGE_BYTES;
         }
         pthread_mutex_unlock(&store->lock);
+        if (count > 0)
+            commit_add(store, batch);
+        else
+            larder_free(batch);
+        if (count == 0)
+            err = larder_fail(-ENOSPC, "nothing more can be evicted from SSD");
     }
     larder_free(victims);
     return err;

@@ -256,7 +256,7 @@ static void count_unindexed(struct check *check)
             continue;
         const struct segment *segment =
             seglog_find(&check->indexed->log, entry->variant.segment_id);
-        bool newest = segment == check->indexed->log.segments[check->indexed->log.count - 1];
+        bool newest = segment == seglog_newest(&check->indexed->log);
         check->report->unindexed++;
         check->report->tail +=
             newest &&

@@ -488,14 +488,19 @@ static int reserve_disk(struct larder_index *index, uint64_t used)
     return 0;
 }
 
-int larder_index_begin(struct larder_index *index)
+int larder_index_reserve(struct larder_index *index)
 {
     assert(!index->txn);
     if (index->poisoned)
         return refuse_poisoned();
     uint64_t used = used_bytes(index);
     LARDER_TRY(grow_map(index, used));
-    LARDER_TRY(reserve_disk(index, used));
+    return reserve_disk(index, used);
+}
+
+int larder_index_begin(struct larder_index *index)
+{
+    LARDER_TRY(larder_index_reserve(index));
     int rc = mdb_txn_begin(index->env, NULL, 0, &index->txn);
     if (rc)
         index->txn = NULL;

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* index.h - the durable index: LMDB under DIR/index. What is in it was synced in a segment before.
- * It is read once, at start, into the store's table; from then on it is only written, in one
- * transaction a group. LMDB has no checksums, so every value carries one over key and value
- * (XXH3-64), checked when read.
+ * It is read once, at start, into the store's table; from then on it is only written, some time
+ * after the segments, in transactions of many entries. LMDB has no checksums, so every value
+ * carries one over key and value (XXH3-64), checked when read.
  *
- * Threads: the one that opens the store, then only the storage thread.
+ * Threads: the one that opens the store, then only the keeper (keeper.h).
  */
 #ifndef LARDER_STORAGE_INDEX_H
 #define LARDER_STORAGE_INDEX_H
@@ -97,6 +97,8 @@ int larder_index_load(struct larder_index *index, const struct index_visitor *vi
  * there is no error. The caller aborts after any other failure of a put or delete; a failed commit
  * has ended the transaction itself. */
 int larder_index_begin(struct larder_index *index);
+/* Makes sure of the same room without a transaction. */
+int larder_index_reserve(struct larder_index *index);
 int larder_index_put_entry(struct larder_index *index, const struct larder_key *key,
                            uint32_t variant, struct index_entry *entry);
 int larder_index_delete_entry(struct larder_index *index, const struct larder_key *key,

@@ -7,7 +7,9 @@
  * and sizes after a SYNC of their file, names after sync_directory(); nothing earlier is sure, and
  * there is no order in it.
  * Threads: one thread (the storage thread, or the one that opens the store before it starts) calls
- *          everything except larder_io_wake(), which any thread may call.
+ *          everything except larder_io_wake(), which any thread may call, and what needs no queue
+ *          (open_file to sync_directory), which one more thread may call at the same time: the
+ *          keeper.
  */
 #ifndef LARDER_STORAGE_IO_H
 #define LARDER_STORAGE_IO_H

@@ -450,19 +450,17 @@ struct mark_batch *mark_take_batch_locked(struct larder_store *store)
     return batch;
 }
 
-int mark_put_values(struct larder_store *store, const struct mark_batch *batch, uint32_t segment_id)
+void mark_note(struct batch *into, const struct mark_batch *batch, uint32_t segment_id)
 {
     for (; batch; batch = batch->next) {
         for (const struct mark_write *write = batch->writes; write; write = write->next) {
-            if (mark_is_empty(&write->value)) {
-                LARDER_TRY(larder_index_delete_mark(store->index, &write->key));
-                continue;
-            }
-            struct index_mark row = {.value = write->value, .segment_id = segment_id};
-            LARDER_TRY(larder_index_put_mark(store->index, &write->key, &row));
+            const struct index_mark row = {.value = write->value, .segment_id = segment_id};
+            if (mark_is_empty(&write->value))
+                batch_delete_mark(into, &write->key);
+            else
+                batch_put_mark(into, &write->key, &row);
         }
     }
-    return 0;
 }
 
 void mark_batch_done_locked(struct larder_store *store, struct mark_batch *batch,

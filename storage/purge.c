@@ -15,9 +15,10 @@
 #include <errno.h>
 
 #include "base/error.h"
+#include "base/mem.h"
 #include "storage/store_priv.h"
 
-/* Of one transaction (index.h), and of one hold of the lock. */
+/* Of one batch, and of one hold of the lock. */
 #define SLICE_MAX 400u
 
 enum purge_state {
@@ -62,14 +63,10 @@ static bool is_drained_locked(const struct larder_store *store, uint32_t tenant)
     return true;
 }
 
-struct cleaned {
-    struct larder_key key;
-    uint8_t number;
-};
-
-/* Leaves first. */
+/* Leaves first. Without a batch their rows stay: they are dead by their tenant's id, and go with
+ * the next start. */
 static uint32_t forget_some_locked(struct larder_store *store, struct purge *purge,
-                                   struct cleaned *cleaned)
+                                   struct batch *batch)
 {
     uint32_t root = store->tenants[purge->tenant].root;
     uint32_t count = 0;
@@ -78,8 +75,8 @@ static uint32_t forget_some_locked(struct larder_store *store, struct purge *pur
         while (table_entry(&store->table, id)->first_child != TABLE_NONE)
             id = table_entry(&store->table, id)->first_child;
         const struct entry *entry = table_entry(&store->table, id);
-        cleaned[count].key = entry->key;
-        cleaned[count].number = entry->number;
+        if (batch)
+            batch_delete(batch, &entry->key, entry->number);
         count++;
         history_note(&store->history, &entry->key, LARDER_EVENT_PURGED);
         remove_dead_locked(store, id);
@@ -88,33 +85,6 @@ static uint32_t forget_some_locked(struct larder_store *store, struct purge *pur
     store->stats.removed += count;
     store->tenants[purge->tenant].stats.removed += count;
     return count;
-}
-
-static int delete_rows(struct larder_store *store, const struct cleaned *cleaned, uint32_t count)
-{
-    LARDER_TRY(larder_index_begin(store->index));
-    for (uint32_t i = 0; i < count; i++) {
-        int err = larder_index_delete_entry(store->index, &cleaned[i].key, cleaned[i].number);
-        if (err < 0) {
-            larder_index_abort(store->index);
-            return err;
-        }
-    }
-    pthread_mutex_lock(&store->lock);
-    uint64_t next_generation = store->next_generation;
-    pthread_mutex_unlock(&store->lock);
-    return larder_index_commit(store->index, next_generation);
-}
-
-/* Rows that stay, for want of space, are dead by their tenant's id and go with the next start. */
-static void delete_in_index(struct larder_store *store, const struct cleaned *cleaned,
-                            uint32_t count)
-{
-    int err = -EAGAIN;
-    for (int attempt = 0; attempt < 3 && err == -EAGAIN; attempt++)
-        err = delete_rows(store, cleaned, count);
-    if (err < 0 && err != -ENOSPC && err != -EAGAIN)
-        store_fail_writes(store, "index", err);
 }
 
 /* The next purge that this thread can do something for, in *state. */
@@ -132,12 +102,12 @@ bool purge_step(struct larder_store *store)
 {
     pthread_mutex_lock(&store->lock);
     struct purge *purge = next_purge_locked(store);
-    struct cleaned cleaned[SLICE_MAX];
     uint32_t count = 0;
     bool forgets = purge && purge->state == PURGE_CLEANING;
+    struct batch *batch = forgets ? batch_new() : NULL;
     bool read_only = store->read_only;
     if (forgets) {
-        count = forget_some_locked(store, purge, cleaned);
+        count = forget_some_locked(store, purge, batch);
     } else if (purge) {
         purge->state = PURGE_DRAINED;
         purge->err = read_only ? LARDER_EREADONLY : 0;
@@ -148,8 +118,10 @@ bool purge_step(struct larder_store *store)
         return false;
     if (store->seal)
         seal_forget_keys(store->seal);
-    if (count > 0 && !read_only)
-        delete_in_index(store, cleaned, count);
+    if (batch && count > 0)
+        commit_add(store, batch);
+    else
+        larder_free(batch);
     pthread_mutex_lock(&store->lock);
     if (count < SLICE_MAX) {
         purge->state = PURGE_CLEANED;

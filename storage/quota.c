@@ -71,7 +71,7 @@ int quota_check_put_locked(const struct larder_store *store, uint32_t tenant, ui
     return check_queue_locked(store, tenant, bytes);
 }
 
-int quota_make_room(struct larder_store *store, uint32_t tenant, uint64_t bytes, bool may_evict)
+int quota_make_room(struct larder_store *store, uint32_t tenant, uint64_t bytes)
 {
     pthread_mutex_lock(&store->lock);
     const struct tenant_state *state = &store->tenants[tenant];
@@ -80,9 +80,8 @@ int quota_make_room(struct larder_store *store, uint32_t tenant, uint64_t bytes,
     pthread_mutex_unlock(&store->lock);
     if (quota == 0 || need <= quota)
         return 0;
-    if (!may_evict)
-        return 1;
-    int err = evict_ssd(store, tenant, need - quota + quota / SPARE_PART);
+    uint64_t freed;
+    int err = evict_ssd(store, tenant, need - quota + quota / SPARE_PART, &freed);
     if (err != -ENOSPC)
         return err;
     /* Fewer than the spare ones could go: is there room at least? */

@@ -2,7 +2,7 @@
 /* rebuild.c - the table from segments alone, when there is no index or a damaged one.
  *
  * Every segment is read head by head, stepping over sections; the newest is verified whole, because
- * only there can writes have been cut short (writer.c, make_room). Where no valid head stands (a
+ * only there can writes have been cut short (space.c). Where no valid head stands (a
  * hole that was punched, damage) the next page that begins like a record is looked for. Of two
  * records of a key the newer one wins, after it was verified whole; tombstones remove what is older
  * than they are, and what is behind it; what has no parent goes.
@@ -128,30 +128,6 @@ static int take_entry(struct recovery *recovery, const struct larder_record *rec
     return 0;
 }
 
-/* The next record at `offset`; LARDER_ECORRUPT when there is none. One that was cut short in the
- * newest segment is passed over, and taken out of the file. */
-static int next_record(struct recovery *recovery, const struct larder_record **out,
-                       struct segment *segment, uint64_t *offset, bool newest)
-{
-    for (;;) {
-        int err = newest ? scan_record(&recovery->scan, out, segment, *offset)
-                         : scan_head(&recovery->scan, out, segment, *offset);
-        if (err != LARDER_ECORRUPT || !newest)
-            return err;
-        bool unreadable = recovery->scan.unreadable;
-        const struct larder_record *torn;
-        LARDER_TRY(scan_head(&recovery->scan, &torn, segment, *offset));
-        if (unreadable) {
-            /* Perhaps it can be read another time; then its sections' tags will tell. */
-            *out = torn;
-            return 0;
-        }
-        uint64_t bytes = torn->record_bytes;
-        seglog_punch(&recovery->store->log, segment, *offset, bytes);
-        *offset += bytes;
-    }
-}
-
 static int scan_segment(struct rebuild *rebuild, struct segment *segment, bool newest)
 {
     struct recovery *recovery = rebuild->recovery;
@@ -159,7 +135,8 @@ static int scan_segment(struct rebuild *rebuild, struct segment *segment, bool n
     uint64_t last_end = larder_min_u64(SEGMENT_HEADER_BYTES, segment->end_bytes);
     while (offset < segment->end_bytes) {
         const struct larder_record *record;
-        int err = next_record(recovery, &record, segment, &offset, newest);
+        int err =
+            recovery_next(recovery, &record, segment, &offset, newest ? READ_WHOLE : READ_HEAD);
         if (err == LARDER_ECORRUPT) {
             LARDER_TRY(scan_resync(&recovery->scan, &offset, segment, offset + LARDER_PAGE_BYTES));
             continue;
@@ -293,7 +270,8 @@ int rebuild_table(struct recovery *recovery)
     struct rebuild rebuild = {.recovery = recovery};
     int err = 0;
     for (uint32_t i = 0; i < store->log.count && err == 0; i++)
-        err = scan_segment(&rebuild, store->log.segments[i], i + 1 == store->log.count);
+        err = scan_segment(&rebuild, store->log.segments[i],
+                           store->log.segments[i] == seglog_newest(&store->log));
     if (err == 0) {
         apply_removed(&rebuild);
         drop_unknown_models(recovery);

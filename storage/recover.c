@@ -5,10 +5,11 @@
  *      aside and made anew from the segments (rebuild.c).
  *   2. Entries that name a segment that is not there, or bytes outside of what was committed, go,
  *      with everything below them.
- *   3. What stands in the newest segment behind its committed bytes was written and not
- *      acknowledged. Record by record, while whole and valid, it is taken in as if it had been; the
- *      file is cut behind the last. If the index does not know it, all of it is such a tail. What
- *      stands there in an older segment was given up: it is cut.
+ *   3. What stands in the newest segment behind its committed bytes was written, acknowledged or
+ *      not, and the index did not learn of it. Record by record it is taken in if whole, in the
+ *      order of its writing; the file is cut behind the last. If the index does not know that
+ *      segment, all of it is such a tail. What stands there in an older segment was given up: it is
+ *      cut.
  *   4. What changed is synced and committed, in this order.
  *
  * Generations of this life begin far above all that were seen: records that were written and lost
@@ -24,6 +25,7 @@
 #include "base/key.h"
 #include "base/log.h"
 #include "base/mem.h"
+#include "storage/planted.h"
 #include "storage/recover_priv.h"
 
 #define GENERATIONS_SKIPPED (1ull << 20)
@@ -375,6 +377,31 @@ int recovery_link(struct recovery *recovery)
     LARDER_TRY(link_all(recovery));
     free_parents(recovery);
     return drop_unreached(recovery);
+}
+
+/* --- records ---------------------------------------------------------------------------------- */
+
+int recovery_next(struct recovery *recovery, const struct larder_record **out,
+                  const struct segment *segment, uint64_t *offset, enum recovery_read how)
+{
+    for (;;) {
+        int err = how == READ_WHOLE ? scan_record(&recovery->scan, out, segment, *offset)
+                                    : scan_head(&recovery->scan, out, segment, *offset);
+        if (err != LARDER_ECORRUPT || how == READ_HEAD)
+            return err;
+        bool unreadable = recovery->scan.unreadable;
+        const struct larder_record *torn;
+        LARDER_TRY(scan_head(&recovery->scan, &torn, segment, *offset));
+        if (unreadable) {
+            /* Perhaps it can be read another time; then its sections' tags will tell. */
+            *out = torn;
+            return 0;
+        }
+        uint64_t bytes = torn->record_bytes;
+        if (recovery->store->log.punches)
+            (void)seglog_punch(&recovery->store->log, segment, *offset, bytes);
+        *offset += bytes;
+    }
 }
 
 /* --- commit ----------------------------------------------------------------------------------- */
@@ -770,31 +797,40 @@ static int take_record(struct recovery *recovery, struct segment *segment,
     }
 }
 
-/* Takes in what is whole behind the committed bytes; *offset is where that ends. */
-static int take_records(struct recovery *recovery, struct segment *segment, uint64_t *offset)
+/* Takes in what is whole behind the committed bytes; *end is where the last of it ends. All that
+ * was acknowledged was synced, so none of it stands behind what power loss tore; but a bit may have
+ * flipped since, and costs its record only. */
+static int take_records(struct recovery *recovery, struct segment *segment, uint64_t *end)
 {
-    for (;;) {
+    uint64_t offset = *end;
+    while (offset < segment->end_bytes) {
         const struct larder_record *record;
-        int err = scan_record(&recovery->scan, &record, segment, *offset);
-        if (err == LARDER_ECORRUPT)
-            return 0;
+        int err = recovery_next(recovery, &record, segment, &offset, READ_WHOLE);
+        if (err == LARDER_ECORRUPT) {
+            LARDER_TRY(scan_resync(&recovery->scan, &offset, segment, offset + LARDER_PAGE_BYTES));
+            continue;
+        }
         LARDER_TRY(err);
         uint64_t bytes = record->record_bytes;
         LARDER_TRY(take_record(recovery, segment, record));
-        *offset += bytes;
+        offset += bytes;
+        *end = offset;
     }
+    return 0;
 }
 
 /* True in *changed when there was a tail, good or bad. Only the newest segment's may be good: a
- * segment is begun when all of the one before it is committed or given up (writer.c, make_room),
- * and what was given up there may have been removed since, by a tombstone in a newer one. */
+ * segment is begun when all of the one before it is committed or given up (space.c), and what was
+ * given up there may have been removed since, by a tombstone in a newer one. */
 static int take_tail(struct recovery *recovery, struct segment *segment, bool newest, bool *changed)
 {
     struct larder_store *store = recovery->store;
     uint64_t offset = segment->committed_bytes;
+    if (segment->blank)
+        return 0; /* removed as soon as the store runs */
     if (offset < SEGMENT_HEADER_BYTES)
         offset = larder_min_u64(SEGMENT_HEADER_BYTES, segment->end_bytes);
-    if (newest)
+    if (newest && !LARDER_PLANT(TAIL_UNREAD))
         LARDER_TRY(take_records(recovery, segment, &offset));
     if (offset > segment->committed_bytes || segment->file_bytes > offset) {
         *changed = true;
@@ -811,9 +847,11 @@ static int take_tails(struct recovery *recovery)
 {
     struct larder_store *store = recovery->store;
     bool changed = store->gone_count > 0;
-    for (uint32_t i = 0; i < store->log.count; i++)
-        LARDER_TRY(
-            take_tail(recovery, store->log.segments[i], i + 1 == store->log.count, &changed));
+    const struct segment *newest = seglog_newest(&store->log);
+    for (uint32_t i = 0; i < store->log.count; i++) {
+        struct segment *segment = store->log.segments[i];
+        LARDER_TRY(take_tail(recovery, segment, segment == newest, &changed));
+    }
     store->next_generation = recovery->generation + GENERATIONS_SKIPPED;
     LARDER_TRY(recovery_set_marks(recovery));
     return changed || recovery->changed_count > 0 ? recovery_commit(recovery) : 0;

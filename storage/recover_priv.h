@@ -84,6 +84,15 @@ int recovery_begin(struct recovery *recovery, struct larder_store *store);
 void recovery_end(struct recovery *recovery);
 /* The model that a model record describes; LARDER_ECORRUPT when it does not fit its fingerprint. */
 int recovery_model(struct recovery *recovery, uint32_t *out, const struct larder_record *record);
+enum recovery_read {
+    READ_HEAD,
+    READ_WHOLE,
+};
+
+/* The record at *offset; LARDER_ECORRUPT when none stands there. Read whole, one that has a sound
+ * head and a bad section is passed over, and taken out of the file. */
+int recovery_next(struct recovery *recovery, const struct larder_record **out,
+                  const struct segment *segment, uint64_t *offset, enum recovery_read how);
 /* Writes all that changed, rows of all segments last. */
 int recovery_commit(struct recovery *recovery);
 

@@ -236,5 +236,8 @@ void remove_slice_done_locked(struct larder_store *store, struct slice *slice, i
         store->tenants[removal->tenant].stats.removed += removal->removed;
     }
     store->tenants[removal->tenant].removals--;
-    store_complete_locked(store, &removal->completion);
+    if (removal->err == 0 && removal->done)
+        commit_hold_locked(store, removal);
+    else
+        store_complete_locked(store, &removal->completion);
 }

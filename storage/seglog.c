@@ -87,7 +87,7 @@ static int add_segment(struct seglog *log, struct segment **out, uint32_t id)
     return 0;
 }
 
-static void forget_segment(struct seglog *log, struct segment *segment)
+void seglog_forget(struct seglog *log, struct segment *segment)
 {
     uint32_t at = 0;
     while (log->segments[at] != segment)
@@ -106,6 +106,7 @@ static void forget_segment(struct seglog *log, struct segment *segment)
 enum header_state {
     HEADER_OURS,
     HEADER_FOREIGN,
+    HEADER_BLANK,
 };
 
 static bool header_is_whole(const struct segment_header *header)
@@ -119,7 +120,7 @@ static bool header_is_whole(const struct segment_header *header)
  * is checked. In an encrypted one its copy has the salt. */
 static int read_header(struct seglog *log, struct segment *segment, enum header_state *state)
 {
-    *state = HEADER_OURS;
+    *state = HEADER_BLANK;
     if (segment->file_bytes < SEGMENT_HEADER_BYTES)
         return 0;
     int err =
@@ -127,13 +128,15 @@ static int read_header(struct seglog *log, struct segment *segment, enum header_
     if (err < 0)
         return larder_fail(err, "segment %u: reading its header: %s", segment->id,
                            larder_error_text(err));
+    if (larder_all_zero(log->page, SEGMENT_HEADER_BYTES))
+        return 0;
+    *state = HEADER_OURS;
     struct segment_header header;
     memcpy(&header, log->page, sizeof(header));
     if (!header_is_whole(&header))
         memcpy(&header, log->page + SEGMENT_HEADER_COPY, sizeof(header));
     if (!header_is_whole(&header)) {
-        larder_log(LARDER_LOG_WARN, "segment %u: its header is damaged or was never written",
-                   segment->id);
+        larder_log(LARDER_LOG_WARN, "segment %u: its header is damaged", segment->id);
         return 0;
     }
     if (header.version != SEGMENT_VERSION)
@@ -163,9 +166,10 @@ static int open_one(void *context, const char *name)
     segment->end_bytes = segment->file_bytes & ~(uint64_t)(LARDER_PAGE_BYTES - 1);
     enum header_state state;
     LARDER_TRY(read_header(log, segment, &state));
+    segment->blank = state == HEADER_BLANK;
     if (state == HEADER_FOREIGN) {
         larder_log(LARDER_LOG_WARN, "segments: %s is another store's; left alone", name);
-        forget_segment(log, segment);
+        seglog_forget(log, segment);
     }
     return 0;
 }
@@ -193,8 +197,15 @@ void seglog_close(struct seglog *log)
 {
     if (log->open)
         seglog_seal(log);
+    if (log->ahead) {
+        char name[NAME_BYTES];
+        name_of(name, log->ahead_id);
+        log->io->ops->close_file(log->io, log->ahead);
+        log->io->ops->unlink(log->io,
+                             name); /* a failure costs a blank file, until the next start */
+    }
     while (log->count > 0)
-        forget_segment(log, log->segments[log->count - 1]);
+        seglog_forget(log, log->segments[log->count - 1]);
     larder_free(log->segments);
     larder_free(log->page);
     memset(log, 0, sizeof(*log));
@@ -223,36 +234,63 @@ static int fill_header(struct seglog *log, struct segment *segment)
     return 0;
 }
 
-int seglog_create(struct seglog *log)
+int seglog_make_file(const struct seglog *log, struct larder_file **out, uint32_t id)
 {
-    assert(!log->open);
-    if (log->next_id == UINT32_MAX)
+    *out = NULL;
+    if (id == UINT32_MAX)
         return larder_fail(LARDER_ELIMIT, "segments: ids are used up");
     char name[NAME_BYTES];
-    name_of(name, log->next_id);
-    struct segment *segment;
-    LARDER_TRY(add_segment(log, &segment, log->next_id));
+    name_of(name, id);
     const struct larder_io_ops *ops = log->io->ops;
-    int err = ops->open_file(log->io, &segment->file, name, LARDER_IO_CREATE_NEW);
-    if (err < 0) {
-        forget_segment(log, segment);
-        return err;
-    }
-    segment->file_bytes = log->segment_bytes;
-    segment->end_bytes = SEGMENT_HEADER_BYTES;
-    err = ops->preallocate(log->io, segment->file, log->segment_bytes);
-    if (err == 0)
-        err = fill_header(log, segment);
+    struct larder_file *file;
+    LARDER_TRY(ops->open_file(log->io, &file, name, LARDER_IO_CREATE_NEW));
+    int err = ops->preallocate(log->io, file, log->segment_bytes);
     if (err == 0)
         err = ops->sync_directory(log->io);
     if (err < 0) {
-        forget_segment(log, segment);
+        ops->close_file(log->io, file);
         ops->unlink(log->io, name);
         return err;
     }
+    *out = file;
+    return 0;
+}
+
+void seglog_add_ahead(struct seglog *log, struct larder_file *file, uint32_t id)
+{
+    assert(!log->ahead);
+    log->ahead = file;
+    log->ahead_id = id;
+    seglog_saw(log, id);
+}
+
+int seglog_begin(struct seglog *log)
+{
+    assert(!log->open);
+    assert(log->ahead);
+    struct segment *segment;
+    LARDER_TRY(add_segment(log, &segment, log->ahead_id));
+    int err = fill_header(log, segment);
+    if (err < 0) {
+        seglog_forget(log, segment);
+        return err;
+    }
+    segment->file = log->ahead;
+    log->ahead = NULL;
+    segment->file_bytes = log->segment_bytes;
+    segment->end_bytes = SEGMENT_HEADER_BYTES;
     segment->needs_header = true;
     log->open = segment;
     return 0;
+}
+
+int seglog_create(struct seglog *log)
+{
+    struct larder_file *file;
+    uint32_t id = log->next_id;
+    LARDER_TRY(seglog_make_file(log, &file, id));
+    seglog_add_ahead(log, file, id);
+    return seglog_begin(log);
 }
 
 int seglog_seal(struct seglog *log)
@@ -270,50 +308,57 @@ int seglog_seal(struct seglog *log)
 
 /* --- give back ------------------------------------------------------------------------------- */
 
-void seglog_punch(struct seglog *log, struct segment *segment, uint64_t offset, uint64_t bytes)
+int seglog_punch(const struct seglog *log, const struct segment *segment, uint64_t offset,
+                 uint64_t bytes)
 {
-    if (!log->punches)
-        return;
     int err = log->io->ops->punch(log->io, segment->file, offset, bytes);
-    if (err == -EOPNOTSUPP) {
-        log->punches = false;
-        larder_log(LARDER_LOG_WARN, "segments: this file system cannot punch holes; only whole "
-                                    "segments give space back");
-    } else if (err < 0) {
+    if (err < 0 && err != -EOPNOTSUPP)
         larder_log(LARDER_LOG_WARN, "segment %u: punching %llu bytes: %s", segment->id,
                    (unsigned long long)bytes, larder_error_text(err));
-    }
+    return err;
 }
 
-int seglog_remove_dead(struct seglog *log, void (*gone)(void *context, uint32_t id, bool in_index),
-                       void *context)
+uint32_t seglog_dead(const struct seglog *log, struct segment **out, uint32_t count_max)
 {
-    for (uint32_t i = 0; i < log->count;) {
+    uint32_t count = 0;
+    bool older = false; /* stays */
+    for (uint32_t i = 0; i < log->count && count < count_max; i++) {
         struct segment *segment = log->segments[i];
         if (segment == log->open || segment->live_bytes > 0 || segment->users > 0 ||
-            segment->mark_count > 0 || (segment->tombstone_bytes > 0 && i > 0)) {
-            i++;
-            continue;
-        }
-        char name[NAME_BYTES];
-        name_of(name, segment->id);
-        /* Gone already when its removal could not be made durable the last time. */
-        int err = log->io->ops->unlink(log->io, name);
-        if (err < 0 && err != -ENOENT)
-            return err;
-        /* Durable before the next: tombstones must not go before what they removed. */
-        LARDER_TRY(log->io->ops->sync_directory(log->io));
-        uint32_t id = segment->id;
-        bool in_index = segment->in_index;
-        forget_segment(log, segment);
-        gone(context, id, in_index);
+            segment->mark_count > 0 || (segment->tombstone_bytes > 0 && older))
+            older = true;
+        else
+            out[count++] = segment;
     }
+    return count;
+}
+
+int seglog_remove_file(const struct seglog *log, struct segment *segment)
+{
+    char name[NAME_BYTES];
+    name_of(name, segment->id);
+    /* Gone already when its removal could not be made durable the last time. */
+    int err = log->io->ops->unlink(log->io, name);
+    if (err < 0 && err != -ENOENT)
+        return err;
+    /* Durable before the next: tombstones must not go before what they removed. */
+    LARDER_TRY(log->io->ops->sync_directory(log->io));
+    log->io->ops->close_file(log->io, segment->file);
+    segment->file = NULL;
     return 0;
+}
+
+struct segment *seglog_newest(const struct seglog *log)
+{
+    for (uint32_t i = log->count; i-- > 0;)
+        if (!log->segments[i]->blank)
+            return log->segments[i];
+    return NULL;
 }
 
 uint64_t seglog_usage(const struct seglog *log)
 {
-    uint64_t bytes = 0;
+    uint64_t bytes = log->ahead ? log->segment_bytes : 0;
     for (uint32_t i = 0; i < log->count; i++) {
         const struct segment *segment = log->segments[i];
         if (segment == log->open || !log->punches)

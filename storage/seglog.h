@@ -4,13 +4,16 @@
  *
  * Owns:    the open files under DIR/segments; all of them stay open.
  * Threads: the storage thread, or the one that opens the store. No lock: what others may know of it
- *          is copied out with seglog_usage().
+ *          is copied out with seglog_usage(). The keeper (keeper.h) calls what is marked so: that
+ *          reads only what does not change, and waits for the file system.
  * S1  An id is never used twice; only the segment made last is appended to, and only by the process
  *     that made it.
  * S2  A segment with tombstones or marks stays until no older one is left: they outlive every copy
  *     of what they removed, or changed, that may still stand in one.
  * S3  A file is gone, and that is durable, before the index forgets it: one that the index does not
  *     know is taken for a new one at the next start.
+ * S4  A file is made before it is needed, and blank until the first records come: nothing in a
+ *     blank segment was ever acknowledged.
  */
 #ifndef LARDER_STORAGE_SEGLOG_H
 #define LARDER_STORAGE_SEGLOG_H
@@ -56,6 +59,8 @@ struct segment {
     bool has_salt;            /* it was found there */
     bool in_index;            /* has a row there */
     bool needs_header;        /* new: its header, in seglog.page, goes out with its first records */
+    bool blank;               /* opened, and its header was never written (S4) */
+    bool leaving;             /* the keeper removes its file */
 };
 
 struct seglog {
@@ -68,9 +73,11 @@ struct seglog {
     uint32_t count;
     uint32_t capacity;
     uint32_t next_id;
-    struct segment *open; /* appended to; NULL: none yet, or the last is full */
-    bool punches;         /* until the file system says that it cannot */
-    uint8_t *page;        /* header of the segment made last; aligned */
+    struct segment *open;      /* appended to; NULL: none yet, or the last is full */
+    struct larder_file *ahead; /* of the next one, made before it is needed; NULL: none */
+    uint32_t ahead_id;
+    bool punches;  /* until the file system says that it cannot */
+    uint8_t *page; /* header of the segment made last; aligned */
 };
 
 /* Opens every segment file of this store in the directory. LARDER_EVERSION for a segment of another
@@ -85,22 +92,36 @@ struct segment *seglog_find(const struct seglog *log, uint32_t id);
 /* The index knows this id: it is not used again. */
 void seglog_saw(struct seglog *log, uint32_t id);
 
-/* Makes the next segment, preallocated, its name durable, and makes it the open one. -ENOSPC and
- * others leave nothing behind. */
+/* The newest segment that is not blank: the only one with records that the index may not know. */
+struct segment *seglog_newest(const struct seglog *log);
+
+/* Keeper: makes the file of segment `id`, preallocated, its name durable. -ENOSPC and others leave
+ * nothing behind. */
+int seglog_make_file(const struct seglog *log, struct larder_file **out, uint32_t id);
+/* Takes a file that was made: seglog_begin() will use it. */
+void seglog_add_ahead(struct seglog *log, struct larder_file *file, uint32_t id);
+/* The segment whose file is ready becomes the open one. */
+int seglog_begin(struct seglog *log);
+/* All three, for the next id. */
 int seglog_create(struct seglog *log);
 /* Nothing more goes into the open segment: cuts what was preallocated behind its records. An error
  * leaves it longer, which costs space only. */
 int seglog_seal(struct seglog *log);
 
-/* Gives the space of a dead record back, if the file system can. */
-void seglog_punch(struct seglog *log, struct segment *segment, uint64_t offset, uint64_t bytes);
+/* Keeper: gives the space of a dead record back. -EOPNOTSUPP where the file system cannot; other
+ * errors cost space only, and are logged. */
+int seglog_punch(const struct seglog *log, const struct segment *segment, uint64_t offset,
+                 uint64_t bytes);
 
-/* Removes, oldest first, the segments that nothing needs any more (S2), and reports each to `gone`
- * after its removal is durable. */
-int seglog_remove_dead(struct seglog *log, void (*gone)(void *context, uint32_t id, bool in_index),
-                       void *context);
+/* Up to `count_max` segments that nothing needs any more, in the order in which they are to be
+ * removed (S2). */
+uint32_t seglog_dead(const struct seglog *log, struct segment **out, uint32_t count_max);
+/* Keeper: removes the file, durably, and closes it. */
+int seglog_remove_file(const struct seglog *log, struct segment *segment);
+/* Its file is gone. */
+void seglog_forget(struct seglog *log, struct segment *segment);
 
-/* Bytes that all segments take on disk: the open one whole. */
+/* Bytes that all segments take on disk: the open one, and the one ahead, whole. */
 uint64_t seglog_usage(const struct seglog *log);
 
 #endif

@@ -71,12 +71,10 @@ static void *storage_thread(void *argument)
         writer_step(store);
         load_pump(store);
         /* A completion may have queued something; a step may have left something to do at once. */
-        bool again = run_completions(store) || purge_step(store) ||
-                     (store->syncing && store->syncing->synced) ||
-                     (!store->filling && !writer_idle(store) && !store->syncing);
+        bool again = run_completions(store) || purge_step(store) || writer_must_step(store);
         if (may_stop(store))
             break;
-        int count = store->io->ops->poll(store->io, again ? 0 : -1);
+        int count = store->io->ops->poll(store->io, again ? 0 : commit_timeout_ms(store));
         if (count < 0) {
             /* The disk may still write to slots, and nobody could be told anything any more: what
              * is left is what a power loss leaves, and a start mends that. */
@@ -388,6 +386,11 @@ int store_open_seal(struct larder_store *store)
     return seal_create(&store->seal, store->identity, &store->log);
 }
 
+static void round_over(void *context)
+{
+    store_wake(context);
+}
+
 static int open_parts(struct larder_store *store)
 {
     const struct larder_store_options *options = &store->options;
@@ -406,6 +409,7 @@ static int open_parts(struct larder_store *store)
     LARDER_TRY(store_open_seal(store));
     LARDER_TRY(open_requests(store));
     LARDER_TRY(recover_store(store));
+    LARDER_TRY(keeper_open(&store->keeper, store->index, &store->log, round_over, store));
     int err = pthread_create(&store->thread, NULL, storage_thread, store);
     if (err != 0)
         return larder_fail(-err, "store: thread: %s", strerror(err));
@@ -427,6 +431,7 @@ void store_free(struct larder_store *store)
         store->watches = watch->next;
         larder_free(watch);
     }
+    commit_close(store);
     marks_close(&store->marks);
     if (store->log.io)
         seglog_close(&store->log);
@@ -439,8 +444,6 @@ void store_free(struct larder_store *store)
     for (uint32_t i = 0; i < store->merge_buffer_count; i++)
         larder_free(store->merge_buffers[i]);
     larder_free(store->load_requests);
-    larder_free(store->dead.extents);
-    larder_free(store->gone);
     for (uint32_t i = 0; i < store->model_count; i++)
         larder_free(store->models[i]);
     larder_free(store->models);

@@ -395,8 +395,10 @@ struct larder_store_stats {
     uint64_t recovered_from_tail; /* of those, written but not yet in the index */
     uint64_t index_rebuilt;       /* 1 when the index was made anew at start */
     uint64_t recovery_us;
-    uint64_t read_only; /* 1 after a failed sync */
-    char io[16];        /* backend */
+    uint64_t tail_bytes; /* of durable records that the index does not name yet: a start after a
+                            crash reads them again */
+    uint64_t read_only;  /* 1 after a failed sync */
+    char io[16];         /* backend */
 };
 void larder_store_stats(struct larder_store *store, struct larder_store_stats *out);
 /* The same for one tenant; only the fields of entries, bytes, gets and hits are filled, and its

@@ -7,7 +7,8 @@
  *   lease.c    leases on slots of the host tier
  *   put.c      reservations, publication, waiting for an entry
  *   load.c     reads from SSD into slots; verification
- *   writer.c   groups: segment writes, sync, index commit, acknowledgement
+ *   writer.c   groups: segment writes, sync, acknowledgement
+ *   commit.c   what the index is to learn, in batches;  space.c  room for what is to be written
  *   purge.c    the end of all that a tenant has
  *   remove.c   removal of subtrees: by request, after damage, of replaced tails
  *   marking.c  pins, expiry and priority of entries
@@ -33,6 +34,7 @@
 #include "storage/identity.h"
 #include "storage/index.h"
 #include "storage/io.h"
+#include "storage/keeper.h"
 #include "storage/mark.h"
 #include "storage/policy.h"
 #include "storage/seal.h"
@@ -42,7 +44,8 @@
 
 /* A group takes at most this much, so that its first member does not wait long for its last. */
 #define GROUP_BYTES_MAX (64ull << 20)
-/* What one index transaction takes at most: it makes sure of room for so many (index.h). */
+/* Entries whose places in the index one transaction changes: it makes sure of room for so many
+ * (index.h). */
 #define GROUP_MEMBERS_MAX 500u
 /* Writes in flight: enough of small ones to keep a disk busy, little enough of large ones that
  * reads get in between. */
@@ -102,6 +105,7 @@ struct larder_put {
     uint32_t slot;
     uint8_t number; /* of the variant */
     bool replaces;  /* `old` was visible before */
+    int refused;    /* there was no room while it was queued */
     struct entry_variant old;
     struct entry_variant variant;
     struct index_entry value; /* as the index will have it */
@@ -201,7 +205,10 @@ struct group {
     struct append *appending;
     struct append header;
     struct append *models; /* of model records; owned */
+    struct batch *batch;   /* for what the index is to learn */
     uint64_t bytes;
+    uint64_t end_bytes; /* of the segment, behind its members */
+    uint64_t tombstone_bytes;
     uint32_t members; /* changes of the index */
     uint32_t in_flight;
     uint64_t in_flight_bytes;
@@ -209,7 +216,7 @@ struct group {
     bool synced;
     bool abandoned; /* a write failed; what it left is cut, and that is being synced */
     int write_err;
-    bool committed; /* before its time: only by a planted bug */
+    bool noted; /* before its time: only by a planted bug */
     int err;
     uint64_t start_bytes; /* of the segment, before its members */
     struct larder_io_request sync;
@@ -319,6 +326,26 @@ struct dead_list {
     uint32_t capacity;
 };
 
+/* What the index is to learn, and the keeper's round (commit.c). */
+struct commits {
+    struct batch *batches; /* oldest first */
+    struct batch *last;
+    uint64_t waiting_bytes; /* of records that they name */
+    uint32_t waiting_changes;
+    uint64_t since_us;          /* the oldest waits */
+    uint64_t retry_us;          /* after the index found no room: when to try again; 0: it did */
+    uint64_t tail_bytes;        /* of records that the index does not name yet */
+    struct removal *held;       /* are told when what is there now is in the index */
+    struct removal *held_round; /* ... when the round is over */
+    bool hurry;                 /* somebody waits for a round */
+    bool want_segment;
+    bool index_full;
+    bool busy; /* the round is the keeper's */
+    int make_err;
+    struct round round;
+    struct dead_list dead; /* given back by the round */
+};
+
 struct tenant_state {
     uint32_t root;     /* entry */
     bool growing;      /* a thread is making a slab for it */
@@ -384,7 +411,9 @@ struct larder_store {
 
     /* storage thread, and the opener before it starts */
     struct seglog log;
-    struct larder_index *index;
+    struct larder_index *index; /* the keeper's, once it is there */
+    struct keeper *keeper;
+    struct commits commits;
     struct group groups[2];
     struct group *filling;
     struct group *syncing;
@@ -394,13 +423,16 @@ struct larder_store {
     struct load_request *free_load_requests;
     void *merge_buffers[MERGES_IN_FLIGHT_MAX]; /* the first so many are free */
     uint32_t merge_buffer_count;               /* free ones */
-    struct seal *seal;                         /* NULL: a plain store */
-    struct dead_list dead;                     /* the index forgot them: to be given back */
-    uint32_t *gone; /* ids of removed segments that the index still knows */
+    struct seal *seal;     /* NULL: a plain store */
+    struct dead_list dead; /* given back when the index has forgotten them; under lock */
+    uint32_t *gone;        /* ids of removed segments that the index still knows */
     uint32_t gone_count;
     bool index_is_new;
-    bool sweep;    /* a segment may be dead */
-    bool no_space; /* said already */
+    bool sweep;        /* a segment may be dead */
+    bool no_space;     /* said already */
+    bool probed;       /* the index was asked again for room */
+    bool blocked;      /* what is queued waits for the keeper */
+    uint32_t attempts; /* at a segment that the disk refused */
 };
 
 /* store.c */
@@ -429,19 +461,19 @@ int evict_take_locked(struct larder_store *store, uint32_t *out, uint32_t tenant
 int evict_grow(struct larder_store *store, uint32_t tenant);
 /* The entry has no host copy any more. */
 void evict_detach_slot_locked(struct larder_store *store, uint32_t entry);
-/* Storage thread: frees at least `bytes` on SSD, of all tenants (EVICT_ANY) or of one that is over
- * its quota; -ENOSPC when too little may go. */
+/* Storage thread: lets at least `bytes` on SSD die, *freed of them, of all tenants (EVICT_ANY) or
+ * of one that is over its quota; -ENOSPC when too little may go. They are given back when the index
+ * has forgotten them. */
 #define EVICT_ANY LARDER_POLICY_ALL
-int evict_ssd(struct larder_store *store, uint32_t tenant, uint64_t bytes);
+int evict_ssd(struct larder_store *store, uint32_t tenant, uint64_t bytes, uint64_t *freed);
 /* Is there a slab that could be another tenant's at once? */
 bool evict_finds_slab_locked(struct larder_store *store, uint32_t tenant);
 
 /* quota.c */
 /* May this tenant put so many bytes more? LARDER_EFULL, -EBUSY. */
 int quota_check_put_locked(const struct larder_store *store, uint32_t tenant, uint64_t bytes);
-/* Storage thread: evicts what of the tenant must go for so many bytes more; LARDER_EFULL. 1: it
- * would have to, and may not. */
-int quota_make_room(struct larder_store *store, uint32_t tenant, uint64_t bytes, bool may_evict);
+/* Storage thread: evicts what of the tenant must go for so many bytes more; LARDER_EFULL. */
+int quota_make_room(struct larder_store *store, uint32_t tenant, uint64_t bytes);
 bool quota_may_grow_locked(const struct larder_store *store, uint32_t tenant);
 /* It was refused a slot of the host tier, or has got one. */
 void quota_refused_locked(struct larder_store *store, uint32_t tenant);
@@ -469,8 +501,7 @@ void mark_published_locked(struct larder_store *store, uint32_t entry, struct ma
 /* The first of what is queued, as a record; NULL without memory. May be empty. */
 struct mark_batch *mark_take_batch_locked(struct larder_store *store);
 void mark_give_up_locked(struct larder_store *store, int err);
-int mark_put_values(struct larder_store *store, const struct mark_batch *batch,
-                    uint32_t segment_id);
+void mark_note(struct batch *into, const struct mark_batch *batch, uint32_t segment_id);
 void mark_batch_done_locked(struct larder_store *store, struct mark_batch *batch,
                             uint32_t segment_id, int err);
 /* Storage thread: how many marks that hold stand in each segment. */
@@ -591,6 +622,39 @@ void remove_dead_locked(struct larder_store *store, uint32_t entry);
 /* writer.c */
 void writer_step(struct larder_store *store);
 bool writer_idle(struct larder_store *store);
+/* There is something to do before the next completion or wake. */
+bool writer_must_step(struct larder_store *store);
+
+/* space.c */
+/* 0: the open segment has room for `bytes`. 1: not in this group, or not before the keeper's round
+ * is over. */
+int space_make_room(struct larder_store *store, const struct group *group, uint64_t bytes);
+
+/* commit.c */
+struct batch *batch_new(void);
+/* At most BATCH_CHANGES_MAX a batch. */
+void batch_put(struct batch *batch, const struct larder_key *key, uint32_t variant,
+               const struct index_entry *value);
+void batch_delete(struct batch *batch, const struct larder_key *key, uint32_t variant);
+void batch_put_mark(struct batch *batch, const struct larder_key *key,
+                    const struct index_mark *mark);
+void batch_delete_mark(struct batch *batch, const struct larder_key *key);
+void batch_model(struct batch *batch, const struct larder_model_info *info);
+/* The index will learn it, after all that was added before. Takes the batch. */
+void commit_add(struct larder_store *store, struct batch *batch);
+/* Something that was added is not in the index yet. */
+bool commit_is_behind(const struct larder_store *store);
+/* Its `done` is called when the index has forgotten all of it: a tombstone alone, whose bits may
+ * flip, is not enough for what must never come back. */
+void commit_hold_locked(struct larder_store *store, struct removal *removal);
+/* The keeper's round, if it is over; and the next one, if it is due. */
+void commit_take_round(struct larder_store *store);
+void commit_give_round(struct larder_store *store);
+bool commit_idle(struct larder_store *store);
+/* Until the next round is due; -1: a completion or a wake will tell. */
+int commit_timeout_ms(const struct larder_store *store);
+void commit_close(struct larder_store *store);
+void commit_publish_usage(struct larder_store *store);
 int dead_add(struct dead_list *list, struct dead_extent extent);
 void writer_extent_dead_locked(struct larder_store *store, const struct entry_variant *variant);
 

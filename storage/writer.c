@@ -1,17 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* writer.c - the way to SSD: groups of records, one sync and one index transaction each.
+/* writer.c - the way to SSD: groups of records, one sync each.
  *
  *   FILLING  members are taken from the queues, placed at the end of the open segment, stamped with
  *            their place, tagged, and written. A group takes members until its sync begins.
  *   SYNCING  one fdatasync covers its writes; the next group is being filled and written meanwhile.
- *   then     one transaction of the index names all its records; only then is anybody told.
+ *   then     everybody is told, and what the index is to learn goes to commit.c.
  *
- * At most one group is in each state, so the index learns of groups in their order in the segment,
- * and everything below a segment's committed_bytes is named by it or dead.
+ * At most one group is in each state, so groups end in their order in the segment, the index learns
+ * of them in that order, and everything below a segment's committed_bytes is named by it or dead.
  *
- * A failed write ends its group and its segment: what it left behind the committed bytes is cut.
- * A failed sync or transaction ends writing altogether (the page cache may have thrown away what it
- * could not write, so a second sync that succeeds proves nothing).
+ * A failed write ends its group and its segment: what it left behind the groups before is cut.
+ * A failed sync, or a failed transaction of the index, ends writing altogether (the page cache may
+ * have thrown away what it could not write, so a second sync that succeeds proves nothing).
  *
  * Threads: the storage thread. What it reads of entries is under the lock; slots that wait for
  * their write are pinned.
@@ -32,98 +32,6 @@
 static uint64_t append_record_bytes(const struct larder_put *put)
 {
     return (uint64_t)put->variant.record_pages * LARDER_PAGE_BYTES;
-}
-
-/* --- space given back ------------------------------------------------------------------------- */
-
-int dead_add(struct dead_list *list, struct dead_extent extent)
-{
-    if (list->count == list->capacity) {
-        uint32_t capacity = list->capacity ? list->capacity * 2 : 256;
-        struct dead_extent *extents = larder_realloc(list->extents, sizeof(*extents) * capacity);
-        if (!extents)
-            return -ENOMEM;
-        list->extents = extents;
-        list->capacity = capacity;
-    }
-    list->extents[list->count++] = extent;
-    return 0;
-}
-
-void writer_extent_dead_locked(struct larder_store *store, const struct entry_variant *variant)
-{
-    struct dead_extent extent = {
-        .segment_id = variant->segment_id,
-        .segment_page = variant->segment_page,
-        .pages = variant->record_pages,
-    };
-    assert(extent.segment_id != 0);
-    if (load_takes_dead_locked(store, &extent))
-        return;
-    if (dead_add(&store->dead, extent) < 0)
-        larder_log(LARDER_LOG_WARN, "storage: no memory to give %u pages of segment %u back",
-                   extent.pages, extent.segment_id);
-}
-
-static void segment_gone(void *context, uint32_t id, bool in_index)
-{
-    struct larder_store *store = context;
-    if (!in_index)
-        return;
-    uint32_t *gone = larder_realloc(store->gone, sizeof(*gone) * (store->gone_count + 1ul));
-    if (!gone)
-        return; /* a row without a file and without entries is dropped by the next start */
-    store->gone = gone;
-    gone[store->gone_count++] = id;
-}
-
-static void publish_usage(struct larder_store *store)
-{
-    pthread_mutex_lock(&store->lock);
-    store->stats.segment_bytes = seglog_usage(&store->log);
-    store->stats.segments = store->log.count;
-    pthread_mutex_unlock(&store->lock);
-}
-
-static void give_back(struct larder_store *store)
-{
-    pthread_mutex_lock(&store->lock);
-    struct dead_list dead = store->dead;
-    store->dead = (struct dead_list){0};
-    bool read_only = store->read_only;
-    pthread_mutex_unlock(&store->lock);
-    if (dead.count == 0 && !store->sweep)
-        return;
-    for (uint32_t i = 0; i < dead.count; i++) {
-        struct segment *segment = seglog_find(&store->log, dead.extents[i].segment_id);
-        if (!segment)
-            continue;
-        uint64_t bytes = (uint64_t)dead.extents[i].pages * LARDER_PAGE_BYTES;
-        assert(segment->live_bytes >= bytes);
-        segment->live_bytes -= bytes;
-        if (segment->live_bytes == 0)
-            store->sweep = true;
-        /* I4: after a failed sync nothing on the disk is touched any more. */
-        if (!read_only)
-            seglog_punch(&store->log, segment,
-                         (uint64_t)dead.extents[i].segment_page * LARDER_PAGE_BYTES, bytes);
-    }
-    larder_free(dead.extents);
-    if (store->sweep && !read_only) {
-        pthread_mutex_lock(&store->lock);
-        mark_count_homes_locked(store);
-        const struct segment *oldest = store->log.count > 0 ? store->log.segments[0] : NULL;
-        if (oldest && oldest != store->log.open && oldest->live_bytes == 0 &&
-            oldest->mark_count > 0)
-            mark_move_out_locked(store, oldest->id);
-        pthread_mutex_unlock(&store->lock);
-        int err = seglog_remove_dead(&store->log, segment_gone, store);
-        if (err < 0)
-            larder_log(LARDER_LOG_WARN, "storage: removing a dead segment: %s",
-                       larder_error_message());
-    }
-    store->sweep = false;
-    publish_usage(store);
 }
 
 /* --- groups ----------------------------------------------------------------------------------- */
@@ -173,69 +81,8 @@ static void place(struct larder_store *store, struct group *group, struct append
     *append = (struct append){
         .record = record, .buffer = record, .offset = segment->end_bytes, .bytes = bytes};
     segment->end_bytes += bytes;
+    group->end_bytes = segment->end_bytes;
     group_append(group, append);
-}
-
-/* Whether the index could commit a group now: a full disk is to be met before anything is written,
- * not after. */
-static int index_has_room(struct larder_store *store)
-{
-    int err = larder_index_begin(store->index);
-    if (err == 0)
-        larder_index_abort(store->index);
-    return err;
-}
-
-/* 0: there is a segment with room for `bytes`. 1: not in this group. */
-static int make_room(struct larder_store *store, const struct group *group, uint64_t bytes)
-{
-    struct seglog *log = &store->log;
-    if (!group->segment)
-        LARDER_TRY(index_has_room(store));
-    if (log->open && log->open->end_bytes + bytes <= store->options.segment_bytes)
-        return 0;
-    /* A segment is begun only when all of the one before it is committed: so none but the newest
-     * can hold records that were cut short, and a rebuild has to verify only that one whole. */
-    if (group->segment || store->syncing)
-        return 1;
-    if (log->open)
-        seglog_seal(log);
-    store->sweep = true;
-    pthread_mutex_lock(&store->lock);
-    for (uint32_t i = 0; i < store->model_count; i++)
-        store->models[i]->in_segment = false;
-    pthread_mutex_unlock(&store->lock);
-    int err = 0;
-    /* What the disk refuses although ssd_bytes allows it is made room for in the same way, but not
-     * forever. */
-    for (int attempt = 0; attempt < 3; attempt++) {
-        give_back(store);
-        uint64_t need = seglog_usage(log) + store->options.segment_bytes;
-        uint64_t too_much = need > store->options.ssd_bytes ? need - store->options.ssd_bytes : 0;
-        if (err == -ENOSPC && too_much == 0)
-            too_much = store->options.segment_bytes;
-        if (too_much > 0) {
-            err = evict_ssd(store, EVICT_ANY, too_much);
-            give_back(store);
-            if (err == -ENOSPC && attempt > 0)
-                break;
-            if (err < 0 && err != -ENOSPC)
-                break;
-            if (seglog_usage(log) + store->options.segment_bytes > store->options.ssd_bytes)
-                continue;
-        }
-        err = seglog_create(log);
-        if (err != -ENOSPC)
-            break;
-    }
-    /* What was evicted may be in use for a while yet: its segments still count. */
-    if (err == 0 && !log->open)
-        err = -ENOSPC;
-    publish_usage(store);
-    if (err < 0 && !store->no_space)
-        larder_log(LARDER_LOG_ERROR, "storage: no new segment: %s", larder_error_text(err));
-    store->no_space = err < 0;
-    return err < 0 ? err : 0;
 }
 
 /* --- members ---------------------------------------------------------------------------------- */
@@ -365,6 +212,22 @@ static int add_model_record(struct larder_store *store, struct group *group, uin
     return 0;
 }
 
+/* Finding that there is no room takes a while: the answer holds for all that waits now. Among them
+ * are those for which this one, their ancestor, was written. */
+static void refuse_queued_locked(struct larder_store *store, int err)
+{
+    for (struct larder_put *put = store->put_queue; put; put = put->next)
+        put->refused = err;
+}
+
+/* 0: room for `bytes` in the open segment, and for what the index is to learn. 1: not now. */
+static int ready_for(struct larder_store *store, struct group *group, uint64_t bytes)
+{
+    if (!group->batch)
+        group->batch = batch_new();
+    return group->batch ? space_make_room(store, group, bytes) : -ENOMEM;
+}
+
 /* 0: taken (or refused). 1: this group takes no more. */
 static int add_put(struct larder_store *store, struct group *group)
 {
@@ -373,7 +236,7 @@ static int add_put(struct larder_store *store, struct group *group)
     struct larder_put *behind = NULL;
     bool there =
         put->entry != TABLE_NONE && !(table_entry(&store->table, put->entry)->flags & ENTRY_DOOMED);
-    int err = store->read_only ? LARDER_EREADONLY : there ? 0 : LARDER_ENOTFOUND;
+    int err = store->read_only ? LARDER_EREADONLY : !there ? LARDER_ENOTFOUND : put->refused;
     struct larder_put *first = err == 0 ? ancestor_first_locked(store, put, &err) : NULL;
     if (first) {
         behind = put;
@@ -392,12 +255,14 @@ static int add_put(struct larder_store *store, struct group *group)
                           (unsigned long long)store->options.segment_bytes);
     int room = err;
     if (err == 0)
-        room = quota_make_room(store, tenant, bytes, !group->segment && !store->syncing);
+        room = err = quota_make_room(store, tenant, bytes);
     if (room == 0)
-        room = make_room(store, group, bytes + LARDER_PAGE_BYTES);
+        room = ready_for(store, group, bytes + LARDER_PAGE_BYTES);
     if (room == 0 && !store->models[put->model]->in_segment)
         room = add_model_record(store, group, put->model);
     pthread_mutex_lock(&store->lock);
+    if (room < 0 && err == 0)
+        refuse_queued_locked(store, room);
     if (behind && room < 0)
         put_finish_locked(store, behind, room);
     else if (behind)
@@ -412,13 +277,13 @@ static int add_put(struct larder_store *store, struct group *group)
         put->variant.segment_page = (uint32_t)(put->append.offset / LARDER_PAGE_BYTES);
         put->state = PUT_GROUPED;
         put->next = NULL;
-        /* make_room() may have evicted on SSD, but never an entry that is PUTTING or above one. */
+        /* Making room may have evicted on SSD, but never an entry that is PUTTING or above one. */
         fill_value_locked(store, put);
         table_entry(&store->table, put->entry)->flags |= ENTRY_GROUPED;
         store->tenants[tenant].grouped_bytes += bytes;
         *group->puts_end = put;
         group->puts_end = &put->next;
-        group->members++;
+        group->members += store->models[put->model]->in_index ? 1 : 2;
     }
     pthread_mutex_unlock(&store->lock);
     return room == 1 ? 1 : 0;
@@ -498,7 +363,7 @@ static int add_slice(struct larder_store *store, struct group *group)
     }
     bool read_only = store->read_only;
     pthread_mutex_unlock(&store->lock);
-    int room = read_only ? LARDER_EREADONLY : make_room(store, group, bytes_max);
+    int room = read_only ? LARDER_EREADONLY : ready_for(store, group, bytes_max);
     if (room == 1)
         return 1;
     pthread_mutex_lock(&store->lock);
@@ -517,7 +382,7 @@ static int add_slice(struct larder_store *store, struct group *group)
             store->removals_end = &store->removals;
     }
     place(store, group, &slice->append, slice->append.record, slice->append.bytes);
-    group->segment->tombstone_bytes += slice->append.bytes;
+    group->tombstone_bytes += slice->append.bytes;
     *group->slices_end = slice;
     group->slices_end = &slice->next;
     group->members += slice->count;
@@ -531,7 +396,7 @@ static int add_marks(struct larder_store *store, struct group *group)
     pthread_mutex_lock(&store->lock);
     bool read_only = store->read_only;
     pthread_mutex_unlock(&store->lock);
-    int room = read_only ? LARDER_EREADONLY : make_room(store, group, LARDER_PAGE_BYTES);
+    int room = read_only ? LARDER_EREADONLY : ready_for(store, group, LARDER_PAGE_BYTES);
     if (room == 1)
         return 1;
     pthread_mutex_lock(&store->lock);
@@ -543,7 +408,7 @@ static int add_marks(struct larder_store *store, struct group *group)
         larder_free(batch);
     } else {
         place(store, group, &batch->append, batch->append.record, batch->append.bytes);
-        group->segment->tombstone_bytes += batch->append.bytes;
+        group->tombstone_bytes += batch->append.bytes;
         batch->next = group->marks;
         group->marks = batch;
         group->members += batch->count;
@@ -679,69 +544,36 @@ static void begin_sync(struct larder_store *store, struct group *group)
     store->io->ops->submit(store->io, &group->sync);
 }
 
-/* --- commit ----------------------------------------------------------------------------------- */
+/* --- the end ---------------------------------------------------------------------------------- */
 
-static int put_values(struct larder_store *store, struct group *group)
+/* What the index is to learn of the group. */
+static void note_changes(struct larder_store *store, struct group *group)
 {
+    struct batch *batch = group->batch;
+    group->batch = NULL;
     for (struct larder_put *put = group->puts; put; put = put->next) {
         struct model_state *model = store->models[put->model];
         if (!model->in_index)
-            LARDER_TRY(
-                larder_index_put_model(store->index, &model->info.fingerprint, &model->info.desc));
-        LARDER_TRY(larder_index_put_entry(store->index, &put->key, put->number, &put->value));
+            batch_model(batch, &model->info);
+        model->in_index = true;
+        batch_put(batch, &put->key, put->number, &put->value);
+        group->segment->live_bytes += append_record_bytes(put);
     }
     for (struct slice *slice = group->slices; slice; slice = slice->next) {
         const struct larder_record *record = slice->append.record;
         const struct larder_key *keys = (const void *)larder_record_extra(record);
         for (uint32_t i = 0; i < slice->count; i++)
-            LARDER_TRY(larder_index_delete_entry(store->index, &keys[i], slice->numbers[i]));
+            batch_delete(batch, &keys[i], slice->numbers[i]);
         for (uint32_t i = 0; i < slice->count && !slice->removal->single; i++)
-            LARDER_TRY(larder_index_delete_mark(store->index, &keys[i]));
+            batch_delete_mark(batch, &keys[i]);
     }
-    LARDER_TRY(mark_put_values(store, group->marks, group->segment->id));
-    for (uint32_t i = 0; i < store->gone_count; i++)
-        LARDER_TRY(larder_index_delete_segment(store->index, store->gone[i]));
-    const struct append *last = group->appends;
-    while (last->next)
-        last = last->next;
-    struct index_segment row = {.committed_bytes = last->offset + last->bytes,
-                                .tombstone_bytes = group->segment->tombstone_bytes};
-    return larder_index_put_segment(store->index, group->segment->id, &row);
-}
-
-static int commit_index(struct larder_store *store, struct group *group)
-{
-    int err = 0;
-    for (int attempt = 0; attempt < 3; attempt++) {
-        pthread_mutex_lock(&store->lock);
-        uint64_t next_generation = store->next_generation;
-        pthread_mutex_unlock(&store->lock);
-        err = larder_index_begin(store->index);
-        if (err < 0)
-            return err;
-        err = put_values(store, group);
-        if (err < 0)
-            larder_index_abort(store->index);
-        else
-            err = larder_index_commit(store->index, next_generation);
-        if (err != -EAGAIN)
-            return err;
-        larder_index_abort(store->index);
-    }
-    return err;
-}
-
-static void mark_committed(struct larder_store *store, struct group *group)
-{
-    struct segment *segment = group->segment;
-    for (struct append *append = group->appends; append; append = append->next)
-        segment->committed_bytes = append->offset + append->bytes;
-    segment->in_index = true;
-    for (struct larder_put *put = group->puts; put; put = put->next) {
-        segment->live_bytes += append_record_bytes(put);
-        store->models[put->model]->in_index = true;
-    }
-    store->gone_count = 0;
+    mark_note(batch, group->marks, group->segment->id);
+    group->segment->tombstone_bytes += group->tombstone_bytes;
+    batch->segment_id = group->segment->id;
+    batch->row = (struct index_segment){.committed_bytes = group->end_bytes,
+                                        .tombstone_bytes = group->segment->tombstone_bytes};
+    batch->bytes = group->bytes;
+    commit_add(store, batch);
 }
 
 /* A longer block is stored: the shorter ones that it extends may go. */
@@ -790,8 +622,8 @@ static void free_members(struct group *group)
 /* Everybody is told, good or bad; the group is over. */
 static void group_end(struct larder_store *store, struct group *group, int err)
 {
-    if (err == 0)
-        mark_committed(store, group);
+    if (err == 0 && !group->noted)
+        note_changes(store, group);
     pthread_mutex_lock(&store->lock);
     if (err == 0) {
         store->stats.synced_groups++;
@@ -814,6 +646,8 @@ static void group_end(struct larder_store *store, struct group *group, int err)
     store->sweep = store->sweep || group->marks;
     pthread_mutex_unlock(&store->lock);
     free_members(group);
+    larder_free(group->batch);
+    group->batch = NULL;
     if (group->segment)
         group->segment->users--;
     group->state = GROUP_IDLE;
@@ -821,22 +655,15 @@ static void group_end(struct larder_store *store, struct group *group, int err)
         store->filling = NULL;
     if (store->syncing == group)
         store->syncing = NULL;
-    publish_usage(store);
+    commit_publish_usage(store);
 }
 
-static void commit_group(struct larder_store *store, struct group *group)
+static void end_synced(struct larder_store *store, struct group *group)
 {
-    int err = group->err;
-    if (err < 0) {
-        store_fail_writes(store, "fdatasync of a segment", err);
-        group_end(store, group, LARDER_EREADONLY);
-        return;
-    }
-    if (!group->committed)
-        err = commit_index(store, group);
-    if (err < 0)
-        store_fail_writes(store, "commit of the index", err);
-    group_end(store, group, err < 0 ? LARDER_EREADONLY : 0);
+    if (group->err < 0)
+        store_fail_writes(store, "fdatasync of a segment", group->err);
+    /* I4: nor is it when the index failed meanwhile. */
+    group_end(store, group, store->read_only ? LARDER_EREADONLY : 0);
 }
 
 /* The segment ends where this group began; the next one begins a new segment. Nobody is told before
@@ -850,10 +677,6 @@ static void abandon_group(struct larder_store *store, struct group *group)
     pthread_mutex_lock(&store->lock);
     store->stats.io_errors++;
     pthread_mutex_unlock(&store->lock);
-    for (struct slice *slice = group->slices; slice; slice = slice->next)
-        segment->tombstone_bytes -= slice->append.bytes;
-    for (struct mark_batch *batch = group->marks; batch; batch = batch->next)
-        segment->tombstone_bytes -= batch->append.bytes;
     segment->end_bytes = group->start_bytes;
     assert(store->log.open == segment);
     int err = seglog_seal(&store->log);
@@ -882,27 +705,28 @@ static void end_abandoned(struct larder_store *store, struct group *group)
 }
 
 /* A planted bug: the index and the callers hear of records that are still on their way. */
-static void commit_early(struct larder_store *store, struct group *group)
+static void note_early(struct larder_store *store, struct group *group)
 {
     group->closed = true;
-    group->committed = commit_index(store, group) == 0;
-    for (struct larder_put *put = group->puts; put && group->committed; put = put->next) {
+    group->noted = true;
+    note_changes(store, group);
+    store->commits.hurry = true;
+    for (struct larder_put *put = group->puts; put; put = put->next) {
         if (put->done)
             put->done(put->context, 0);
         put->done = NULL;
     }
 }
 
-void writer_step(struct larder_store *store)
+static void step_group(struct larder_store *store)
 {
     if (store->syncing && store->syncing->synced)
-        commit_group(store, store->syncing);
+        end_synced(store, store->syncing);
     if (store->filling && store->filling->abandoned) {
         if (!store->filling->synced)
             return;
         end_abandoned(store, store->filling);
     }
-    give_back(store);
     if (!store->filling) {
         pthread_mutex_lock(&store->lock);
         bool work = store->put_queue || store->removals || store->mark_queue;
@@ -914,7 +738,7 @@ void writer_step(struct larder_store *store)
     struct group *group = store->filling;
     gather(store, group);
     if (LARDER_PLANT(INDEX_BEFORE_DATA) && group->appends && !group->closed && !store->syncing)
-        commit_early(store, group);
+        note_early(store, group);
     submit_appends(store, group);
     if (group->in_flight > 0 || (group->appending && group->err == 0 && !store->read_only))
         return;
@@ -923,17 +747,39 @@ void writer_step(struct larder_store *store)
     } else if (group->err < 0) {
         abandon_group(store, group);
     } else if (!group->appends) {
-        group->state = GROUP_IDLE; /* all that was queued was refused */
+        /* All that was queued was refused, or waits for the keeper. */
+        store->blocked = group->closed;
+        larder_free(group->batch);
+        group->state = GROUP_IDLE;
         store->filling = NULL;
     } else if (!store->syncing) {
         begin_sync(store, group);
     }
 }
 
+void writer_step(struct larder_store *store)
+{
+    store->blocked = false;
+    /* Before: who waits for a round that is over by now must not wait for another. */
+    commit_take_round(store);
+    step_group(store);
+    commit_give_round(store);
+}
+
+bool writer_must_step(struct larder_store *store)
+{
+    if (store->syncing && store->syncing->synced)
+        return true;
+    pthread_mutex_lock(&store->lock);
+    bool queued = store->put_queue || store->removals || store->mark_queue;
+    pthread_mutex_unlock(&store->lock);
+    return queued && !store->filling && !store->syncing && !store->blocked;
+}
+
 bool writer_idle(struct larder_store *store)
 {
     pthread_mutex_lock(&store->lock);
-    bool queued = store->put_queue || store->removals || store->mark_queue || store->dead.count > 0;
+    bool queued = store->put_queue || store->removals || store->mark_queue;
     pthread_mutex_unlock(&store->lock);
-    return !queued && !store->filling && !store->syncing;
+    return !queued && !store->filling && !store->syncing && commit_idle(store);
 }

@@ -390,6 +390,13 @@ void fixture_settle(struct fixture *fixture, uint64_t seed)
     must(fixture_when(fixture, seed, LARDER_DURABLE) == 0);
 }
 
+void fixture_commit(struct fixture *fixture)
+{
+    for (int i = 0; i < 1000 && fixture_stats(fixture).tail_bytes > 0; i++)
+        usleep(10000);
+    must(fixture_stats(fixture).tail_bytes == 0);
+}
+
 /* --- files ------------------------------------------------------------------------------------ */
 
 static int open_segment(const struct fixture *fixture, uint32_t segment)

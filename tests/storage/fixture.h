@@ -87,6 +87,9 @@ struct larder_store_stats fixture_stats(struct fixture *fixture);
 /* Waits until nothing is queued for SSD: the entry is durable. */
 void fixture_settle(struct fixture *fixture, uint64_t seed);
 
+/* Waits until the index names all that is durable. */
+void fixture_commit(struct fixture *fixture);
+
 /* Changes bytes of a segment file of a closed store. */
 void fixture_flip(const struct fixture *fixture, uint32_t segment, uint64_t offset);
 void fixture_truncate(const struct fixture *fixture, uint32_t segment, uint64_t bytes);

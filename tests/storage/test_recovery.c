@@ -234,6 +234,7 @@ static void keep_index_while(void (*change)(void))
     char index[SCRATCH_PATH_BYTES + 16], kept[SCRATCH_PATH_BYTES + 16];
     snprintf(index, sizeof(index), "%s/index", f.path);
     snprintf(kept, sizeof(kept), "%s/kept", f.path);
+    fixture_commit(&f);
     copy_file(index, kept);
     change();
     fixture_close(&f);
@@ -277,16 +278,11 @@ START_TEST(a_tail_is_taken_in)
 }
 END_TEST
 
-START_TEST(a_torn_tail_ends_at_the_tear)
+/* The tail is block 3, then 100 to 102 of 20 KB each, a tombstone, and 200 to 202. */
+static void damage_101(int64_t from_end)
 {
-    fixture_put_chain(&f, 1, 2, 9000, LARDER_DURABLE);
-    fixture_put_chain(&f, 10, 4, 9000, LARDER_DURABLE);
-    keep_index_while(add_more);
-    /* The tail begins with block 3, then 100 to 102 of 20 KB each; tear 101's payload. */
-    struct stat st;
     char path[SCRATCH_PATH_BYTES + 32];
     snprintf(path, sizeof(path), "%s/segments/00000001.seg", f.path);
-    ck_assert_int_eq(stat(path, &st), 0);
     int fd = open(path, O_RDONLY);
     uint64_t at = 4096;
     struct larder_record record;
@@ -299,16 +295,40 @@ START_TEST(a_torn_tail_ends_at_the_tear)
         at += record.magic == LARDER_RECORD_MAGIC ? record.record_bytes : 4096;
     }
     close(fd);
-    fixture_flip(&f, 1, at + record.record_bytes - 3000);
+    fixture_flip(&f, 1, from_end ? at + record.record_bytes - (uint64_t)from_end : at + 100);
+}
+
+/* Goes with what is behind it in its chain; what comes later in the file is taken in. */
+static void damaged_in_the_tail(int64_t from_end)
+{
+    fixture_put_chain(&f, 1, 2, 9000, LARDER_DURABLE);
+    fixture_put_chain(&f, 10, 4, 9000, LARDER_DURABLE);
+    keep_index_while(add_more);
+    damage_101(from_end);
     ck_assert_int_eq(fixture_open(&f), 0);
     check();
-    ck_assert_uint_eq(fixture_stats(&f).recovered_from_tail, 2);
+    ck_assert_uint_eq(fixture_stats(&f).recovered_from_tail, 5);
     ck_assert(fixture_has(&f, 3));
     ck_assert(fixture_has(&f, 100));
     ck_assert(!fixture_has(&f, 101));
-    struct stat after;
-    ck_assert_int_eq(stat(path, &after), 0);
-    ck_assert_uint_eq((uint64_t)after.st_size, at);
+    ck_assert(!fixture_has(&f, 102));
+    ck_assert(!fixture_has(&f, 11));
+    int err;
+    ck_assert_uint_eq(fixture_get_chain(&f, 200, 3, &err), 3);
+    rebuild();
+    ck_assert(!fixture_has(&f, 101));
+    ck_assert_uint_eq(fixture_get_chain(&f, 200, 3, &err), 3);
+}
+
+START_TEST(a_bad_section_in_the_tail_costs_its_record)
+{
+    damaged_in_the_tail(3000);
+}
+END_TEST
+
+START_TEST(a_bad_head_in_the_tail_costs_its_record)
+{
+    damaged_in_the_tail(0);
 }
 END_TEST
 
@@ -329,6 +349,33 @@ START_TEST(a_segment_nobody_knows_is_a_tail)
 }
 END_TEST
 
+/* A file that was made ahead, and nothing was written to. */
+START_TEST(a_blank_segment_is_not_the_newest)
+{
+    fixture_put_chain(&f, 1, 2, 9000, LARDER_DURABLE);
+    keep_index_while(add_alone);
+    char path[SCRATCH_PATH_BYTES + 32];
+    snprintf(path, sizeof(path), "%s/segments/00000002.seg", f.path);
+    int fd = open(path, O_WRONLY | O_CREAT | O_EXCL, 0600);
+    ck_assert_int_ge(fd, 0);
+    ck_assert_int_eq(ftruncate(fd, 1 << 20), 0);
+    close(fd);
+    ck_assert_int_eq(fixture_open(&f), 0);
+    check();
+    ck_assert_uint_eq(fixture_stats(&f).recovered_from_tail, 3);
+    int err;
+    ck_assert_uint_eq(fixture_get_chain(&f, 300, 3, &err), 3);
+    /* It goes, and its id is not used again. */
+    fixture_put_chain(&f, 400, 1, 9000, LARDER_DURABLE);
+    struct larder_entry_info info;
+    struct larder_key key = block_key(400);
+    ck_assert_int_eq(larder_store_find(f.store, &info, &key), 0);
+    ck_assert_uint_eq(info.segment_id, 3);
+    fixture_close(&f);
+    ck_assert_int_ne(access(path, F_OK), 0);
+}
+END_TEST
+
 /* A newer segment exists only when this tail was given up; what was in it may have been removed
  * since. */
 START_TEST(a_tail_of_an_older_segment_is_cut)
@@ -339,6 +386,8 @@ START_TEST(a_tail_of_an_older_segment_is_cut)
     snprintf(path, sizeof(path), "%s/segments/00000002.seg", f.path);
     int fd = open(path, O_WRONLY | O_CREAT | O_EXCL, 0600);
     ck_assert_int_ge(fd, 0);
+    ck_assert_int_eq(write(fd, "not blank", 9), 9);
+    ck_assert_int_eq(ftruncate(fd, 1 << 20), 0);
     close(fd);
     ck_assert_int_eq(fixture_open(&f), 0);
     check();
@@ -432,7 +481,9 @@ int main(void)
     tcase_add_test(tcase, a_missing_segment_loses_its_entries);
     tcase_add_test(tcase, a_damaged_header_costs_nothing);
     tcase_add_test(tcase, a_tail_is_taken_in);
-    tcase_add_test(tcase, a_torn_tail_ends_at_the_tear);
+    tcase_add_test(tcase, a_bad_section_in_the_tail_costs_its_record);
+    tcase_add_test(tcase, a_bad_head_in_the_tail_costs_its_record);
+    tcase_add_test(tcase, a_blank_segment_is_not_the_newest);
     tcase_add_test(tcase, a_segment_nobody_knows_is_a_tail);
     tcase_add_test(tcase, a_tail_of_an_older_segment_is_cut);
     tcase_add_test(tcase, second_open_is_refused);

@@ -368,6 +368,7 @@ START_TEST(a_segment_whose_removal_failed_goes_the_next_time)
     atomic_store(&fail_directory_sync, true);
     ck_assert_int_eq(fixture_remove(&f, 1, &removed), 0);
     fixture_put_chain(&f, 20, 1, 20000, LARDER_DURABLE);
+    fixture_commit(&f);
     ck_assert(!atomic_load(&fail_directory_sync));
     ck_assert_uint_eq(fixture_stats(&f).segments, 2);
     /* Until another segment is begun. */

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/bytes.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "sim_disk.h"
@@ -22,11 +23,16 @@ static uint8_t store_id[16] = {1, 2, 3};
 static uint32_t gone[16];
 static uint32_t gone_count;
 
-static void note_gone(void *context, uint32_t id, bool in_index)
+/* As the keeper and the storage thread do together. */
+static void remove_dead(void)
 {
-    (void)context;
-    (void)in_index;
-    gone[gone_count++] = id;
+    struct segment *dead[16];
+    uint32_t count = seglog_dead(&segments, dead, LARDER_COUNT_OF(dead));
+    for (uint32_t i = 0; i < count; i++) {
+        gone[gone_count++] = dead[i]->id;
+        ck_assert_int_eq(seglog_remove_file(&segments, dead[i]), 0);
+        seglog_forget(&segments, dead[i]);
+    }
 }
 
 static void setup(void)
@@ -67,15 +73,15 @@ START_TEST(tombstones_outlive_older_segments)
     make_segment(0, 4096);
     make_segment(0, 0);
     make_segment(4096, 0);
-    ck_assert_int_eq(seglog_remove_dead(&segments, note_gone, NULL), 0);
+    remove_dead();
     ck_assert_uint_eq(gone_count, 1);
     ck_assert_uint_eq(gone[0], 3);
     seglog_find(&segments, 1)->live_bytes = 0;
     seglog_find(&segments, 1)->users = 1;
-    ck_assert_int_eq(seglog_remove_dead(&segments, note_gone, NULL), 0);
+    remove_dead();
     ck_assert_uint_eq(gone_count, 1);
     seglog_find(&segments, 1)->users = 0;
-    ck_assert_int_eq(seglog_remove_dead(&segments, note_gone, NULL), 0);
+    remove_dead();
     ck_assert_uint_eq(gone_count, 3);
     ck_assert_uint_eq(gone[1], 1);
     ck_assert_uint_eq(gone[2], 2);
