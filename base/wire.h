@@ -64,6 +64,7 @@ enum wire_type {
     WIRE_ADMIN_SCRUB = 123,    /* wire_admin_scrub  -> wire_admin_scrub_ok */
     WIRE_ADMIN_TOKENS = 124,   /* wire_admin_key    -> wire_admin_tokens_ok + tokens */
     WIRE_ADMIN_ACT = 125,      /* wire_admin_act    -> (nothing); then an engine's hello */
+    WIRE_ADMIN_PURGE = 126,    /* wire_admin_purge  -> wire_remove_ok */
     WIRE_ADMIN_STATUS_OK = 140,
     WIRE_ADMIN_LIST_OK = 141,
     WIRE_ADMIN_SHOW_OK = 142,
@@ -78,6 +79,7 @@ enum wire_type {
     WIRE_ADMIN_SCRUB_OK = 163,
     WIRE_ADMIN_TOKENS_OK = 164,
     WIRE_ADMIN_ACT_OK = 165,
+    WIRE_ADMIN_PURGE_OK = 166,
 };
 
 struct wire_frame {
@@ -517,6 +519,16 @@ struct wire_admin_act {
     char tenant[LARDER_TENANT_NAME_MAX]; /* NUL-terminated */
 };
 static_assert(sizeof(struct wire_admin_act) == 64, "wire size");
+
+/* Said by who means it: a purge cannot be undone. */
+#define WIRE_PURGE_CONFIRM 0x65677270u /* "prge" */
+
+struct wire_admin_purge {
+    char tenant[LARDER_TENANT_NAME_MAX]; /* NUL-terminated */
+    uint32_t confirm;                    /* WIRE_PURGE_CONFIRM */
+    uint32_t reserved;
+};
+static_assert(sizeof(struct wire_admin_purge) == 72, "wire size");
 
 enum wire_scrub_action {
     WIRE_SCRUB_ASK,

@@ -136,6 +136,20 @@ static int admin_scrub(struct session *session, const struct frame *frame)
     return 0;
 }
 
+int admin_find_tenant(const struct session *session, struct larder_tenant_info *out,
+                      const char *name)
+{
+    for (uint32_t i = 0;; i++) {
+        int err = larder_store_tenant_at(session->daemon->store, out, i);
+        if (err == LARDER_ENOTFOUND)
+            return larder_fail(
+                err, "there is no tenant '%s': tenants appear when they are first used", name);
+        LARDER_TRY(err);
+        if (strcmp(out->name, name) == 0)
+            return 0;
+    }
+}
+
 /* Root and the daemon's own user may be any tenant: they could read its key and its entries from
  * disk. What follows is that of an engine's connection, limits and all, from its hello on. */
 static int admin_act(struct session *session, const struct frame *frame)
@@ -145,17 +159,7 @@ static int admin_act(struct session *session, const struct frame *frame)
     /* 1 of the session, 1 of whoever reads this frame. */
     if (session->refs > 2)
         return larder_fail(-EBUSY, "requests of this connection are unanswered; wait for them");
-    for (uint32_t i = 0;; i++) {
-        int err = larder_store_tenant_at(session->daemon->store, &info, i);
-        if (err == LARDER_ENOTFOUND)
-            return larder_fail(err,
-                               "there is no tenant '%s': tenants appear when they are first "
-                               "used",
-                               wire->tenant);
-        LARDER_TRY(err);
-        if (strcmp(info.name, wire->tenant) == 0)
-            break;
-    }
+    LARDER_TRY(admin_find_tenant(session, &info, wire->tenant));
     session_reply(session, WIRE_ADMIN_ACT_OK, frame->request, NULL, 0);
     memcpy(session->tenant_name, info.name, sizeof(session->tenant_name));
     session->side = FRAME_ENGINE;
@@ -435,6 +439,8 @@ int admin_request(struct session *session, const struct frame *frame)
         return admin_history(session, frame);
     case WIRE_ADMIN_TOKENS:
         return admin_tokens(session, frame);
+    case WIRE_ADMIN_PURGE:
+        return admin_purge(session, frame);
     case WIRE_ADMIN_ACT:
         return admin_act(session, frame);
     case WIRE_ADMIN_SCRUB:

@@ -158,6 +158,16 @@ static int check_scrub(const void *body)
     return scrub->reserved ? bad("reserved", scrub->reserved, "must be 0") : 0;
 }
 
+static int check_purge(const void *body)
+{
+    const struct wire_admin_purge *purge = body;
+    if (!memchr(purge->tenant, 0, sizeof(purge->tenant)))
+        return bad("tenant", 0, "must end with a NUL");
+    if (purge->confirm != WIRE_PURGE_CONFIRM)
+        return bad("confirm", purge->confirm, "must be WIRE_PURGE_CONFIRM");
+    return purge->reserved ? bad("reserved", purge->reserved, "must be 0") : 0;
+}
+
 static int check_act(const void *body)
 {
     const struct wire_admin_act *act = body;
@@ -211,6 +221,7 @@ static const struct shape shapes[] = {
     {WIRE_ADMIN_COUNTERS, FRAME_CONTROL, false, 0, 0, 0, 0, NULL},
     {WIRE_ADMIN_HISTORY, FRAME_CONTROL, false, sizeof(struct wire_admin_key), 0, 0, 0, NULL},
     {WIRE_ADMIN_TOKENS, FRAME_CONTROL, false, sizeof(struct wire_admin_key), 0, 0, 0, NULL},
+    {WIRE_ADMIN_PURGE, FRAME_CONTROL, false, sizeof(struct wire_admin_purge), 0, 0, 0, check_purge},
     {WIRE_ADMIN_ACT, FRAME_CONTROL, false, sizeof(struct wire_admin_act), 0, 0, 0, check_act},
     {WIRE_ADMIN_SCRUB, FRAME_CONTROL, false, sizeof(struct wire_admin_scrub), 0, 0, 0, check_scrub},
     {WIRE_ADMIN_DERIVE, FRAME_CONTROL, false, sizeof(struct wire_admin_derive),

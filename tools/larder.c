@@ -30,6 +30,7 @@ static const struct argp fsck_parser;
 static const struct argp import_parser;
 static const struct argp list_parser;
 static const struct argp metrics_parser;
+static const struct argp purge_parser;
 static const struct argp rm_parser;
 static const struct argp scrub_parser;
 static const struct argp top_parser;
@@ -56,6 +57,8 @@ static const struct command commands[] = {
     {"priority", "KEY...", "Make entries worth more or less to eviction", 1, 1 << 16,
      &priority_parser, command_priority},
     {"rm", "KEY...", "Remove entries and what is behind them", 1, 1 << 16, &rm_parser, command_rm},
+    {"purge", "TENANT", "Remove all that a tenant has, for good", 1, 1, &purge_parser,
+     command_purge},
     {"export", "[KEY]", "Write a chain, of a key or of --tokens, to a file", 0, 1, &export_parser,
      command_export},
     {"import", "FILE", "Store a chain from a file", 1, 1, &import_parser, command_import},
@@ -85,6 +88,7 @@ enum {
     OPTION_FOR,
     OPTION_LEVEL,
     OPTION_PINNED,
+    OPTION_YES,
     OPTION_KEY_FILE,
 };
 
@@ -161,6 +165,11 @@ static const struct argp_option pin_options[] = {
 static const struct argp_option priority_options[] = {
     {"level", OPTION_LEVEL, "N", 0, "-8 to 8: each step doubles what it is worth; 0: as before", 0},
     {"for", OPTION_FOR, "TIME", 0, "So long: 90s, 15m, 12h, 7d; default: without end", 0},
+    {0},
+};
+
+static const struct argp_option purge_options[] = {
+    {"yes", OPTION_YES, NULL, 0, "Do not ask", 0},
     {0},
 };
 
@@ -313,6 +322,16 @@ static error_t parse_import(int key, char *argument, struct argp_state *state)
     }
 }
 
+static error_t parse_purge(int key, char *argument, struct argp_state *state)
+{
+    struct input *input = state->input;
+    (void)argument;
+    if (key != OPTION_YES)
+        return ARGP_ERR_UNKNOWN;
+    input->options.yes = true;
+    return 0;
+}
+
 static error_t parse_rm(int key, char *argument, struct argp_state *state)
 {
     struct input *input = state->input;
@@ -392,6 +411,7 @@ static const struct argp import_parser = {.options = import_options, .parser = p
 static const struct argp fsck_parser = {.options = fsck_options, .parser = parse_fsck};
 static const struct argp scrub_parser = {.options = scrub_options, .parser = parse_scrub};
 static const struct argp why_parser = {.options = why_options, .parser = parse_why};
+static const struct argp purge_parser = {.options = purge_options, .parser = parse_purge};
 static const struct argp rm_parser = {.options = rm_options, .parser = parse_rm};
 static const struct argp metrics_parser = {.options = metrics_options, .parser = parse_metrics};
 static const struct argp pin_parser = {.options = pin_options, .parser = parse_marks};

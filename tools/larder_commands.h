@@ -26,6 +26,7 @@ struct command_options {
     /* rm */
     uint32_t variant; /* WIRE_VARIANT_ALL: all of a key, and what is behind */
     bool pinned;
+    bool yes; /* purge */
     /* pin, priority */
     uint64_t seconds; /* 0: without end */
     int level;
@@ -69,6 +70,7 @@ int command_pin(const struct command_options *options, int argc, char **argv);
 int command_unpin(const struct command_options *options, int argc, char **argv);
 int command_ttl(const struct command_options *options, int argc, char **argv);
 int command_priority(const struct command_options *options, int argc, char **argv);
+int command_purge(const struct command_options *options, int argc, char **argv);
 int command_rm(const struct command_options *options, int argc, char **argv);
 int command_recipe(const struct command_options *options, int argc, char **argv);
 

@@ -75,6 +75,10 @@ static size_t make(uint16_t type)
     case WIRE_ADMIN_TOKENS:
         bytes += sizeof(struct wire_admin_key);
         break;
+    case WIRE_ADMIN_PURGE:
+        ((struct wire_admin_purge *)body)->confirm = WIRE_PURGE_CONFIRM;
+        bytes += sizeof(struct wire_admin_purge);
+        break;
     case WIRE_ADMIN_ACT:
         bytes += sizeof(struct wire_admin_act);
         break;
@@ -189,6 +193,7 @@ START_TEST(each_rule)
     struct wire_admin_index *index = body_of();
     struct wire_admin_variant *variant = body_of();
     struct wire_admin_remove *removal = body_of();
+    struct wire_admin_purge *purge = body_of();
 
     BREAKS(WIRE_STAT, buffer.frame.reserved = 1);
     BREAKS(WIRE_STAT, buffer.frame.request = 0);
@@ -205,6 +210,9 @@ START_TEST(each_rule)
     BREAKS(WIRE_PREFETCH, keys->layer_first = 1024);
     BREAKS(WIRE_PREFETCH, keys->worst = 3);
     BREAKS(WIRE_GET, keys->flags = 2);
+    BREAKS(WIRE_ADMIN_PURGE, purge->confirm = 1);
+    BREAKS(WIRE_ADMIN_PURGE, purge->reserved = 1);
+    BREAKS(WIRE_ADMIN_PURGE, memset(purge->tenant, 'x', sizeof(purge->tenant)));
     BREAKS(WIRE_ADMIN_VERIFY, variant->variant = 8);
     BREAKS(WIRE_ADMIN_VERIFY, variant->reserved = 1);
     BREAKS(WIRE_ADMIN_REMOVE, removal->variant = 8);

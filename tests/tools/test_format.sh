@@ -11,6 +11,14 @@ head -c 900 tests/models/tiny/prompt.txt >"$work/one"
 head -c 700 tests/models/tiny/heldout.txt >"$work/two"
 run() { larder-run --model tests/models/tiny --tokens 1 --durable "$@" >/dev/null; }
 
+# LARDER_TEST_ENCRYPTED: the same of an encrypted store.
+key=()
+if [ -n "${LARDER_TEST_ENCRYPTED:-}" ]; then
+    (umask 077 && head -c 32 /dev/urandom >"$work/key")
+    echo "key_file = $work/key" >>"$work/larderd.conf"
+    key=(--key-file "$work/key")
+fi
+
 start_daemon
 run --prompt-file "$work/one"
 run --prompt-file "$work/two" --recipe raw
@@ -20,7 +28,7 @@ larder ls --json | jq -c 'map(.key) | sort' >"$work/listed"
 raw_bytes=$(larder status --json | jq .raw_bytes)
 stop_daemon KILL
 
-"$python" tests/tools/read_store.py "$work/store" >"$work/read.json" || {
+"$python" tests/tools/read_store.py "$work/store" "${key[@]}" >"$work/read.json" || {
     cat "$work/read.json" >&2
     exit 1
 }
