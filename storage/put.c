@@ -610,6 +610,7 @@ static void end_cached_locked(struct larder_store *store, struct larder_put *put
 {
     struct entry *entry = table_entry(&store->table, put->entry);
     uint64_t bytes = (uint64_t)put->variant.record_pages * LARDER_PAGE_BYTES;
+    history_note(&store->history, &put->key, LARDER_EVENT_NOT_ADMITTED);
     store->stats.bytes_not_admitted += bytes;
     store->tenants[entry->tenant].stats.bytes_not_admitted += bytes;
     entry->flags &= (uint16_t)~ENTRY_PUTTING;

@@ -311,6 +311,9 @@ START_TEST(a_full_ssd_is_written_for_what_deserves_it)
         stats = fixture_stats(&f);
     }
     ck_assert_uint_gt(stats.bytes_not_admitted, 0);
+    uint64_t events[LARDER_EVENT_END];
+    larder_store_event_counts(f.store, events);
+    ck_assert_uint_gt(events[LARDER_EVENT_NOT_ADMITTED], 0);
     ck_assert_uint_gt(stats.bytes_demoted, 0);
     ck_assert_uint_gt(stats.bytes_hit_ssd, 0);
     const struct block last = {.seed = 9000000, .token_count = 256, .section_bytes = 1000};
