@@ -118,16 +118,7 @@ larderd --check-config --config "$work/bad.conf" 2>"$work/err" || status=$?
 [ "$status" -ne 0 ] && grep -q 'bad.conf:1' "$work/err"
 larderd --check-config --config "$work/larderd.conf"
 
-# A byte flipped while the daemon is down is found by verify, and what stood behind it goes too.
-read -r segment offset < <(larder ls --json | jq -r 'sort_by(.depth) | .[1] |
-    "\(.segment) \(.segment_offset + (.stored_bytes / 2 | floor))"')
-stop_daemon
-file=$(printf '%s/store/segments/%08u.seg' "$work" "$segment")
-byte=$(od -An -tu1 -j "$offset" -N 1 "$file")
-printf "$(printf '\\x%02x' $((byte ^ 1)))" |
-    dd of="$file" bs=1 seek="$offset" conv=notrunc status=none
-start_daemon
-# Scrubbing: at its rate, in the background, cancelled; then whole, where it finds the same.
+# Scrubbing at its rate, in the background, at another rate, cancelled; then whole.
 grep '^nothing' <<<"$(larder scrub --status)" >/dev/null
 fails_with 2 larder scrub --rate 0
 fails_with 2 larder scrub --status --cancel
@@ -138,6 +129,20 @@ larder scrub --cancel >/dev/null
 expect "scrub ended" "false true" "$(larder scrub --status --json |
     jq -r '"\(.running) \(.cancelled)"')"
 larder scrub --background --rate 0.001 >/dev/null
+larder scrub --rate 100 --json >"$work/scrub"
+expect "a scrub that was joined" "false 0 0 1" \
+    "$(jq -r '"\(.cancelled) \(.bad) \(.failed) \(.passes)"' "$work/scrub")"
+
+# A byte flipped while the daemon is down is found by verify, and what stood behind it goes too.
+read -r segment offset < <(larder ls --json | jq -r 'sort_by(.depth) | .[1] |
+    "\(.segment) \(.segment_offset + (.stored_bytes / 2 | floor))"')
+stop_daemon
+file=$(printf '%s/store/segments/%08u.seg' "$work" "$segment")
+byte=$(od -An -tu1 -j "$offset" -N 1 "$file")
+printf "$(printf '\\x%02x' $((byte ^ 1)))" |
+    dd of="$file" bs=1 seek="$offset" conv=notrunc status=none
+start_daemon
+# A scrub finds it.
 status=0
 larder scrub --rate 100 --json >"$work/scrub" || status=$?
 expect "status of scrub" 1 "$status"
