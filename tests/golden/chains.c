@@ -111,19 +111,44 @@ static int session_begin(struct session *session, const struct fixture *fixture,
     return err;
 }
 
-int chain_put(const struct fixture *fixture, const struct chain *chain, uint32_t tokens)
+static int put_with(const struct fixture *fixture, const struct chain *chain, uint32_t tokens,
+                    const struct larder_put_options *options)
 {
     struct session session;
     int err = session_begin(&session, fixture, chain, tokens);
     if (err < 0)
         return err;
     fill_kv(chain, tokens, session.kv);
-    struct larder_put_options options = {.wait = LARDER_DURABLE,
-                                         .recipe = chain->number % 2 ? "exact" : "raw"};
     struct larder_put_result result = {0};
-    err = larder_put(session.model, &result, &session.prompt, &session.layout, &options);
+    err = larder_put(session.model, &result, &session.prompt, &session.layout, options);
     session_end(&session);
     return err < 0 ? err : result.tokens == tokens ? 0 : LARDER_ENOTFOUND;
+}
+
+int chain_put(const struct fixture *fixture, const struct chain *chain, uint32_t tokens)
+{
+    const struct larder_put_options options = {.wait = LARDER_DURABLE,
+                                               .recipe = chain->number % 2 ? "exact" : "raw"};
+    return put_with(fixture, chain, tokens, &options);
+}
+
+int chain_put_lossy(const struct fixture *fixture, const struct chain *chain, uint32_t tokens)
+{
+    const struct larder_put_options options = {
+        .wait = LARDER_DURABLE, .recipe = "kivi4", .flags = LARDER_PUT_BESIDE};
+    return put_with(fixture, chain, tokens, &options);
+}
+
+int chain_pin(const struct fixture *fixture, const struct chain *chain, uint32_t tokens)
+{
+    struct session session;
+    int err = session_begin(&session, fixture, chain, tokens);
+    if (err < 0)
+        return err;
+    const struct larder_mark mark = {.fields = LARDER_MARK_PIN};
+    err = larder_mark(session.model, &session.prompt, tokens, &mark);
+    session_end(&session);
+    return err;
 }
 
 int chain_remove(const struct fixture *fixture, const struct chain *chain, uint32_t tokens)

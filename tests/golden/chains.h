@@ -12,11 +12,13 @@
 #include "base/larder_base.h"
 #include "tests/daemon/fixture.h"
 
-#define CHAINS_CONFIG     "tenant other = socket DIR/other.sock\nslab_bytes = 1M\n"
-#define CHAIN_TENANTS     2u /* 0: who asks; 1: "other", by its socket */
-#define CHAIN_MODELS      2u /* 0: bf16 without rotation; 1: f16, another shape, rotated */
-#define CHAIN_TOKENS_MAX  64u
-#define CHAIN_DIGEST_TEXT 65u
+#define CHAINS_CONFIG "tenant other = socket DIR/other.sock\nslab_bytes = 1M\n"
+/* Of encrypted stores: with a committed key, copied to DIR/test.key. */
+#define CHAINS_CONFIG_ENCRYPTED CHAINS_CONFIG "key_file = DIR/test.key\n"
+#define CHAIN_TENANTS           2u /* 0: who asks; 1: "other", by its socket */
+#define CHAIN_MODELS            2u /* 0: bf16 without rotation; 1: f16, another shape, rotated */
+#define CHAIN_TOKENS_MAX        64u
+#define CHAIN_DIGEST_TEXT       65u
 
 struct chain {
     uint32_t tenant;
@@ -29,6 +31,10 @@ extern uint32_t chain_timeout_ms;
 
 /* The first `tokens` tokens, durable. */
 int chain_put(const struct fixture *fixture, const struct chain *chain, uint32_t tokens);
+/* A lossy variant of it beside what is there, durable. */
+int chain_put_lossy(const struct fixture *fixture, const struct chain *chain, uint32_t tokens);
+/* Pins the chain to its block that ends the first `tokens` tokens. */
+int chain_pin(const struct fixture *fixture, const struct chain *chain, uint32_t tokens);
 /* Removes the block that ends the first `tokens` tokens, and what is behind it. */
 int chain_remove(const struct fixture *fixture, const struct chain *chain, uint32_t tokens);
 /* Asks for `tokens` tokens; gives how many came and SHA-256 of their K and V, in hex; or an error.

@@ -5,8 +5,11 @@
  *   put     the same a life later: killed between a PUT's sync and the index's commit, so that the
  *           newest segment ends with records that the index does not know of
  *   remove  a life later again: the same with a removal, of what was put before
+ *   encrypted  (v1-1) with a key file, which is written to OUT/test.key: raw, exact and lossy
+ *           variants, a pin, a removal, two tenants, after a clean stop
  * Writes OUT/NAME.tar.gz, and beside each a list of what is in it. By hand, once a format (needs
- * strace): build/tests/make_golden tests/golden/vVERSION. What is committed is not made again. */
+ * strace): build/tests/make_golden tests/golden/v1-N [encrypted]. What is committed is not made
+ * again. */
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,6 +24,7 @@ struct fate {
 };
 
 static const char *out;
+static const struct fate *pinned;
 static struct fixture fixture;
 
 static void must(int err, const char *what)
@@ -62,8 +66,9 @@ static void save(const char *name, const struct fate *fates, size_t count)
                     (long long)got, fates[i].tokens);
             exit(1);
         }
-        fprintf(list, "%u %u %u %u %u %s\n", chain->tenant, chain->model, chain->number, tokens,
-                fates[i].tokens, fates[i].tokens ? digest : "-");
+        fprintf(list, "%u %u %u %u %u %s%s\n", chain->tenant, chain->model, chain->number, tokens,
+                fates[i].tokens, fates[i].tokens ? digest : "-",
+                &fates[i] == pinned ? " pinned" : "");
     }
     fclose(list);
 }
@@ -82,6 +87,27 @@ static void kill_at_commit(void)
           fixture.directory, fixture.directory, (int)fixture.pid);
 }
 
+static void make_encrypted(void)
+{
+    struct fate fates[] = {
+        {{0, 0, 102}, 40}, {{0, 1, 103}, 64}, {{1, 0, 104}, 33},
+        {{1, 1, 105}, 17}, {{0, 0, 106}, 48},
+    };
+    fixture_prepare(&fixture, CHAINS_CONFIG_ENCRYPTED);
+    shell("head -c 32 /dev/urandom >%s/test.key && chmod 600 %s/test.key && cp %s/test.key %s",
+          fixture.directory, fixture.directory, fixture.directory, out);
+    fixture_restart(&fixture);
+    put_all(fates, 0, LARDER_COUNT_OF(fates));
+    must(chain_put_lossy(&fixture, &fates[0].chain, 32), "a lossy variant");
+    must(chain_pin(&fixture, &fates[1].chain, 64), "pin");
+    must(chain_remove(&fixture, &fates[4].chain, 32), "remove");
+    fates[4].tokens = 16;
+    pinned = &fates[1];
+    must(fixture_terminate(&fixture), "stop");
+    save("encrypted", fates, LARDER_COUNT_OF(fates));
+    fixture_stop(&fixture);
+}
+
 int main(int argc, char **argv)
 {
     struct fate fates[] = {
@@ -89,11 +115,15 @@ int main(int argc, char **argv)
         {{1, 0, 7}, 17},  {{1, 1, 9}, 48},  {{0, 0, 6}, 56}, {{0, 0, 11}, 5},  {{1, 1, 13}, 64},
         {{0, 1, 15}, 64}, {{1, 0, 21}, 30}, {{0, 0, 8}, 16}, {{0, 0, 12}, 48},
     };
-    if (argc != 2) {
-        fprintf(stderr, "usage: %s FOLDER\n", argv[0]);
+    if (argc < 2) {
+        fprintf(stderr, "usage: %s FOLDER [encrypted]\n", argv[0]);
         return 2;
     }
     out = argv[1];
+    if (argc > 2) {
+        make_encrypted();
+        return 0;
+    }
     fixture_start(&fixture, CHAINS_CONFIG);
     put_all(fates, 0, 8);
     /* Tails that get longer: the shorter ones are dead records. */
