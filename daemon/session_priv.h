@@ -45,6 +45,7 @@ enum session_pause {
 struct session_model {
     struct larder_model_info info;
     struct larder_hasher *hasher; /* the session's running PUT's, on whatever worker */
+    bool is_held;                 /* in the store */
 };
 
 struct ssd_get;

@@ -37,9 +37,10 @@ static int find_model(struct larderd *daemon, struct larder_model_info *info)
 {
     struct larder_key fingerprint;
     LARDER_TRY(larder_model_fingerprint(&fingerprint, &info->desc));
+    const struct larder_model_desc desc = info->desc;
     for (uint32_t i = 0; larder_store_model_at(daemon->store, info, i) == 0; i++) {
         if (larder_key_equal(&info->fingerprint, &fingerprint))
-            return 0;
+            return larder_store_model(daemon->store, info, &desc);
     }
     return larder_fail(LARDER_ELIMIT,
                        "this tenant has described %u new models, the most that one may; they are "
@@ -57,6 +58,7 @@ static void setup_run(struct job *job, struct scratch *scratch)
         setup->err = setup->known_only
                          ? find_model(daemon, &setup->model->info)
                          : larder_store_model(daemon->store, &setup->model->info, &desc);
+        setup->model->is_held = setup->err == 0;
         if (setup->err == 0)
             setup->err = larder_hasher_open(&setup->model->hasher, setup->session->tenant.key,
                                             &setup->model->info.fingerprint);
@@ -205,10 +207,12 @@ int session_hello(struct session *session, const struct frame *frame)
 
 /* --- models ----------------------------------------------------------------------------------- */
 
-static void model_free(struct session_model *model)
+static void model_free(struct session *session, struct session_model *model)
 {
     if (!model)
         return;
+    if (model->is_held)
+        larder_store_model_release(session->daemon->store, model->info.index);
     larder_hasher_close(model->hasher);
     larder_free(model);
 }
@@ -216,7 +220,7 @@ static void model_free(struct session_model *model)
 void session_models_free(struct session *session)
 {
     for (uint32_t i = 0; i < session->model_count; i++)
-        model_free(session->models[i]);
+        model_free(session, session->models[i]);
 }
 
 struct session_model *session_model_of(struct session *session, uint32_t handle)
@@ -258,7 +262,7 @@ static void model_done(struct completion *completion)
         session_fail_text(session, setup->request, setup->err, setup->message);
     }
     session_resume(session, PAUSE_SETUP);
-    model_free(setup->model);
+    model_free(session, setup->model);
     session_end(session);
     larder_free(setup);
 }

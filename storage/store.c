@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 
 #include "base/bytes.h"
 #include "base/error.h"
@@ -233,6 +234,56 @@ int store_add_model_locked(struct larder_store *store, uint32_t *out,
     return 0;
 }
 
+/* Marks those whose place may be taken: held by nobody, nothing stored of them, no row in the
+ * index. A walk over all entries under the lock, so at most once a second. */
+static void sweep_models_locked(struct larder_store *store)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    if (store->models_swept_s == (uint64_t)now.tv_sec + 1)
+        return;
+    store->models_swept_s = (uint64_t)now.tv_sec + 1; /* 0: never */
+    for (uint32_t i = 0; i < store->model_count; i++)
+        store->models[i]->is_spare = store->models[i]->users == 0 && !store->models[i]->in_index;
+    for (uint32_t id = 1; id < store->table.entry_end; id++) {
+        const struct entry *entry = table_entry(&store->table, id);
+        if ((entry->flags & ENTRY_USED) && !(entry->flags & ENTRY_ROOT))
+            store->models[entry->model]->is_spare = false;
+    }
+    for (const struct larder_put *put = store->puts; put; put = put->all_next)
+        store->models[put->model]->is_spare = false;
+}
+
+/* Its place and number go to another model; LARDER_MODELS_MAX when there is none to spare. */
+static uint32_t spare_model_locked(struct larder_store *store)
+{
+    for (int attempt = 0; attempt < 2; attempt++) {
+        for (uint32_t i = 0; i < store->model_count; i++) {
+            if (store->models[i]->is_spare)
+                return i;
+        }
+        sweep_models_locked(store);
+    }
+    return LARDER_MODELS_MAX;
+}
+
+static int add_or_replace_model_locked(struct larder_store *store, uint32_t *out,
+                                       const struct larder_key *fingerprint,
+                                       const struct larder_model_desc *desc)
+{
+    *out = store_find_model_locked(store, fingerprint);
+    if (*out < store->model_count)
+        return 0;
+    uint32_t spare =
+        store->model_count == LARDER_MODELS_MAX ? spare_model_locked(store) : LARDER_MODELS_MAX;
+    if (spare == LARDER_MODELS_MAX)
+        return store_add_model_locked(store, out, fingerprint, desc);
+    *store->models[spare] =
+        (struct model_state){.info = {.index = spare, .fingerprint = *fingerprint, .desc = *desc}};
+    *out = spare;
+    return 0;
+}
+
 int larder_store_model(struct larder_store *store, struct larder_model_info *out,
                        const struct larder_model_desc *desc)
 {
@@ -241,11 +292,22 @@ int larder_store_model(struct larder_store *store, struct larder_model_info *out
     LARDER_TRY(larder_model_fingerprint(&fingerprint, desc));
     uint32_t index;
     pthread_mutex_lock(&store->lock);
-    int err = store_add_model_locked(store, &index, &fingerprint, desc);
-    if (err == 0)
+    int err = add_or_replace_model_locked(store, &index, &fingerprint, desc);
+    if (err == 0) {
+        store->models[index]->users++;
+        store->models[index]->is_spare = false;
         *out = store->models[index]->info;
+    }
     pthread_mutex_unlock(&store->lock);
     return err;
+}
+
+void larder_store_model_release(struct larder_store *store, uint32_t index)
+{
+    pthread_mutex_lock(&store->lock);
+    assert(store->models[index]->users > 0);
+    store->models[index]->users--;
+    pthread_mutex_unlock(&store->lock);
 }
 
 int larder_store_model_at(struct larder_store *store, struct larder_model_info *out, uint32_t index)

@@ -113,9 +113,12 @@ struct larder_model_info {
     struct larder_model_desc desc;
 };
 
-/* Checks and registers a model (durably with the next commit of the index). */
+/* Checks and registers a model (durably with the next commit of the index), and holds it until it
+ * is released as often. When LARDER_MODELS_MAX are known, one of which nothing is stored and that
+ * nobody holds gives way; LARDER_ELIMIT when there is none. */
 int larder_store_model(struct larder_store *store, struct larder_model_info *out,
                        const struct larder_model_desc *desc);
+void larder_store_model_release(struct larder_store *store, uint32_t index);
 int larder_store_model_at(struct larder_store *store, struct larder_model_info *out,
                           uint32_t index);
 

@@ -360,6 +360,8 @@ struct tenant_state {
 
 struct model_state {
     struct larder_model_info info;
+    uint32_t users; /* larder_store_model() less larder_store_model_release() */
+    bool is_spare; /* when its last user let go, nothing was stored of it: its place may be taken */
     bool in_index;
     bool in_segment; /* the open one has its record */
 };
@@ -388,6 +390,7 @@ struct larder_store {
     struct tenant_state *tenants; /* LARDER_TENANTS_MAX */
     struct model_state **models;  /* LARDER_MODELS_MAX; each stays where it is */
     uint32_t model_count;
+    uint64_t models_swept_s; /* when spare ones were looked for last */
     uint64_t next_generation;
     struct larder_store_stats stats;
     struct larder_put *put_queue;

@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/error.h"
 #include "base/key.h"
@@ -379,6 +380,43 @@ START_TEST(a_record_larger_than_a_slab_of_now)
 }
 END_TEST
 
+static int describe_model(uint32_t number, struct larder_model_info *out)
+{
+    struct larder_model_desc desc = f.model.desc;
+    memcpy(desc.weights, &number, sizeof(number));
+    desc.weights[31] = 1;
+    return larder_store_model(f.store, out, &desc);
+}
+
+START_TEST(models_that_nobody_uses_give_way)
+{
+    struct larder_model_info info;
+    fixture_put_chain(&f, 1, 2, 500, LARDER_DURABLE);
+    larder_store_model_release(f.store, f.model.index);
+    uint32_t count = 0;
+    while (describe_model(count, &info) == 0)
+        count++;
+    ck_assert_uint_eq(count, LARDER_MODELS_MAX - 1);
+    /* All but one are held, and that one has entries: told so again and again. */
+    ck_assert_int_eq(describe_model(count, &info), LARDER_ELIMIT);
+    ck_assert_int_eq(describe_model(7, &info), 0); /* known */
+    larder_store_model_release(f.store, info.index);
+    larder_store_model_release(f.store, info.index);
+    sleep(1);
+    uint32_t index = info.index;
+    ck_assert_int_eq(describe_model(count, &info), 0);
+    ck_assert_uint_eq(info.index, index);
+    ck_assert_int_eq(describe_model(7, &info), LARDER_ELIMIT);
+    /* Whose entries are stored is as it was. */
+    int err;
+    ck_assert_uint_eq(fixture_get_chain(&f, 1, 2, &err), 2);
+    ck_assert_int_eq(larder_store_model_at(f.store, &info, f.model.index), 0);
+    ck_assert_mem_eq(&info, &f.model, sizeof(info));
+    fixture_reopen(&f);
+    ck_assert_uint_eq(fixture_get_chain(&f, 1, 2, &err), 2);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("store");
@@ -398,6 +436,7 @@ int main(void)
     tcase_add_test(tcase, a_bad_directory_is_refused);
     tcase_add_test(tcase, a_parent_removed_under_a_put);
     tcase_add_test(tcase, a_record_larger_than_a_slab_of_now);
+    tcase_add_test(tcase, models_that_nobody_uses_give_way);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);
