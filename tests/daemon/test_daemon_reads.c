@@ -78,8 +78,8 @@ START_TEST(layers_that_are_not_there)
 }
 END_TEST
 
-/* Lets go before the answer, between the answer and LOADED, after it, twice, or never; then dies with
- * requests in flight. Each GET is answered, by GET_OK or ECANCELED. */
+/* Lets go before the answer, between the answer and LOADED, after it, twice, or never; then dies
+ * with requests in flight. Each GET is answered, by GET_OK or ECANCELED. */
 START_TEST(letting_go_at_any_time)
 {
     unsigned state = (unsigned)_i;

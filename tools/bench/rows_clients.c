@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Many clients at once beside one: what all of them get a second from the host tier, and how often
- * they look up. Each client is a thread with a connection of its own, a prompt of its own and memory
- * of its own; the one client beside them goes around the same prompts and the same memory, so that
- * caches help neither side. */
+ * they look up. Each client is a thread with a connection of its own, a prompt of its own and
+ * memory of its own; the one client beside them goes around the same prompts and the same memory,
+ * so that caches help neither side. */
 #include "tools/bench/rows.h"
 
 #include <errno.h>
