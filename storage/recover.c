@@ -238,7 +238,7 @@ static void make_durable(struct larder_store *store, uint32_t id)
 {
     struct entry *entry = table_entry(&store->table, id);
     entry->flags |= ENTRY_VISIBLE | ENTRY_DURABLE;
-    tiers_restore(store, id, 0);
+    tiers_restore(store, id, learned_recall(&store->learned, entry->variant.generation));
     stats_enter_locked(store, id);
     struct segment *segment = seglog_find(&store->log, entry->variant.segment_id);
     segment->live_bytes += (uint64_t)entry->variant.record_pages * LARDER_PAGE_BYTES;
@@ -956,6 +956,8 @@ int recovery_begin(struct recovery *recovery, struct larder_store *store)
 
 void recovery_end(struct recovery *recovery)
 {
+    if (recovery->store)
+        learned_free(&recovery->store->learned);
     scan_close(&recovery->scan);
     free_parents(recovery);
     larder_free(recovery->changed);

@@ -472,9 +472,15 @@ static int open_parts(struct larder_store *store)
     LARDER_TRY(open_requests(store));
     LARDER_TRY(recover_store(store));
     LARDER_TRY(keeper_open(&store->keeper, store->index, &store->log, round_over, store));
+    LARDER_TRY(tiers_start_saver(store));
     int err = pthread_create(&store->thread, NULL, storage_thread, store);
-    if (err != 0)
+    if (err != 0) {
+        pthread_mutex_lock(&store->lock);
+        store->stopping = true;
+        pthread_mutex_unlock(&store->lock);
+        tiers_stop_saver(store);
         return larder_fail(-err, "store: thread: %s", strerror(err));
+    }
     store->thread_runs = true;
     return 0;
 }
@@ -581,6 +587,9 @@ void larder_store_close(struct larder_store *store)
     pthread_mutex_unlock(&store->lock);
     store_wake(store);
     pthread_join(store->thread, NULL);
+    tiers_stop_saver(store);
+    if (!store->read_only)
+        tiers_save(store);
     if (!store->read_only)
         history_save(&store->history, store->directory);
     store_free(store);

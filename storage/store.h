@@ -49,6 +49,8 @@ struct larder_store_options {
     const char *eviction;
     /* All that is put goes to SSD, whatever it is worth. */
     bool admits_all;
+    /* Tests: how often what was learned is saved; 0: every five minutes, and at close. */
+    uint32_t save_ms;
     /* Tests: the time by which entries age, instead of the system's. */
     uint64_t (*now_ms)(void *context);
     void *now_ms_context;

@@ -35,6 +35,7 @@
 #include "storage/index.h"
 #include "storage/io.h"
 #include "storage/keeper.h"
+#include "storage/learned.h"
 #include "storage/mark.h"
 #include "storage/policy.h"
 #include "storage/seal.h"
@@ -371,7 +372,8 @@ struct larder_store {
     struct larder_store_options options;
     char *directory;
     struct clock clock;
-    uint64_t opened_ms; /* of eviction's time: wall time less monotonic time then */
+    struct learned learned; /* in an earlier life; while it is opened */
+    uint64_t opened_ms;     /* of eviction's time: wall time less monotonic time then */
     struct larder_io *io;
     pthread_t thread;
     bool thread_runs;
@@ -386,6 +388,9 @@ struct larder_store {
     struct larder_identity *identity;
     struct larder_policy *host_policy; /* tiers.c */
     struct larder_policy *ssd_policy;
+    pthread_t saver;
+    bool saver_runs;
+    pthread_cond_t saver_wanted;
     bool ssd_full;                /* something had to go for want of room */
     struct tenant_state *tenants; /* LARDER_TENANTS_MAX */
     struct model_state **models;  /* LARDER_MODELS_MAX; each stays where it is */
@@ -522,6 +527,11 @@ bool mark_stored_locked(const struct larder_store *store, uint32_t entry, struct
 /* tiers.c */
 int tiers_open(struct larder_store *store);
 void tiers_close(struct larder_store *store);
+/* Writes what was learned. From a thread that may wait. */
+void tiers_save(struct larder_store *store);
+/* Saves now and then, until the store is stopping. */
+int tiers_start_saver(struct larder_store *store);
+void tiers_stop_saver(struct larder_store *store);
 /* A request of a tenant, in both tiers; -ENOMEM: not begun. */
 int tiers_begin_locked(struct larder_store *store, uint32_t tenant);
 void tiers_end_locked(struct larder_store *store);

@@ -15,6 +15,8 @@
 
 #include "base/bytes.h"
 #include "base/error.h"
+#include "base/log.h"
+#include "base/mem.h"
 #include "storage/store_priv.h"
 
 /* At this place in its prompt a token's attention costs as much as all else of it, in models of
@@ -111,8 +113,30 @@ static int open_one(struct larder_store *store, struct larder_policy **out, uint
         .group_max = LARDER_TENANTS_MAX,
         .home = *home,
     };
-    LARDER_TRY(larder_policy_open(out, &options));
-    return larder_policy_load(*out, NULL, 0, now_ms(store));
+    return larder_policy_open(out, &options);
+}
+
+/* Both tiers saw the same requests, and learned the same of them. */
+static void load_learned(struct larder_store *store)
+{
+    struct learned *learned = &store->learned;
+    learned_free(learned);
+    learned_load(learned, store->directory);
+    struct larder_policy *policies[] = {store->ssd_policy, store->host_policy};
+    double share = (double)store->options.host_bytes / (double)store->options.ssd_bytes;
+    for (uint32_t i = 0; i < LARDER_COUNT_OF(policies); i++) {
+        double capacity = learned->capacity_entries * (i == 0 ? 1 : share);
+        if (capacity >= 1 && capacity < UINT32_MAX / 4)
+            larder_policy_resize(policies[i], (uint32_t)capacity);
+        int err =
+            larder_policy_load(policies[i], learned->state, learned->state_bytes, now_ms(store));
+        if (err == 0)
+            continue;
+        larder_log(LARDER_LOG_WARN, "%s", larder_error_message());
+        learned_free(learned);
+        err = larder_policy_load(policies[i], NULL, 0, now_ms(store));
+        assert(err == 0);
+    }
 }
 
 int tiers_open(struct larder_store *store)
@@ -131,7 +155,110 @@ int tiers_open(struct larder_store *store)
     };
     store->opened_ms = clock_ms(CLOCK_REALTIME) - clock_ms(CLOCK_MONOTONIC);
     LARDER_TRY(open_one(store, &store->host_policy, store->options.host_bytes, &host));
-    return open_one(store, &store->ssd_policy, store->options.ssd_bytes, &ssd);
+    LARDER_TRY(open_one(store, &store->ssd_policy, store->options.ssd_bytes, &ssd));
+    load_learned(store);
+    return 0;
+}
+/* --- saving ---------------------------------------------------------------------------------- */
+
+#define SAVE_MS 300000u
+/* Looked at with the lock held. */
+#define SAVE_STEP 16384u
+
+static int list_learned(struct larder_store *store, struct learned *learned)
+{
+    uint32_t capacity = 0;
+    for (uint32_t id = 1;;) {
+        if (capacity - learned->entry_count < SAVE_STEP) {
+            capacity += capacity / 2 + 2 * SAVE_STEP;
+            struct learned_entry *entries =
+                larder_realloc(learned->entries, sizeof(*entries) * (size_t)capacity);
+            if (!entries)
+                return -ENOMEM;
+            learned->entries = entries;
+        }
+        pthread_mutex_lock(&store->lock);
+        uint32_t end = store->table.entry_end;
+        for (uint32_t step = 0; step < SAVE_STEP && id < end; step++, id++) {
+            const struct entry *entry = table_entry(&store->table, id);
+            if ((entry->flags & ENTRY_DURABLE) && larder_policy_has(store->ssd_policy, id))
+                learned->entries[learned->entry_count++] = (struct learned_entry){
+                    .generation = entry->variant.generation,
+                    .recalled = larder_policy_recall(store->ssd_policy, id),
+                };
+        }
+        pthread_mutex_unlock(&store->lock);
+        if (id >= end)
+            return 0;
+    }
+}
+
+void tiers_save(struct larder_store *store)
+{
+    struct learned learned = {0};
+    learned.state = larder_alloc(larder_policy_state_bytes_max(store->ssd_policy) + 1);
+    if (learned.state) {
+        pthread_mutex_lock(&store->lock);
+        learned.state_bytes = (uint32_t)larder_policy_save(store->ssd_policy, learned.state);
+        learned.capacity_entries = larder_policy_capacity(store->ssd_policy);
+        pthread_mutex_unlock(&store->lock);
+    }
+    /* By recency nothing is learned: the order of storing stands for it. */
+    if (learned.state_bytes > 0 && list_learned(store, &learned) == 0)
+        learned_save(&learned, store->directory);
+    learned_free(&learned);
+}
+
+static void *saver_thread(void *argument)
+{
+    struct larder_store *store = argument;
+    uint32_t wait_ms = store->options.save_ms ? store->options.save_ms : SAVE_MS;
+    uint64_t saved_requests = 0;
+    pthread_mutex_lock(&store->lock);
+    while (!store->stopping) {
+        struct timespec until;
+        clock_gettime(CLOCK_MONOTONIC, &until);
+        until.tv_sec += wait_ms / 1000;
+        until.tv_nsec += wait_ms % 1000 * 1000000l;
+        if (until.tv_nsec >= 1000000000l) {
+            until.tv_sec++;
+            until.tv_nsec -= 1000000000l;
+        }
+        int err = pthread_cond_timedwait(&store->saver_wanted, &store->lock, &until);
+        uint64_t requests = store->stats.puts + store->stats.gets;
+        if (err != ETIMEDOUT || requests == saved_requests || store->read_only)
+            continue;
+        pthread_mutex_unlock(&store->lock);
+        tiers_save(store);
+        saved_requests = requests;
+        pthread_mutex_lock(&store->lock);
+    }
+    pthread_mutex_unlock(&store->lock);
+    return NULL;
+}
+
+int tiers_start_saver(struct larder_store *store)
+{
+    pthread_condattr_t attributes;
+    pthread_condattr_init(&attributes);
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    pthread_cond_init(&store->saver_wanted, &attributes);
+    pthread_condattr_destroy(&attributes);
+    int err = pthread_create(&store->saver, NULL, saver_thread, store);
+    store->saver_runs = err == 0;
+    if (err != 0)
+        pthread_cond_destroy(&store->saver_wanted);
+    return err == 0 ? 0 : larder_fail(-err, "store: thread: %s", strerror(err));
+}
+
+void tiers_stop_saver(struct larder_store *store)
+{
+    if (!store->saver_runs)
+        return;
+    pthread_cond_signal(&store->saver_wanted);
+    pthread_join(store->saver, NULL);
+    pthread_cond_destroy(&store->saver_wanted);
+    store->saver_runs = false;
 }
 
 void tiers_close(struct larder_store *store)
@@ -139,6 +266,7 @@ void tiers_close(struct larder_store *store)
     larder_policy_close(store->host_policy);
     larder_policy_close(store->ssd_policy);
     store->host_policy = store->ssd_policy = NULL;
+    learned_free(&store->learned);
 }
 
 /* --- requests -------------------------------------------------------------------------------- */
