@@ -431,7 +431,7 @@ struct larder_store {
     struct load_request *free_load_requests;
     void *merge_buffers[MERGES_IN_FLIGHT_MAX]; /* the first so many are free */
     uint32_t merge_buffer_count;               /* free ones */
-    struct seal *seal;     /* NULL: a plain store */
+    struct seal *seal;                         /* NULL: a plain store */
     struct dead_list dead; /* given back when the index has forgotten them; under lock */
     uint32_t *gone;        /* ids of removed segments that the index still knows */
     uint32_t gone_count;
