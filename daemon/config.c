@@ -20,8 +20,6 @@
 #define FILE_BYTES_MAX (1u << 20)
 #define LINE_BYTES_MAX 2048u
 #define RULES_MAX      LARDER_TENANTS_MAX
-/* Less is a mistake in units. */
-#define QUOTA_BYTES_MIN (1u << 20)
 
 enum value_kind {
     VALUE_BYTES,
@@ -211,8 +209,7 @@ int config_set(struct config *config, const char *name, const char *value)
     return err < 0 ? larder_fail(LARDER_ECONFIG, "--%s: %s", name, larder_error_message()) : 0;
 }
 
-/* Characters and length. */
-static int check_name(const char *name)
+int config_check_name(const char *name)
 {
     size_t length = strlen(name);
     if (length == 0 || length >= LARDER_TENANT_NAME_MAX)
@@ -227,7 +224,7 @@ static int check_name(const char *name)
 
 static int check_tenant_name(const char *name)
 {
-    LARDER_TRY(check_name(name));
+    LARDER_TRY(config_check_name(name));
     if (strncmp(name, "uid-", 4) == 0)
         return larder_fail(-EINVAL,
                            "tenant '%s': names that begin with uid- are those of unlisted users; "
@@ -289,63 +286,6 @@ static int add_rule(struct config *config, const char *name, const char *value)
     return 0;
 }
 
-/* "ssd 10G host 1G", or one of them. */
-static int parse_quota(struct tenant_quota *quota, char *value)
-{
-    char *rest;
-    for (char *word = strtok_r(value, " \t", &rest); word; word = strtok_r(NULL, " \t", &rest)) {
-        uint64_t *bytes = strcmp(word, "ssd") == 0    ? &quota->ssd_bytes
-                          : strcmp(word, "host") == 0 ? &quota->host_bytes
-                                                      : NULL;
-        char *size = strtok_r(NULL, " \t", &rest);
-        if (!bytes || !size)
-            return larder_fail(-EINVAL, "'%s' is not 'ssd SIZE', 'host SIZE' or both", word);
-        if (*bytes)
-            return larder_fail(-EINVAL, "'%s' stands there twice", word);
-        LARDER_TRY(larder_parse_bytes(bytes, size));
-        if (*bytes < QUOTA_BYTES_MIN)
-            return larder_fail(-EINVAL, "%s %s is below %uM; leave it out for no limit", word, size,
-                               QUOTA_BYTES_MIN >> 20);
-    }
-    return 0;
-}
-
-static int add_quota(struct config *config, const char *name, char *value)
-{
-    struct tenant_quota quota = {0};
-    if (strcmp(name, "*") != 0)
-        LARDER_TRY(check_name(name));
-    strcpy(quota.name, name);
-    if (!*value)
-        return larder_fail(-EINVAL, "a value is missing behind '='");
-    LARDER_TRY(parse_quota(&quota, value));
-    for (uint32_t i = 0; i < config->quota_count; i++) {
-        if (strcmp(config->quotas[i].name, name) == 0)
-            return larder_fail(-EINVAL, "tenant '%s' has a quota already; remove one", name);
-    }
-    if (config->quota_count == RULES_MAX)
-        return larder_fail(-EINVAL, "more than %u quotas", RULES_MAX);
-    struct tenant_quota *quotas =
-        larder_realloc(config->quotas, (config->quota_count + 1) * sizeof(*quotas));
-    if (!quotas)
-        return larder_fail(-ENOMEM, "no memory for quotas");
-    quotas[config->quota_count++] = quota;
-    config->quotas = quotas;
-    return 0;
-}
-
-const struct tenant_quota *config_find_quota(const struct config *config, const char *name)
-{
-    const struct tenant_quota *any = NULL;
-    for (uint32_t i = 0; i < config->quota_count; i++) {
-        if (strcmp(config->quotas[i].name, name) == 0)
-            return &config->quotas[i];
-        if (strcmp(config->quotas[i].name, "*") == 0)
-            any = &config->quotas[i];
-    }
-    return any;
-}
-
 static char *trim(char *text)
 {
     text += strspn(text, " \t\r");
@@ -382,7 +322,7 @@ static int parse_line(struct config *config, char *line, uint32_t line_number)
     if (strncmp(name, "tenant ", 7) == 0 || strncmp(name, "tenant\t", 7) == 0)
         return add_rule(config, trim(name + 7), value);
     if (strncmp(name, "quota ", 6) == 0 || strncmp(name, "quota\t", 6) == 0)
-        return add_quota(config, trim(name + 6), value);
+        return config_add_quota(config, trim(name + 6), value);
     const struct key *key = find_key(name);
     if (!key)
         return larder_fail(-EINVAL, "'%s' is not a key; larderd.conf(5) lists them", name);

@@ -92,6 +92,11 @@ int config_finish(struct config *config, const char *name);
 /* Takes from `fresh` what can change while running and logs the rest as needing a restart. */
 void config_reload(struct config *config, struct config *fresh);
 
+/* Of the files config*.c: is it 1 to 63 of the characters that a tenant's name may have? */
+int config_check_name(const char *name);
+/* Takes `value` apart. */
+int config_add_quota(struct config *config, const char *name, char *value);
+
 /* NULL: the tenant has none. */
 const struct tenant_quota *config_find_quota(const struct config *config, const char *name);
 

@@ -131,6 +131,8 @@ TIERED = {
 }
 TENANT = {
     "entries": "larder_tenant_entries",
+    "bytes_slabs": "larder_tenant_slab_bytes",
+    "bytes_pinned": "larder_tenant_pinned_bytes",
     "connections": "larder_tenant_connections",
     "gets": "larder_tenant_gets_total",
     "puts": "larder_tenant_puts_total",
@@ -140,6 +142,7 @@ TENANT = {
 TENANT_TIERED = {
     "larder_tenant_tier_entries": ("entries_host", "entries_durable"),
     "larder_tenant_tier_bytes": ("bytes_host", "bytes_ssd"),
+    "larder_tenant_tier_quota_bytes": ("host_bytes_max", "ssd_bytes_max"),
     "larder_tenant_hit_blocks_total": ("blocks_hit_host", "blocks_hit_ssd"),
 }
 

@@ -22,6 +22,7 @@ import xxhash
 PAGE = 4096
 RECORD = struct.Struct("<QHHHHQQQIIQ32s32s32s16s32sIIIIQHHBB2sff16s")
 SECTION = struct.Struct("<HHHHB7sQQ16s")
+MARK_OF = struct.Struct("<32sQQQQQQbB6s")
 MODEL = struct.Struct("<64s32sIIIIIIIIIIddddddd")
 ENTRY, TOMBSTONE, MARK, MODEL_RECORD = 1, 2, 3, 4
 HEAD = 0xFFFFFFFF
@@ -211,6 +212,27 @@ def live_entries(records):
     return [record for record in live.values() if rooted(record)]
 
 
+def live_marks(records, live):
+    """The newest of each key, if it is newer than the entry and says something."""
+    newest = {}
+    for record in records:
+        if record["kind"] != MARK:
+            continue
+        demand(len(record["extra"]) % MARK_OF.size == 0, "length of marks")
+        demand(record["record_bytes"] == PAGE, "a record of marks is a page")
+        for key, generation, expires, pin_end, _, _, _, priority, pinned, zeros in \
+                MARK_OF.iter_unpack(record["extra"]):
+            demand(zeros == bytes(6) and pinned <= 1 and -8 <= priority <= 8, "mark")
+            if key not in newest or newest[key]["generation"] < generation:
+                newest[key] = {"generation": generation, "expires_s": expires,
+                               "pin_expires_s": pin_end, "priority": priority,
+                               "pinned": pinned == 1}
+    generations = {record["key"]: record["generation"] for record in live}
+    return {key.hex(): mark for key, mark in sorted(newest.items())
+            if key in generations and mark["generation"] > generations[key]
+            and (mark["pinned"] or mark["expires_s"] or mark["priority"])}
+
+
 def check_entry(record, shapes, tenant_keys):
     if record["tokens"] and tenant_keys:
         keys = [block_key(key, record["model"], record["parent"], record["extra"],
@@ -253,6 +275,7 @@ def main():
         live = live_entries(records)
         for record in live:
             check_entry(record, shapes, arguments.tenant_key)
+        marks = live_marks(records, live)
     except Invalid as problem:
         print(json.dumps({"valid": False, "problem": str(problem)}))
         return 1
@@ -262,6 +285,7 @@ def main():
         "entries": len(live),
         "raw_bytes": sum(record["raw_bytes"] for record in live),
         "record_bytes": sum(record["record_bytes"] for record in live),
+        "marks": marks,
         "keys": sorted(record["key"].hex() for record in live),
     }))
     return 0
