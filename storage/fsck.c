@@ -108,9 +108,12 @@ static int load_indexed(struct check *check)
     if (err == 0)
         err = recovery_load_index(&recovery);
     uint64_t dropped = recovery.dropped;
+    if (err == 0)
+        err = recovery_read_tail(&recovery);
     recovery_end(&recovery);
     if (err == 0) {
         report->bad_rows += dropped;
+        report->tail = store->stats.recovered_from_tail;
         if (dropped > 0)
             tell(check, 1, "index: %llu entries make no sense, or lead to no root",
                  (unsigned long long)dropped);
@@ -244,23 +247,15 @@ static int check_rows(struct check *check)
     return 0;
 }
 
-/* Records that the index does not name are no fault: evicting forgets rows and leaves records, and
- * what was written last may not be in it yet. */
+/* Records that the index does not name are no fault: evicting forgets rows and leaves records. */
 static void count_unindexed(struct check *check)
 {
     const struct table *table = &check->scanned->table;
     for (uint32_t id = 1; id < table->entry_end; id++) {
         const struct entry *entry = table_entry(table, id);
-        if (!is_entry(entry) ||
-            table_find_variant(&check->indexed->table, &entry->key, entry->number) != TABLE_NONE)
-            continue;
-        const struct segment *segment =
-            seglog_find(&check->indexed->log, entry->variant.segment_id);
-        bool newest = segment == seglog_newest(&check->indexed->log);
-        check->report->unindexed++;
-        check->report->tail +=
-            newest &&
-            (uint64_t)entry->variant.segment_page * LARDER_PAGE_BYTES >= segment->committed_bytes;
+        check->report->unindexed +=
+            is_entry(entry) &&
+            table_find_variant(&check->indexed->table, &entry->key, entry->number) == TABLE_NONE;
     }
 }
 

@@ -39,9 +39,9 @@ struct larder_fsck_report {
     uint64_t models;
     uint64_t segments;
     uint64_t segment_bytes;
-    uint64_t entries;    /* that the index names, or without a usable one, that the segments give */
-    uint64_t unindexed;  /* valid records that the index does not name: evicted, or given up */
-    uint64_t tail;       /* of those, written last: the next start takes them in */
+    uint64_t entries;   /* that the next start finds by the index, or without one by the segments */
+    uint64_t tail;      /* of them, written last and not in the index yet */
+    uint64_t unindexed; /* valid records that the index does not name: evicted, or given up */
     uint64_t read_bytes; /* of entries' data */
     /* What is wrong. */
     uint32_t index; /* enum larder_fsck_index */

@@ -819,17 +819,31 @@ static int take_records(struct recovery *recovery, struct segment *segment, uint
     return 0;
 }
 
+static uint64_t tail_begin(const struct segment *segment)
+{
+    return segment->committed_bytes < SEGMENT_HEADER_BYTES
+               ? larder_min_u64(SEGMENT_HEADER_BYTES, segment->end_bytes)
+               : segment->committed_bytes;
+}
+
+int recovery_read_tail(struct recovery *recovery)
+{
+    struct segment *newest = seglog_newest(&recovery->store->log);
+    if (!newest || newest->blank)
+        return 0;
+    uint64_t offset = tail_begin(newest);
+    return take_records(recovery, newest, &offset);
+}
+
 /* True in *changed when there was a tail, good or bad. Only the newest segment's may be good: a
  * segment is begun when all of the one before it is committed or given up (space.c), and what was
  * given up there may have been removed since, by a tombstone in a newer one. */
 static int take_tail(struct recovery *recovery, struct segment *segment, bool newest, bool *changed)
 {
     struct larder_store *store = recovery->store;
-    uint64_t offset = segment->committed_bytes;
+    uint64_t offset = tail_begin(segment);
     if (segment->blank)
         return 0; /* removed as soon as the store runs */
-    if (offset < SEGMENT_HEADER_BYTES)
-        offset = larder_min_u64(SEGMENT_HEADER_BYTES, segment->end_bytes);
     if (newest && !LARDER_PLANT(TAIL_UNREAD))
         LARDER_TRY(take_records(recovery, segment, &offset));
     if (offset > segment->committed_bytes || segment->file_bytes > offset) {

@@ -79,6 +79,9 @@ void recovery_variant(struct entry_variant *out, struct larder_store *store,
                       const struct larder_record *record);
 /* Fills the table from the store's index, and links it. LARDER_ECORRUPT: it is to be made anew. */
 int recovery_load_index(struct recovery *recovery);
+/* Then takes what was written behind the newest segment's committed bytes into the table, and
+ * writes nothing. */
+int recovery_read_tail(struct recovery *recovery);
 /* What a recovery holds; the store stays. */
 int recovery_begin(struct recovery *recovery, struct larder_store *store);
 void recovery_end(struct recovery *recovery);

@@ -53,10 +53,13 @@ static void print_report(const struct larder_fsck_report *report, const char *di
            (unsigned long long)report->entries, (unsigned long long)report->tenants,
            (unsigned long long)report->models, (unsigned long long)report->segments,
            larder_human_bytes(bytes, report->segment_bytes));
+    if (report->tail > 0)
+        printf("%llu entries were written last and are not in the index yet: the next start puts "
+               "them there\n",
+               (unsigned long long)report->tail);
     if (report->unindexed > 0)
-        printf("%llu records are not in the index (evicted, or given up), %llu of them written "
-               "last: the next start takes those in\n",
-               (unsigned long long)report->unindexed, (unsigned long long)report->tail);
+        printf("%llu records are not in the index: evicted, or given up\n",
+               (unsigned long long)report->unindexed);
     if (data)
         printf("%s of entries were read and their tags checked\n",
                larder_human_bytes(read, report->read_bytes));

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Goal: larder fsck finds what is wrong with a store and nothing else, changes nothing unless told to
-# repair, and mends it then. Method: a store with real KV in it; each kind of damage to a copy of it;
-# the whole directory is hashed before and after.
+# Goal: larder fsck finds what is wrong with a store and nothing else, changes nothing unless told
+# to repair, and mends it then. Method: a store with real KV in it; each kind of damage to a copy of
+# it; golden stores, an encrypted one; the whole directory is hashed before and after.
 . tests/tools/daemon.sh
 
 hash_of() { # DIR: names, kinds, modes, times and bytes of all that is in it
@@ -28,8 +28,8 @@ flip() { # FILE OFFSET
     printf "$(printf '\\x%02x' $((byte ^ 1)))" |
         dd of="$1" bs=1 seek="$2" conv=notrunc status=none
 }
-# A check without --repair finds it and changes nothing; one with --repair mends it; then it is clean
-# and larderd serves it.
+# A check without --repair finds it and changes nothing; one with --repair mends it; then it is
+# clean.
 found_and_mended() { # WHAT FIELD VALUE ARGUMENT...
     local what=$1 field=$2 value=$3 before
     shift 3
@@ -41,9 +41,10 @@ found_and_mended() { # WHAT FIELD VALUE ARGUMENT...
     expect "bytes after a look at $what" "$before" "$(hash_of "$work/copy")"
     fsck 1 --repair "$@" "$work/copy"
     expect "left of $what" 0 "$(field findings_left)"
-    fsck 0 --data "$work/copy"
+    fsck 0 --data "${key[@]}" "$work/copy"
 }
 
+key=() # of an encrypted store
 fsck 8 "$work/none"
 mkdir "$work/empty"
 fsck 8 "$work/empty"
@@ -133,3 +134,39 @@ larder-run --model tests/models/tiny --prompt-file tests/models/tiny/prompt.txt 
     >/dev/null
 stop_daemon KILL
 fsck 0 --data "$work/store"
+
+# Stores of every release so far: clean, or with a tail that the next start takes in.
+for archive in tests/golden/*/*.tar.gz; do
+    rm -rf "$work/copy"
+    mkdir "$work/copy"
+    tar -xzf "$archive" -C "$work/copy"
+    golden=$(dirname "$(find "$work/copy" -name format)")
+    before=$(hash_of "$golden")
+    with=()
+    if [[ $archive == */encrypted* ]]; then
+        install -m 600 "$(dirname "$archive")/test.key" "$work/golden.key"
+        with=(--key-file "$work/golden.key")
+    fi
+    fsck 0 --data "${with[@]}" "$golden"
+    expect "bytes of $archive" "$before" "$(hash_of "$golden")"
+done
+
+# An encrypted one: nothing can be said of it without its key.
+rm -rf "$work/store" "$work/copy"
+head -c 32 /dev/urandom >"$work/key"
+chmod 600 "$work/key"
+echo "key_file = $work/key" >>"$work/larderd.conf"
+start_daemon
+larder-run --model tests/models/tiny --prompt-file tests/models/tiny/prompt.txt --tokens 1 \
+    --durable >/dev/null
+larder ls --json | jq 'sort_by(.depth)' >"$work/entries"
+stop_daemon
+fsck 8 "$work/store"
+before=$(hash_of "$work/store")
+fsck 0 --data --key-file "$work/key" "$work/store"
+expect "encrypted bytes" "$before" "$(hash_of "$work/store")"
+copy
+read -r segment offset bytes < <(place 2)
+flip "$(printf '%s/copy/segments/%08u.seg' "$work" "$segment")" $((offset + bytes / 2))
+key=(--key-file "$work/key")
+found_and_mended "damaged encrypted data" bad_entries 1 --data "${key[@]}"
