@@ -18,6 +18,8 @@ int row_get_host_exact(const struct bench *bench, struct bench_result *out);
 /* rows_ssd.c */
 int row_get_ssd(const struct bench *bench, struct bench_result *out);
 int row_put_durable(const struct bench *bench, struct bench_result *out);
+int row_get_ssd_encrypted(const struct bench *bench, struct bench_result *out);
+int row_put_durable_encrypted(const struct bench *bench, struct bench_result *out);
 int row_put_small(const struct bench *bench, struct bench_result *out);
 
 /* rows_request.c */

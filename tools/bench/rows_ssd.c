@@ -3,6 +3,7 @@
 #include "tools/bench/rows.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -24,6 +25,23 @@ struct ssd_bench {
     uint64_t sync_bytes;
 };
 
+enum ssd_kind {
+    SSD_PLAIN,
+    SSD_ENCRYPTED,
+};
+
+/* Any key will do. */
+static int make_key(const char *path)
+{
+    const uint8_t key[32] = {1};
+    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    bool good = fd >= 0 && write(fd, key, sizeof(key)) == (ssize_t)sizeof(key);
+    int err = good ? 0 : larder_fail(-errno, "%s: %s", path, strerror(errno));
+    if (fd >= 0)
+        close(fd);
+    return err;
+}
+
 static void ssd_close(struct ssd_bench *ssd)
 {
     bench_client_close(&ssd->client);
@@ -33,17 +51,25 @@ static void ssd_close(struct ssd_bench *ssd)
 
 /* Staging is sized for the model: eight of its blocks in flight. With less, gathering, encoding and
  * writing take turns instead of going on together. */
-static int ssd_open(const struct bench *bench, struct ssd_bench *out, uint64_t corpus_bytes,
-                    uint64_t host_bytes)
+static int ssd_open(const struct bench *bench, struct ssd_bench *out, enum ssd_kind kind,
+                    uint64_t corpus_bytes, uint64_t host_bytes)
 {
     *out = (struct ssd_bench){.bench = bench, .daemon.pid = -1};
-    char settings[256];
-    snprintf(settings, sizeof(settings),
-             "host_bytes = %llu\nslab_bytes = %llu\nssd_bytes = 32G\nstaging_bytes_max = 320M\n"
-             "log_level = warn\nrecipe = raw\n",
-             (unsigned long long)host_bytes, (unsigned long long)host_bytes);
+    char settings[640];
+    int bytes =
+        snprintf(settings, sizeof(settings),
+                 "host_bytes = %llu\nslab_bytes = %llu\nssd_bytes = 32G\nstaging_bytes_max = 320M\n"
+                 "log_level = warn\nrecipe = raw\n",
+                 (unsigned long long)host_bytes, (unsigned long long)host_bytes);
+    char key[300];
+    snprintf(key, sizeof(key), "%s/key", bench->directory);
+    if (kind == SSD_ENCRYPTED) {
+        LARDER_TRY(make_key(key));
+        snprintf(settings + bytes, sizeof(settings) - (size_t)bytes, "key_file = %s\n", key);
+    }
     LARDER_TRY(corpus_open(&out->corpus, corpus_bytes, 1));
-    int err = bench_daemon_start(bench, &out->daemon, "ssd", settings);
+    int err = bench_daemon_start(bench, &out->daemon, kind == SSD_ENCRYPTED ? "encrypted" : "ssd",
+                                 settings);
     if (err == 0)
         err = bench_client_open(&out->client, &out->daemon, &out->corpus.model);
     if (err < 0)
@@ -97,6 +123,12 @@ static int read_plain(void *context, double *measure)
     return 0;
 }
 
+static void get_close(struct get_bench *get)
+{
+    disk_close_ranges(get->ranges, get->range_count);
+    ssd_close(&get->ssd);
+}
+
 static int store_two(struct get_bench *get)
 {
     struct ssd_bench *ssd = &get->ssd;
@@ -120,19 +152,59 @@ static int store_two(struct get_bench *get)
                             ssd->corpus.kv_bytes);
 }
 
+/* One slab with room for one prompt: 32 MiB a block, and a little for heads and slots. */
+static int get_open(const struct bench *bench, struct get_bench *get, enum ssd_kind kind)
+{
+    LARDER_TRY(
+        ssd_open(bench, &get->ssd, kind, bench->corpus_bytes, bench->corpus_bytes + (2u << 20)));
+    int err = store_two(get);
+    if (err < 0)
+        get_close(get);
+    return err;
+}
+
+struct two_gets {
+    struct get_bench encrypted;
+    struct get_bench plain;
+};
+
+static int get_encrypted(void *context, double *measure)
+{
+    return get_other(&((struct two_gets *)context)->encrypted, measure);
+}
+
+static int get_unencrypted(void *context, double *measure)
+{
+    return get_other(&((struct two_gets *)context)->plain, measure);
+}
+
+int row_get_ssd_encrypted(const struct bench *bench, struct bench_result *out)
+{
+    struct two_gets *two = larder_alloc_zero(1, sizeof(*two));
+    if (!two)
+        return larder_fail(-ENOMEM, "no memory");
+    int err = get_open(bench, &two->encrypted, SSD_ENCRYPTED);
+    if (err == 0) {
+        err = get_open(bench, &two->plain, SSD_PLAIN);
+        if (err == 0) {
+            err = bench_compare(bench, out, get_encrypted, get_unencrypted, two);
+            get_close(&two->plain);
+        }
+        get_close(&two->encrypted);
+    }
+    larder_free(two);
+    return err;
+}
+
 int row_get_ssd(const struct bench *bench, struct bench_result *out)
 {
     struct get_bench *get = larder_alloc_zero(1, sizeof(*get));
     if (!get)
         return larder_fail(-ENOMEM, "no memory");
-    /* One slab with room for one prompt: 32 MiB a block, and a little for heads and slots. */
-    int err = ssd_open(bench, &get->ssd, bench->corpus_bytes, bench->corpus_bytes + (2u << 20));
+    int err = get_open(bench, get, SSD_PLAIN);
     if (err == 0) {
-        err = store_two(get);
-        if (err == 0)
-            err = bench_compare(bench, out, get_other, read_plain, get);
-        disk_close_ranges(get->ranges, get->range_count);
-        ssd_close(&get->ssd);
+        err = bench_compare(bench, out, get_other, read_plain, get);
+        get_close(get);
     }
     larder_free(get);
     bench_note(out, "requests of 1 MiB, depth %u", DISK_DEPTH);
@@ -174,13 +246,47 @@ int row_put_durable(const struct bench *bench, struct bench_result *out)
 {
     struct ssd_bench ssd;
     double ignored;
-    LARDER_TRY(ssd_open(bench, &ssd, bench->corpus_bytes / 2, bench->corpus_bytes));
+    LARDER_TRY(ssd_open(bench, &ssd, SSD_PLAIN, bench->corpus_bytes / 2, bench->corpus_bytes));
     /* Once before: the first touch of staging and slabs. */
     int err = put_new(&ssd, &ignored);
     if (err == 0)
         err = bench_compare(bench, out, put_new, write_plain, &ssd);
     bench_note(out, "%.1f MB to an fdatasync", (double)ssd.sync_bytes / 1e6);
     ssd_close(&ssd);
+    return err;
+}
+
+struct two_puts {
+    struct ssd_bench encrypted;
+    struct ssd_bench plain;
+};
+
+static int put_encrypted(void *context, double *measure)
+{
+    return put_new(&((struct two_puts *)context)->encrypted, measure);
+}
+
+static int put_unencrypted(void *context, double *measure)
+{
+    return put_new(&((struct two_puts *)context)->plain, measure);
+}
+
+int row_put_durable_encrypted(const struct bench *bench, struct bench_result *out)
+{
+    struct two_puts two;
+    double ignored;
+    LARDER_TRY(ssd_open(bench, &two.encrypted, SSD_ENCRYPTED, bench->corpus_bytes / 2,
+                        bench->corpus_bytes));
+    int err = ssd_open(bench, &two.plain, SSD_PLAIN, bench->corpus_bytes / 2, bench->corpus_bytes);
+    if (err == 0) {
+        err = put_encrypted(&two, &ignored);
+        if (err == 0)
+            err = put_unencrypted(&two, &ignored);
+        if (err == 0)
+            err = bench_compare(bench, out, put_encrypted, put_unencrypted, &two);
+        ssd_close(&two.plain);
+    }
+    ssd_close(&two.encrypted);
     return err;
 }
 
