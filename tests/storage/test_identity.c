@@ -9,6 +9,7 @@
 #include <check.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -402,6 +403,82 @@ START_TEST(dying_at_every_step)
 }
 END_TEST
 
+/* --- purge ------------------------------------------------------------------------------------ */
+
+static pthread_mutex_t owner_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static int renew(struct larder_identity *identity, uint32_t index)
+{
+    bool unsure;
+    return larder_identity_renew(identity, index, &owner_lock, &unsure);
+}
+
+static bool file_holds(const struct fixture *fixture, const char *name, const uint8_t key[32])
+{
+    uint8_t bytes[4096];
+    size_t count = read_bytes(fixture, name, bytes, sizeof(bytes));
+    return memmem(bytes, count, key, 32) != NULL;
+}
+
+static void renewing_child(const struct fixture *fixture, int fd, int dies_at)
+{
+    struct larder_identity *identity;
+    if (larder_identity_open(&identity, fixture->path, true, NULL) != 0)
+        _exit(1);
+    steps_left = dies_at;
+    if (renew(identity, 0) != 0)
+        _exit(2);
+    const struct larder_tenant_info *tenant = larder_identity_tenant(identity, 0);
+    if (syscall(SYS_write, fd, tenant, sizeof(*tenant)) != (long)sizeof(*tenant))
+        _exit(3);
+    _exit(0);
+}
+
+/* The old keys or the new ones, whole; the new ones once they were promised, and then the old ones
+ * are in no file. The other tenant is as before. */
+START_TEST(dying_while_keys_are_replaced)
+{
+    int steps = 0;
+    for (bool finished = false; !finished; steps++) {
+        struct fixture fixture;
+        set_up(&fixture);
+        struct larder_identity *identity = open_good(&fixture);
+        struct larder_tenant_info alice = add(identity, "alice"), bob = add(identity, "bob");
+        larder_identity_close(identity);
+        int pipe_fds[2], status;
+        ck_assert_int_eq(pipe(pipe_fds), 0);
+        pid_t child = fork();
+        if (child == 0)
+            renewing_child(&fixture, pipe_fds[1], steps + 1);
+        close(pipe_fds[1]);
+        struct larder_tenant_info told, found;
+        bool promised = read(pipe_fds[0], &told, sizeof(told)) == (ssize_t)sizeof(told);
+        close(pipe_fds[0]);
+        ck_assert_int_eq(waitpid(child, &status, 0), child);
+        ck_assert(WIFEXITED(status));
+        finished = WEXITSTATUS(status) == 0;
+        ck_assert(finished || WEXITSTATUS(status) == 9);
+
+        identity = open_good(&fixture);
+        found = add(identity, "alice");
+        bool is_old = memcmp(&found, &alice, sizeof(found)) == 0;
+        ck_assert(!promised || memcmp(&found, &told, sizeof(found)) == 0);
+        ck_assert(is_old || (memcmp(found.id, alice.id, sizeof(found.id)) != 0 &&
+                             memcmp(found.key, alice.key, sizeof(found.key)) != 0));
+        if (!is_old) {
+            ck_assert(!file_holds(&fixture, "tenants", alice.key));
+            ck_assert(!file_holds(&fixture, "tenants.copy", alice.key));
+        }
+        found = add(identity, "bob");
+        ck_assert_mem_eq(&found, &bob, sizeof(bob));
+        larder_identity_close(identity);
+        scratch_remove(fixture.scratch);
+        ck_assert_int_lt(steps, 100);
+    }
+    ck_assert_int_gt(steps, 8);
+}
+END_TEST
+
 static Suite *suite(void)
 {
     Suite *s = suite_create("identity");
@@ -414,6 +491,7 @@ static Suite *suite(void)
     tcase_add_test(tcase, bad_copies);
     tcase_add_test(tcase, older_copy);
     tcase_add_test(tcase, dying_at_every_step);
+    tcase_add_test(tcase, dying_while_keys_are_replaced);
     suite_add_tcase(s, tcase);
     return s;
 }
