@@ -55,6 +55,9 @@ int remove_subtree_locked(struct larder_store *store, uint32_t id, struct remova
     removal->generation = store->next_generation++;
     store->tenants[removal->tenant].removals++;
     for (uint32_t i = 0; i < removal->entry_count; i++) {
+        /* From now on it is a miss, whenever its tombstone is written. */
+        history_note(&store->history, &table_entry(&store->table, removal->entries[i])->key,
+                     removal->why);
         tiers_doom_locked(store, removal->entries[i]);
         put_watches_locked(store, removal->entries[i], LARDER_ENOTFOUND);
     }
@@ -220,8 +223,6 @@ void remove_slice_done_locked(struct larder_store *store, struct slice *slice, i
     if (err < 0 && removal->err == 0)
         removal->err = err;
     for (uint32_t i = slice->first; err == 0 && i < slice->first + slice->count; i++) {
-        history_note(&store->history, &table_entry(&store->table, removal->entries[i])->key,
-                     removal->why);
         remove_dead_locked(store, removal->entries[i]);
         removal->entries[i] = TABLE_NONE;
         removal->removed++;
