@@ -26,7 +26,6 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/mem.h"
-#include "storage/planted.h"
 #include "storage/store_priv.h"
 
 #define COMMIT_AGE_US  100000u
@@ -313,7 +312,6 @@ static void begin_round(struct larder_store *store)
     if (commits->want_segment && !store->log.ahead)
         round->make_id = store->log.next_id;
     commits->want_segment = false;
-    round->frees_first = LARDER_PLANT(FREED_BEFORE_INDEX);
     commits->busy = true;
     keeper_give(store->keeper, round);
 }

@@ -120,8 +120,6 @@ static void work(struct keeper *keeper, struct round *round)
         round->commit_err = -EIO;
         return;
     }
-    if (round->frees_first)
-        give_back(keeper, round);
     round->commit_err = commit_batches(keeper, round);
     if (round->commit_err < 0) {
         keeper->failed = round->commit_err != -ENOSPC;
@@ -129,8 +127,7 @@ static void work(struct keeper *keeper, struct round *round)
         return;
     }
     round->room_err = larder_index_reserve(keeper->index);
-    if (!round->frees_first)
-        give_back(keeper, round);
+    give_back(keeper, round);
     if (round->make_id != 0)
         round->make_err = seglog_make_file(keeper->log, &round->made, round->make_id);
 }

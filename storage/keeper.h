@@ -73,7 +73,6 @@ struct round {
     struct segment *removes[ROUND_REMOVES_MAX];
     uint32_t remove_count;
     uint32_t make_id; /* 0: no segment is wanted */
-    bool frees_first; /* a planted bug: 2 before 1 */
 
     /* the keeper's answers */
     uint32_t committed; /* leading batches */

@@ -22,10 +22,8 @@ enum larder_planted_bug {
     LARDER_PLANTED_INDEX_BEFORE_DATA = 3,
     /* The checks of the index's values are not compared. */
     LARDER_PLANTED_CHECK_IGNORED = 4,
-    /* Space is given back before the index forgot what stood there. */
-    LARDER_PLANTED_FREED_BEFORE_INDEX = 5,
     /* A start does not read what stands behind the bytes that the index knows of. */
-    LARDER_PLANTED_TAIL_UNREAD = 6,
+    LARDER_PLANTED_TAIL_UNREAD = 5,
 };
 
 #ifdef LARDER_PLANTED

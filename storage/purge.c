@@ -122,11 +122,16 @@ bool purge_step(struct larder_store *store)
         commit_add(store, batch);
     else
         larder_free(batch);
-    pthread_mutex_lock(&store->lock);
-    if (count < SLICE_MAX) {
-        purge->state = PURGE_CLEANED;
-        pthread_cond_broadcast(&store->purged);
+    if (count == SLICE_MAX)
+        return true;
+    /* Over when the index has forgotten them too. */
+    if (commit_is_behind(store) && !read_only && !store->commits.index_full) {
+        store->commits.hurry = !store->commits.busy;
+        return store->commits.hurry;
     }
+    pthread_mutex_lock(&store->lock);
+    purge->state = PURGE_CLEANED;
+    pthread_cond_broadcast(&store->purged);
     pthread_mutex_unlock(&store->lock);
     return true;
 }

@@ -559,6 +559,7 @@ static int load_segment(void *context, uint32_t id, const struct index_segment *
         return 0;
     }
     segment->in_index = true;
+    segment->blank = false; /* its header may have been overwritten since */
     segment->committed_bytes =
         larder_min_u64(row->committed_bytes, segment->end_bytes) & ~(LARDER_PAGE_BYTES - 1ull);
     if (segment->committed_bytes < row->committed_bytes)

@@ -19,6 +19,8 @@
 
 #define CHAIN_BLOCKS     100u
 #define TRANSACTION_PUTS 10000u
+/* Whatever the count is: tables that double, LMDB's lists of pages, threads. */
+#define FIXED_BYTES (9u << 20)
 #define PROMISED_BYTES   200u
 #define SLOW_MACHINE_MS  20000u
 #define COUNT_DEFAULT    100000u
@@ -139,7 +141,7 @@ START_TEST(start)
     /* Wide of the mark on purpose: other work runs beside tests. */
     ck_assert_uint_lt(took_us, SLOW_MACHINE_MS * 1000ull);
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-    ck_assert_uint_lt(bytes, (uint64_t)count * PROMISED_BYTES + (8u << 20));
+    ck_assert_uint_lt(bytes, (uint64_t)count * PROMISED_BYTES + FIXED_BYTES);
 #endif
     fixture_end(&f);
 }
