@@ -20,10 +20,10 @@
 #define CHAIN_BLOCKS     100u
 #define TRANSACTION_PUTS 10000u
 /* Whatever the count is: tables that double, LMDB's lists of pages, threads. */
-#define FIXED_BYTES (9u << 20)
-#define PROMISED_BYTES   200u
-#define SLOW_MACHINE_MS  20000u
-#define COUNT_DEFAULT    100000u
+#define FIXED_BYTES     (9u << 20)
+#define PROMISED_BYTES  200u
+#define SLOW_MACHINE_MS 20000u
+#define COUNT_DEFAULT   100000u
 
 static uint64_t now_us(void)
 {
