@@ -269,6 +269,8 @@ static int run(struct larderd *daemon)
     tell_serves(daemon);
     block_signals(SIG_UNBLOCK);
     bool all_answered = server_run(server);
+    /* A second SIGTERM must not cut short what is being closed. */
+    block_signals(SIG_BLOCK);
     server_close(server);
     if (!all_answered) {
         /* The disk hangs. The store survives this as it survives a kill. */
