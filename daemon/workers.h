@@ -4,8 +4,8 @@
  *
  * Each tenant has a queue, in the order of submission; the queues that have jobs take turns, a job
  * each. So a tenant that floods waits for itself: who refuses its requests in time looks at
- * workers_waiting(). A job is embedded in its operation and says itself, through completions.h, that
- * it is done.
+ * workers_waiting(). A job is embedded in its operation and says itself, through completions.h,
+ * that it is done.
  * Threads: submit() from any; open and close from the event thread.
  */
 #ifndef LARDER_DAEMON_WORKERS_H
