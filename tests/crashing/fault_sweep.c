@@ -201,6 +201,11 @@ static void check(struct sweep *sweep, uint64_t number)
     for (uint32_t i = 0; i < sweep->count; i++) {
         struct held *held = &sweep->held[i];
         int64_t got = chain_get(&sweep->fixture, &held->chain, TOKENS, digest);
+        /* The sockets of tenants come behind the one that a start waits for. */
+        for (int again = 0; got == LARDER_EDOWN && i == 0 && again < 100; again++) {
+            usleep(10000);
+            got = chain_get(&sweep->fixture, &held->chain, TOKENS, digest);
+        }
         if (got == LARDER_ECORRUPT)
             bug(sweep, number, "chain %u: wrong bytes", held->chain.number);
         else if (got < 0)
