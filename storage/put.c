@@ -548,8 +548,8 @@ static void set_variant(struct larder_put *put)
 {
     struct larder_record *record = put->append.record;
     put->variant.generation = record->generation;
-    put->variant.created_s = record->created_s;
-    put->variant.position = record->position;
+    put->variant.created_s = table_narrow(record->created_s);
+    put->variant.position = table_narrow(record->position);
     put->variant.raw_bytes = (uint32_t)record->raw_bytes;
     put->variant.record_pages = (uint32_t)(record->record_bytes / LARDER_PAGE_BYTES);
     put->variant.head_bytes = record->head_bytes;

@@ -141,8 +141,8 @@ void recovery_variant(struct entry_variant *out, struct larder_store *store,
 {
     *out = (struct entry_variant){
         .generation = record->generation,
-        .created_s = record->created_s,
-        .position = record->position,
+        .created_s = table_narrow(record->created_s),
+        .position = table_narrow(record->position),
         .raw_bytes = (uint32_t)record->raw_bytes,
         .record_pages = (uint32_t)(record->record_bytes / LARDER_PAGE_BYTES),
         .head_bytes = record->head_bytes,
@@ -627,8 +627,8 @@ static int load_entry(void *context, const struct larder_key *key, uint32_t vari
     }
     table_entry(&store->table, id)->variant = (struct entry_variant){
         .generation = value->generation,
-        .created_s = value->created_s,
-        .position = value->position,
+        .created_s = table_narrow(value->created_s),
+        .position = table_narrow(value->position),
         .raw_bytes = (uint32_t)value->raw_bytes,
         .record_pages = (uint32_t)(value->record_bytes / LARDER_PAGE_BYTES),
         .head_bytes = value->head_bytes,

@@ -47,8 +47,8 @@ enum entry_flag {
 /* What differs from one record of a key to the next. */
 struct entry_variant {
     uint64_t generation;
-    uint64_t created_s;
-    uint64_t position;
+    uint32_t created_s; /* these two as table_narrow() has them: larger ones mean nothing */
+    uint32_t position;
     uint32_t raw_bytes;
     uint32_t record_pages;
     uint32_t head_bytes;
@@ -58,6 +58,11 @@ struct entry_variant {
     uint8_t quality;
     uint8_t computed_on;
 };
+
+static inline uint32_t table_narrow(uint64_t number)
+{
+    return number < UINT32_MAX ? (uint32_t)number : UINT32_MAX;
+}
 
 struct entry {
     struct larder_key key;
@@ -82,7 +87,7 @@ struct entry {
     uint8_t pending_quality; /* of the put, while PUTTING */
     uint8_t number;          /* of this variant of its key, in its record and in the index */
 };
-static_assert(sizeof(struct entry) <= 160, "a million entries are to stay small");
+static_assert(sizeof(struct entry) <= 152, "a million entries are to stay small");
 
 struct table {
     struct entry **chunks;

@@ -373,7 +373,7 @@ int tiers_expect(struct larder_store *store, uint32_t tenant)
 static void return_to(struct larder_store *store, struct larder_policy *policy, uint32_t id,
                       uint64_t recalled)
 {
-    uint64_t stored_ms = table_entry(&store->table, id)->variant.created_s * 1000;
+    uint64_t stored_ms = table_entry(&store->table, id)->variant.created_s * 1000ull;
     int err = larder_policy_restore(policy, id, recalled, stored_ms);
     assert(err == 0); /* P2 */
 }
