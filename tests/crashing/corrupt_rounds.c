@@ -204,10 +204,15 @@ static void run_store(const struct corrupt_rounds_options *options, struct tally
     assert(items);
     memcpy(items, world->items, sizeof(world->items));
     uint32_t item_count = world->item_count;
+    struct larder_tenant_info tenant = world->tenant;
+    bool purging = world->purging;
     for (uint64_t i = 0; i < trials; i++) {
         alarm(HANG_SECONDS);
         memcpy(world->items, items, sizeof(world->items));
         world->item_count = item_count;
+        /* A trial may have purged it. */
+        world->tenant = tenant;
+        world->purging = purging;
         try_once(world);
         if (options->stop_at_first_bug && tally_bugs(tally) > 0)
             break;
