@@ -3,8 +3,8 @@
  *
  *   1. The index is opened and loaded into the table, each value checked. Any damage: it is set
  *      aside and made anew from the segments (rebuild.c).
- *   2. Entries that name a segment that is not there, or bytes outside of what was committed, go,
- *      with everything below them.
+ *   2. Entries that name a segment that is not there, or bytes outside of what was committed or,
+ *      in the newest, written, go, with everything below them.
  *   3. What stands in the newest segment behind its committed bytes was written, acknowledged or
  *      not, and the index did not learn of it. Record by record it is taken in if whole, in the
  *      order of its writing; the file is cut behind the last. If the index does not know that
@@ -570,17 +570,22 @@ static int load_segment(void *context, uint32_t id, const struct index_segment *
     return 0;
 }
 
-/* The index is whole, but does the entry make sense? */
+/* The index is whole, but does the entry make sense? A start that was cut short between two
+ * transactions has left entries of a tail whose row is written with the last: dropped, they would
+ * take with them what is behind them, although the tail has them still. */
 static bool entry_fits(const struct recovery *recovery, const struct index_entry *value)
 {
-    const struct segment *segment = seglog_find(&recovery->store->log, value->segment_id);
+    const struct seglog *log = &recovery->store->log;
+    const struct segment *segment = seglog_find(log, value->segment_id);
     uint64_t offset = (uint64_t)value->segment_page * LARDER_PAGE_BYTES;
-    return segment && offset >= SEGMENT_HEADER_BYTES &&
-           value->record_bytes % LARDER_PAGE_BYTES == 0 &&
+    if (!segment)
+        return false;
+    uint64_t end_bytes =
+        segment == seglog_newest(log) ? segment->end_bytes : segment->committed_bytes;
+    return offset >= SEGMENT_HEADER_BYTES && value->record_bytes % LARDER_PAGE_BYTES == 0 &&
            value->record_bytes <= LARDER_RECORD_BYTES_MAX &&
            value->head_bytes >= sizeof(struct larder_record) &&
-           value->head_bytes <= value->record_bytes &&
-           offset + value->record_bytes <= segment->committed_bytes &&
+           value->head_bytes <= value->record_bytes && offset + value->record_bytes <= end_bytes &&
            value->raw_bytes <= LARDER_RECORD_BYTES_MAX &&
            value->token_count <= LARDER_BLOCK_TOKENS_MAX &&
            value->quality <= LARDER_QUALITY_BLENDED && value->computed_on <= LARDER_QUALITY_BLENDED;

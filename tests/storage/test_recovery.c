@@ -278,6 +278,57 @@ START_TEST(a_tail_is_taken_in)
 }
 END_TEST
 
+/* Commits that are let through. */
+static int commits_left;
+
+static int count_down(void *context)
+{
+    (void)context;
+    return commits_left-- > 0 ? 0 : -EIO;
+}
+
+/* More than one transaction takes; the parent of a block that was stored before is replaced. */
+static void replace_and_add_many(void)
+{
+    struct block better = {
+        .seed = 1, .token_count = 256, .section_bytes = 500, .tenant = f.tenant.index};
+    ck_assert_int_eq(fixture_put(&f, &better, LARDER_DURABLE), 0);
+    fixture_put_chain(&f, 1000, 600, 200, LARDER_CACHED);
+    fixture_settle(&f, 1599);
+}
+
+START_TEST(a_start_cut_short_loses_nothing_behind_what_was_replaced)
+{
+    fixture_close(&f);
+    f.options.segment_bytes = 8 << 20;
+    f.options.ssd_bytes = 64 << 20;
+    f.options.host_bytes = 16 << 20;
+    ck_assert_int_eq(fixture_open(&f), 0);
+    struct block block = {.seed = 1,
+                          .token_count = 256,
+                          .section_bytes = 500,
+                          .quality = LARDER_QUALITY_LOSSY,
+                          .tenant = f.tenant.index};
+    ck_assert_int_eq(fixture_put(&f, &block, LARDER_DURABLE), 0);
+    block.seed = 2;
+    block.parent = block_key(1);
+    ck_assert_int_eq(fixture_put(&f, &block, LARDER_DURABLE), 0);
+    keep_index_while(replace_and_add_many);
+    f.options.index_gate = count_down;
+    commits_left = 1;
+    ck_assert_int_lt(fixture_open(&f), 0);
+    ck_assert_int_lt(commits_left, 0);
+    f.options.index_gate = NULL;
+    ck_assert_int_eq(fixture_open(&f), 0);
+    check();
+    ck_assert_uint_eq(fixture_stats(&f).index_rebuilt, 0);
+    int err;
+    ck_assert_uint_eq(fixture_get_chain(&f, 1, 2, &err), 2);
+    ck_assert_uint_eq(fixture_get_chain(&f, 1000, 600, &err), 600);
+    ck_assert_int_eq(info_of(1).quality, LARDER_QUALITY_EXACT);
+}
+END_TEST
+
 /* The tail is block 3, then 100 to 102 of 20 KB each, a tombstone, and 200 to 202. */
 static void damage_101(int64_t from_end)
 {
@@ -481,6 +532,7 @@ int main(void)
     tcase_add_test(tcase, a_missing_segment_loses_its_entries);
     tcase_add_test(tcase, a_damaged_header_costs_nothing);
     tcase_add_test(tcase, a_tail_is_taken_in);
+    tcase_add_test(tcase, a_start_cut_short_loses_nothing_behind_what_was_replaced);
     tcase_add_test(tcase, a_bad_section_in_the_tail_costs_its_record);
     tcase_add_test(tcase, a_bad_head_in_the_tail_costs_its_record);
     tcase_add_test(tcase, a_blank_segment_is_not_the_newest);
