@@ -183,7 +183,7 @@ static void try_once(struct world *world)
     struct damage damage;
     put_back(world->directory);
     world->life++;
-    if (!damage_store(&damage, world->directory, &world->random))
+    if (!damage_store(&damage, world->directory, DAMAGE_ANY_FILE, &world->random))
         return;
     world->rotted = damage.class == DAMAGE_SEGMENT;
     world->spoiled = false;

@@ -37,8 +37,8 @@ static enum damage_class class_of(const char *file)
 }
 
 /* One file of a class, each with the same chance. */
-static void pick(struct damage *damage, const char *directory, const char *folder, uint64_t *random,
-                 uint32_t *met)
+static void pick(struct damage *damage, const char *directory, const char *folder,
+                 enum damage_which which, uint64_t *random, uint32_t *met)
 {
     char path[PATH_BYTES];
     snprintf(path, sizeof(path), "%s/%s", directory, folder);
@@ -49,6 +49,7 @@ static void pick(struct damage *damage, const char *directory, const char *folde
         snprintf(file, sizeof(file), "%s%s", folder, entry->d_name);
         snprintf(path, sizeof(path), "%.180s/%s", directory, file);
         if (strlen(file) >= sizeof(damage->file) || class_of(file) != damage->class ||
+            (which == DAMAGE_BUT_FORMAT && strcmp(file, "format") == 0) ||
             lstat(path, &status) != 0 || !S_ISREG(status.st_mode) || status.st_size == 0)
             continue;
         if (draw(random, ++*met) == 0)
@@ -196,17 +197,18 @@ static void write_content(const struct content *content, const char *path)
     close(fd);
 }
 
-bool damage_store(struct damage *out, const char *directory, uint64_t *random)
+bool damage_store(struct damage *out, const char *directory, enum damage_which which,
+                  uint64_t *random)
 {
     static const char *const folders[] = {"", "segments/", "index/"};
-    uint64_t which = draw(random, 100);
-    *out = (struct damage){.class = which < 50   ? DAMAGE_SEGMENT
-                                    : which < 88 ? DAMAGE_INDEX
-                                    : which < 96 ? DAMAGE_IDENTITY
-                                                 : DAMAGE_OTHER};
+    uint64_t drawn_class = draw(random, 100);
+    *out = (struct damage){.class = drawn_class < 50   ? DAMAGE_SEGMENT
+                                    : drawn_class < 88 ? DAMAGE_INDEX
+                                    : drawn_class < 96 ? DAMAGE_IDENTITY
+                                                       : DAMAGE_OTHER};
     uint32_t met = 0;
     for (size_t i = 0; i < LARDER_COUNT_OF(folders); i++)
-        pick(out, directory, folders[i], random, &met);
+        pick(out, directory, folders[i], which, random, &met);
     if (met == 0)
         return false;
 

@@ -24,8 +24,14 @@ struct damage {
     char what[48];
 };
 
+enum damage_which {
+    DAMAGE_ANY_FILE,
+    DAMAGE_BUT_FORMAT, /* what keeps no store from starting */
+};
+
 /* One file by chance, damaged in one way by chance; mostly a segment or the index. False when there
  * was nothing to change. `*random` is the state of the caller's numbers. */
-bool damage_store(struct damage *out, const char *directory, uint64_t *random);
+bool damage_store(struct damage *out, const char *directory, enum damage_which which,
+                  uint64_t *random);
 
 #endif

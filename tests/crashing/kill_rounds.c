@@ -440,10 +440,8 @@ static void damage_a_file(struct campaign *campaign)
     char directory[80];
     struct damage damage;
     snprintf(directory, sizeof(directory), "%s/store", campaign->fixture.directory);
-    do {
-        if (!damage_store(&damage, directory, &campaign->random))
-            return;
-    } while (damage.class == DAMAGE_OTHER);
+    if (!damage_store(&damage, directory, DAMAGE_BUT_FORMAT, &campaign->random))
+        return;
     campaign->tally->trials++;
     if (damage.class != DAMAGE_SEGMENT)
         return;
