@@ -19,6 +19,7 @@
 
 #include "base/bytes.h"
 #include "base/error.h"
+#include "base/key.h"
 #include "base/mem.h"
 #include "storage/store_priv.h"
 
@@ -369,8 +370,19 @@ void larder_store_expire(struct larder_store *store)
 
 /* --- to disk: storage thread ------------------------------------------------------------------ */
 
+/* A record whose mark was not written may not be either: the mark that is on disk is older than it,
+ * and would not hold for it. */
+static void refuse_put_locked(struct larder_store *store, const struct mark_write *write, int err)
+{
+    for (struct larder_put *put = store->put_queue; put; put = put->next)
+        if (larder_key_equal(&put->key, &write->key))
+            put->refused = err;
+}
+
 static void finish_write_locked(struct larder_store *store, struct mark_write *write, int err)
 {
+    if (err < 0 && !write->is_moved)
+        refuse_put_locked(store, write, err);
     write->err = err;
     store->mark_writes--;
     store_complete_locked(store, &write->completion);
@@ -399,6 +411,19 @@ static bool is_wanted_locked(const struct larder_store *store, const struct mark
         return false;
     const struct mark *mark = mark_of(store, id);
     return !write->is_moved || (mark && mark->value.generation == write->value.generation);
+}
+
+/* What holds by now: changes that waited for one entry come in any order, and the index keeps what
+ * it learned last. */
+static void say_newest_locked(struct larder_store *store, struct mark_write *write)
+{
+    const struct mark *mark = mark_of(store, table_find(&store->table, &write->key));
+    if (mark)
+        write->value = mark->value;
+    else if (!mark_is_empty(&write->value))
+        write->value = (struct larder_mark_value){.generation = store->next_generation++,
+                                                  .boot = store->clock.boot,
+                                                  .epoch_s = store->clock.epoch_s};
 }
 
 static struct larder_record *new_record(struct larder_store *store)
@@ -434,6 +459,7 @@ struct mark_batch *mark_take_batch_locked(struct larder_store *store)
             finish_write_locked(store, write, LARDER_ENOTFOUND);
             continue;
         }
+        say_newest_locked(store, write);
         memcpy(marks[batch->count].key, write->key.bytes, sizeof(write->key.bytes));
         marks[batch->count].value = write->value;
         batch->count++;

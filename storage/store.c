@@ -499,6 +499,11 @@ void store_free(struct larder_store *store)
         store->watches = watch->next;
         larder_free(watch);
     }
+    while (store->mark_queue) {
+        struct mark_write *write = store->mark_queue;
+        store->mark_queue = write->next;
+        larder_free(write);
+    }
     commit_close(store);
     marks_close(&store->marks);
     if (store->log.io)

@@ -232,6 +232,11 @@ static int ready_for(struct larder_store *store, struct group *group, uint64_t b
 static int add_put(struct larder_store *store, struct group *group)
 {
     pthread_mutex_lock(&store->lock);
+    /* Its own, or that of an ancestor which goes before it. */
+    if (store->mark_queue) {
+        pthread_mutex_unlock(&store->lock);
+        return 0;
+    }
     struct larder_put *put = pop_put_locked(store);
     struct larder_put *behind = NULL;
     bool there =
@@ -409,8 +414,10 @@ static int add_marks(struct larder_store *store, struct group *group)
     } else {
         place(store, group, &batch->append, batch->append.record, batch->append.bytes);
         group->tombstone_bytes += batch->append.bytes;
-        batch->next = group->marks;
-        group->marks = batch;
+        struct mark_batch **end = &group->marks;
+        while (*end) /* the index learns of them in their order */
+            end = &(*end)->next;
+        *end = batch;
         group->members += batch->count;
     }
     pthread_mutex_unlock(&store->lock);

@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/error.h"
 #include "base/key.h"
@@ -262,6 +263,58 @@ START_TEST(a_better_record_keeps_the_mark)
         else
             rebuild();
     }
+}
+END_TEST
+
+/* Two changes of what is not on SSD yet, asked for where nothing can be written between them. */
+static int marks_done;
+
+static void on_marked(void *context, int err)
+{
+    (void)context;
+    must(err == 0);
+    __atomic_add_fetch(&marks_done, 1, __ATOMIC_RELEASE);
+}
+
+static void mark_from_the_storage_thread(void *context, int err)
+{
+    const struct larder_mark *changes = context;
+    must(err == 0);
+    struct block block = {
+        .seed = 1000, .token_count = 256, .section_bytes = 9000, .tenant = f.tenant.index};
+    struct larder_key key = block_key(1000);
+    must(fixture_put(&f, &block, LARDER_CACHED) == 0);
+    for (int i = 0; i < 2; i++)
+        larder_store_mark(f.store, f.tenant.index, &key, &changes[i], on_marked, NULL);
+}
+
+static void wait_for_marks(int count)
+{
+    for (int i = 0; i < 1000 && __atomic_load_n(&marks_done, __ATOMIC_ACQUIRE) < count; i++)
+        usleep(10000);
+    ck_assert_int_eq(__atomic_load_n(&marks_done, __ATOMIC_ACQUIRE), count);
+}
+
+START_TEST(the_newest_of_two_marks_holds)
+{
+    static const struct larder_mark changes[2][2] = {
+        {{.fields = LARDER_MARK_TTL, .ttl_s = YEAR_S}, {.fields = LARDER_MARK_PIN}},
+        {{.fields = LARDER_MARK_PIN}, {.fields = LARDER_MARK_UNPIN}}};
+    bool pinned = _i == 0;
+    marks_done = 0;
+    struct block block = {
+        .seed = 1, .token_count = 256, .section_bytes = 9000, .tenant = f.tenant.index};
+    ck_assert_int_eq(fixture_put(&f, &block, LARDER_DURABLE), 0);
+    struct larder_key key = block_key(1);
+    larder_store_mark(f.store, f.tenant.index, &key, &changes[_i][0], mark_from_the_storage_thread,
+                      (void *)changes[_i]);
+    wait_for_marks(2);
+    ck_assert_int_eq(info_of(1000).pinned, pinned);
+    fixture_commit(&f);
+    fixture_reopen(&f);
+    ck_assert_int_eq(info_of(1000).pinned, pinned);
+    rebuild();
+    ck_assert_int_eq(info_of(1000).pinned, pinned);
 }
 END_TEST
 
@@ -551,6 +604,7 @@ int main(void)
     tcase_add_test(cases, removal_is_refused_unless_forced);
     tcase_add_test(cases, a_mark_does_not_outlive_its_entry);
     tcase_add_test(cases, a_better_record_keeps_the_mark);
+    tcase_add_loop_test(cases, the_newest_of_two_marks_holds, 0, 2);
     tcase_add_test(cases, a_pin_is_of_all_variants);
     tcase_add_test(cases, segments_of_marks_go_but_not_the_marks);
     tcase_add_test(cases, what_is_over_is_a_miss_at_once_and_gone_soon);
