@@ -554,12 +554,11 @@ static void read_times(const struct clock *clock, struct larder_mark_value *valu
 }
 
 int mark_recovered(struct larder_store *store, uint32_t id, const struct larder_mark_value *stored,
-                   uint32_t segment_id)
+                   uint32_t segment_id, uint64_t since)
 {
     struct entry *entry = table_entry(&store->table, id);
     struct mark *mark = mark_of(store, id);
-    if (stored->generation < entry->variant.generation ||
-        (mark && mark->value.generation >= stored->generation))
+    if (stored->generation < since || (mark && mark->value.generation >= stored->generation))
         return 0;
     if (!mark)
         mark = marks_add(&store->marks, id);
@@ -580,6 +579,21 @@ void mark_recovered_all(struct larder_store *store)
         uint32_t id = mark->entry;
         (void)mark_set_locked(store, id, &value); /* it has its memory */
     }
+}
+
+int mark_raise(struct larder_store *store, uint32_t id)
+{
+    struct mark *mark = mark_of(store, id);
+    if (!mark || mark->value.generation >= table_entry(&store->table, id)->variant.generation)
+        return 0;
+    struct mark_write *write = new_write(&table_entry(&store->table, id)->key);
+    if (!write)
+        return larder_fail(-ENOMEM, "marks: no memory");
+    mark->value.generation = store->next_generation++;
+    write->value = mark->value;
+    write->is_moved = true;
+    queue_write_locked(store, write);
+    return 1;
 }
 
 bool mark_stored_locked(const struct larder_store *store, uint32_t id, struct index_mark *out)

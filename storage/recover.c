@@ -17,6 +17,7 @@
  */
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
@@ -107,20 +108,80 @@ int recovery_marks(struct recovery *recovery, const struct larder_record *record
     return 0;
 }
 
-int recovery_set_marks(struct recovery *recovery)
+/* What is put to a key that has a mark has that written again, before it. Power loss may keep the
+ * one, which nobody was told of, and not the other: the mark that was acknowledged holds on. */
+static int carry_marks(struct recovery *recovery, uint64_t generation, uint64_t since)
+{
+    if (since >= generation)
+        return 0;
+    if (recovery->carried_count == recovery->carried_capacity) {
+        uint32_t capacity = recovery->carried_capacity ? recovery->carried_capacity * 2 : 256;
+        struct carried_mark *carried =
+            larder_realloc(recovery->carried, sizeof(*carried) * (size_t)capacity);
+        if (!carried)
+            return larder_fail(-ENOMEM, "recovery: no memory");
+        recovery->carried = carried;
+        recovery->carried_capacity = capacity;
+    }
+    recovery->carried[recovery->carried_count++] =
+        (struct carried_mark){.generation = generation, .since = since};
+    return 0;
+}
+
+static int compare_carried(const void *a, const void *b)
+{
+    uint64_t left = ((const struct carried_mark *)a)->generation;
+    uint64_t right = ((const struct carried_mark *)b)->generation;
+    return left < right ? -1 : left > right;
+}
+
+/* From which generation on a mark may be the entry's; as far back as this one wants to know. */
+static uint64_t marked_since(const struct recovery *recovery, uint32_t id, uint64_t wanted)
+{
+    uint64_t since = table_entry(&recovery->store->table, id)->variant.generation;
+    while (since > wanted && recovery->carried_count > 0) {
+        const struct carried_mark key = {.generation = since};
+        const struct carried_mark *found =
+            bsearch(&key, recovery->carried, recovery->carried_count, sizeof(key), compare_carried);
+        if (!found)
+            break;
+        since = found->since;
+    }
+    return since;
+}
+
+static int raise_marks(struct recovery *recovery)
 {
     struct larder_store *store = recovery->store;
     for (uint32_t i = 0; i < recovery->mark_count; i++) {
+        uint32_t id = table_find(&store->table, &recovery->marks[i].key);
+        int raised = id == TABLE_NONE ? 0 : mark_raise(store, id);
+        LARDER_TRY(raised);
+        if (raised)
+            LARDER_TRY(recovery_changed(recovery, &recovery->marks[i].key, CHANGED_MARK));
+    }
+    return 0;
+}
+
+int recovery_set_marks(struct recovery *recovery)
+{
+    struct larder_store *store = recovery->store;
+    if (recovery->carried_count > 0)
+        qsort(recovery->carried, recovery->carried_count, sizeof(*recovery->carried),
+              compare_carried);
+    for (uint32_t i = 0; i < recovery->mark_count; i++) {
         const struct recovered_mark *mark = &recovery->marks[i];
         uint32_t id = table_find(&store->table, &mark->key);
-        int holds =
-            id == TABLE_NONE ? 0 : mark_recovered(store, id, &mark->value, mark->segment_id);
+        int holds = id == TABLE_NONE
+                        ? 0
+                        : mark_recovered(store, id, &mark->value, mark->segment_id,
+                                         marked_since(recovery, id, mark->value.generation));
         LARDER_TRY(holds);
         if (holds != mark->in_index)
             LARDER_TRY(recovery_changed(recovery, &mark->key, CHANGED_MARK));
     }
     mark_recovered_all(store);
-    return 0;
+    return raise_marks(recovery);
 }
 
 bool recovery_tenant(const struct recovery *recovery, const uint8_t id[16], uint16_t *out)
@@ -754,6 +815,9 @@ static int take_entry(struct recovery *recovery, const struct larder_record *rec
                                   table_entry(&store->table, primary)->model != model))
         return 0;
     LARDER_TRY(tiers_expect(store, tenant));
+    if (primary != TABLE_NONE)
+        LARDER_TRY(carry_marks(recovery, record->generation,
+                               table_entry(&store->table, primary)->variant.generation));
     if (id != TABLE_NONE) {
         struct entry *entry = table_entry(&store->table, id);
         if (entry->variant.generation >= record->generation)
@@ -907,6 +971,7 @@ static int start_anew(struct recovery *recovery)
     recovery->changed_count = 0;
     recovery->dropped = 0;
     recovery->mark_count = 0;
+    recovery->carried_count = 0;
     LARDER_TRY(table_open(&store->table));
     LARDER_TRY(tiers_open(store));
     LARDER_TRY(store_add_tenants(store));
@@ -982,6 +1047,7 @@ void recovery_end(struct recovery *recovery)
     free_parents(recovery);
     larder_free(recovery->changed);
     larder_free(recovery->marks);
+    larder_free(recovery->carried);
 }
 
 int recover_store(struct larder_store *store)

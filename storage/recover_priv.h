@@ -30,6 +30,13 @@ struct recovered_mark {
     bool in_index;
 };
 
+/* A record of a tail that came to a key which had one: marks of the key from `since` on are its own
+ * too. */
+struct carried_mark {
+    uint64_t generation;
+    uint64_t since;
+};
+
 struct recovery {
     struct larder_store *store;
     struct scan scan;
@@ -41,6 +48,9 @@ struct recovery {
     struct recovered_mark *marks;
     uint32_t mark_count;
     uint32_t mark_capacity;
+    struct carried_mark *carried;
+    uint32_t carried_count;
+    uint32_t carried_capacity;
     uint64_t generation; /* the highest seen */
     uint64_t dropped;    /* entries that could not be kept */
     bool rebuild_again;  /* the mark was met */

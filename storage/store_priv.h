@@ -516,11 +516,15 @@ void mark_batch_done_locked(struct larder_store *store, struct mark_batch *batch
 void mark_count_homes_locked(struct larder_store *store);
 /* Storage thread: writes those of a segment again, unless others are on their way. */
 void mark_move_out_locked(struct larder_store *store, uint32_t segment_id);
-/* Start: one that was read. 1 when it holds for the entry as far as is known. */
+/* Start: one that was read. 1 when it holds for the entry as far as is known, whose marks are those
+ * of the generations from `since` on. */
 int mark_recovered(struct larder_store *store, uint32_t entry,
-                   const struct larder_mark_value *stored, uint32_t segment_id);
+                   const struct larder_mark_value *stored, uint32_t segment_id, uint64_t since);
 /* Start: all were read. */
 void mark_recovered_all(struct larder_store *store);
+/* Then: one that is older than its entry's record is made newer, and queued to be written. 1 when it
+ * was so. */
+int mark_raise(struct larder_store *store, uint32_t entry);
 /* As the index has it; false when the entry has none. */
 bool mark_stored_locked(const struct larder_store *store, uint32_t entry, struct index_mark *out);
 

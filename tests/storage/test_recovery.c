@@ -383,6 +383,94 @@ START_TEST(a_bad_head_in_the_tail_costs_its_record)
 }
 END_TEST
 
+/* The last record of marks in the first segment. */
+static void damage_last_mark(void)
+{
+    char path[SCRATCH_PATH_BYTES + 32];
+    snprintf(path, sizeof(path), "%s/segments/00000001.seg", f.path);
+    int fd = open(path, O_RDONLY);
+    uint64_t last = 0;
+    struct larder_record record;
+    for (uint64_t at = 4096; pread(fd, &record, sizeof(record), (off_t)at) == sizeof(record);) {
+        bool there = record.magic == LARDER_RECORD_MAGIC;
+        if (there && record.type == LARDER_RECORD_MARK)
+            last = at;
+        at += there ? record.record_bytes : 4096;
+    }
+    close(fd);
+    ck_assert_uint_gt(last, 0);
+    fixture_flip(&f, 1, last + 100);
+}
+
+static struct block marked_block(enum larder_quality quality, bool beside)
+{
+    return (struct block){.seed = 1,
+                          .token_count = 256,
+                          .section_bytes = 9000,
+                          .quality = quality,
+                          .beside = beside,
+                          .tenant = f.tenant.index};
+}
+
+static void put_better(void)
+{
+    struct block block = marked_block(LARDER_QUALITY_LOSSY, false);
+    ck_assert_int_eq(fixture_put(&f, &block, LARDER_DURABLE), 0);
+}
+
+static void put_beside(void)
+{
+    struct block block = marked_block(LARDER_QUALITY_EXACT, true);
+    ck_assert_int_eq(fixture_put(&f, &block, LARDER_DURABLE), 0);
+}
+
+static void pin_and_put_better(void)
+{
+    const struct larder_mark pin = {.fields = LARDER_MARK_PIN};
+    ck_assert_int_eq(fixture_mark(&f, 1, &pin), 0);
+    put_better();
+}
+
+static void put_twice(void)
+{
+    put_better();
+    damage_last_mark();
+    put_beside();
+}
+
+static bool is_pinned(uint64_t seed)
+{
+    struct larder_entry_info info;
+    struct larder_key key = block_key(seed);
+    ck_assert_int_eq(larder_store_find(f.store, &info, &key), 0);
+    return info.pinned;
+}
+
+/* A group that power loss left in parts: a record, without the mark that was written before it. */
+START_TEST(a_pin_holds_for_a_record_that_lost_its_mark)
+{
+    static void (*const changes[])(void) = {put_better, put_beside, pin_and_put_better, put_twice};
+    struct block block = marked_block(LARDER_QUALITY_BLENDED, false);
+    const struct larder_mark pin = {.fields = LARDER_MARK_PIN};
+    ck_assert_int_eq(fixture_put(&f, &block, LARDER_DURABLE), 0);
+    if (changes[_i] != pin_and_put_better)
+        ck_assert_int_eq(fixture_mark(&f, 1, &pin), 0);
+    keep_index_while(changes[_i]);
+    damage_last_mark();
+    for (int life = 0; life < 3; life++) {
+        if (life < 2)
+            ck_assert_int_eq(life == 0 ? fixture_open(&f) : (fixture_reopen(&f), 0), 0);
+        else
+            rebuild();
+        check();
+        ck_assert(is_pinned(1));
+        ck_assert_uint_eq(fixture_stats(&f).recovered_from_tail, life > 0                   ? 0
+                                                                 : changes[_i] == put_twice ? 2
+                                                                                            : 1);
+    }
+}
+END_TEST
+
 static void add_alone(void)
 {
     fixture_put_chain(&f, 300, 3, 9000, LARDER_DURABLE);
@@ -536,6 +624,7 @@ int main(void)
     tcase_add_test(tcase, a_bad_section_in_the_tail_costs_its_record);
     tcase_add_test(tcase, a_bad_head_in_the_tail_costs_its_record);
     tcase_add_test(tcase, a_blank_segment_is_not_the_newest);
+    tcase_add_loop_test(tcase, a_pin_holds_for_a_record_that_lost_its_mark, 0, 4);
     tcase_add_test(tcase, a_segment_nobody_knows_is_a_tail);
     tcase_add_test(tcase, a_tail_of_an_older_segment_is_cut);
     tcase_add_test(tcase, second_open_is_refused);
