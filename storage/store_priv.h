@@ -522,8 +522,7 @@ int mark_recovered(struct larder_store *store, uint32_t entry,
                    const struct larder_mark_value *stored, uint32_t segment_id, uint64_t since);
 /* Start: all were read. */
 void mark_recovered_all(struct larder_store *store);
-/* Then: one that is older than its entry's record is made newer, and queued to be written. 1 when it
- * was so. */
+/* Then: one that is older than its entry's record is made newer, and queued to be written: 1. */
 int mark_raise(struct larder_store *store, uint32_t entry);
 /* As the index has it; false when the entry has none. */
 bool mark_stored_locked(const struct larder_store *store, uint32_t entry, struct index_mark *out);
