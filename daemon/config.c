@@ -61,6 +61,8 @@ static const struct key keys[] = {
      1ull << 46},
     {"ssd_bytes", VALUE_BYTES, CHANGE_RESTART, FIELD(ssd_bytes), LARDER_SEGMENT_BYTES_MIN,
      1ull << 50},
+    {"ssd_high", VALUE_COUNT, CHANGE_RESTART, FIELD(ssd_high), 2, 100},
+    {"ssd_low", VALUE_COUNT, CHANGE_RESTART, FIELD(ssd_low), 1, 99},
     {"slab_bytes", VALUE_BYTES, CHANGE_RESTART, FIELD(slab_bytes), LARDER_SLAB_BYTES_MIN,
      1ull << 40},
     {"segment_bytes", VALUE_BYTES, CHANGE_RESTART, FIELD(segment_bytes), LARDER_SEGMENT_BYTES_MIN,
@@ -96,6 +98,8 @@ void config_init(struct config *config)
     config->admission = 1;
     config->host_bytes = LARDER_HOST_BYTES_DEFAULT;
     config->ssd_bytes = LARDER_SSD_BYTES_DEFAULT;
+    config->ssd_high = LARDER_SSD_HIGH_DEFAULT;
+    config->ssd_low = LARDER_SSD_LOW_DEFAULT;
     config->slab_bytes = LARDER_SLAB_BYTES_DEFAULT;
     config->segment_bytes = LARDER_SEGMENT_BYTES_DEFAULT;
     config->staging_bytes_max = LARDER_STAGING_BYTES_DEFAULT;
@@ -416,6 +420,11 @@ static int check_slab(const struct config *config, const char *name)
                            "segment_bytes or raise ssd_bytes",
                            name, (unsigned long long)config->segment_bytes,
                            (unsigned long long)config->ssd_bytes);
+    if (config->ssd_low >= config->ssd_high)
+        return larder_fail(LARDER_ECONFIG,
+                           "%s: ssd_low=%u is not below ssd_high=%u; lower ssd_low or raise "
+                           "ssd_high",
+                           name, config->ssd_low, config->ssd_high);
     if (config->staging_bytes_max > config->staging_bytes_all)
         return larder_fail(LARDER_ECONFIG,
                            "%s: staging_bytes_max=%llu is more than staging_bytes_all=%llu", name,

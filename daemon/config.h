@@ -53,6 +53,8 @@ struct config {
     uint64_t ssd_bytes;
     uint64_t slab_bytes;
     uint64_t segment_bytes;
+    uint32_t ssd_high; /* percent of ssd_bytes */
+    uint32_t ssd_low;
     uint64_t staging_bytes_max; /* of a connection */
     uint64_t staging_bytes_all; /* of all connections */
     uint32_t block_tokens;

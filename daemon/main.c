@@ -221,6 +221,8 @@ static int open_store(struct larderd *daemon)
                                                .io_depth = config->io_depth,
                                                .host_bytes = config->host_bytes,
                                                .ssd_bytes = config->ssd_bytes,
+                                               .ssd_high = config->ssd_high,
+                                               .ssd_low = config->ssd_low,
                                                .slab_bytes = config->slab_bytes,
                                                .segment_bytes = config->segment_bytes,
                                                .eviction = config->eviction,

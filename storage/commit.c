@@ -397,8 +397,11 @@ static void end_round(struct larder_store *store)
     commits->index_full = round->room_err == -ENOSPC;
     if (round->made)
         seglog_add_ahead(&store->log, round->made, round->make_id);
-    if (round->make_id != 0)
+    /* One that nobody waits for is asked for again when it is needed. */
+    if (round->make_id != 0 && !commits->is_ahead)
         commits->make_err = round->make_err;
+    commits->is_ahead = false;
+    commits->look = true;
     larder_free(round->punches);
     larder_free(commits->dead.extents);
     commits->dead = (struct dead_list){0};

@@ -309,35 +309,42 @@ static uint32_t choose_victims_locked(struct larder_store *store, struct victim 
     return count;
 }
 
-int evict_ssd(struct larder_store *store, uint32_t tenant, uint64_t bytes, uint64_t *freed)
+int evict_ssd_part(struct larder_store *store, uint32_t tenant, uint64_t bytes, uint64_t *freed)
 {
     *freed = 0;
     if (store->commits.index_full)
         return larder_fail(-ENOSPC, "eviction: the index has no room on the disk");
     struct victim *victims = larder_alloc(sizeof(*victims) * VICTIMS_MAX);
-    int err = victims ? 0 : larder_fail(-ENOMEM, "eviction: no memory");
-    while (err == 0 && *freed < bytes) {
-        struct batch *batch = batch_new();
-        if (!batch) {
-            err = -ENOMEM;
-            break;
-        }
-        pthread_mutex_lock(&store->lock);
-        store->ssd_full = store->ssd_full || tenant == EVICT_ANY;
-        uint32_t count = choose_victims_locked(store, victims, tenant, bytes - *freed);
-        for (uint32_t i = 0; i < count; i++) {
-            batch_delete(batch, &victims[i].key, victims[i].number);
-            writer_extent_dead_locked(store, &victims[i].variant);
-            *freed += (uint64_t)victims[i].variant.record_pages * LARDER_PAGE_BYTES;
-        }
-        pthread_mutex_unlock(&store->lock);
-        if (count > 0)
-            commit_add(store, batch);
-        else
-            larder_free(batch);
-        if (count == 0)
-            err = larder_fail(-ENOSPC, "nothing more can be evicted from SSD");
+    struct batch *batch = victims ? batch_new() : NULL;
+    if (!batch) {
+        larder_free(victims);
+        return larder_fail(-ENOMEM, "eviction: no memory");
     }
+    pthread_mutex_lock(&store->lock);
+    store->ssd_full = store->ssd_full || tenant == EVICT_ANY;
+    uint32_t count = choose_victims_locked(store, victims, tenant, bytes);
+    for (uint32_t i = 0; i < count; i++) {
+        batch_delete(batch, &victims[i].key, victims[i].number);
+        writer_extent_dead_locked(store, &victims[i].variant);
+        *freed += (uint64_t)victims[i].variant.record_pages * LARDER_PAGE_BYTES;
+    }
+    pthread_mutex_unlock(&store->lock);
     larder_free(victims);
-    return err;
+    if (count > 0) {
+        commit_add(store, batch);
+        return 0;
+    }
+    larder_free(batch);
+    return larder_fail(-ENOSPC, "nothing more can be evicted from SSD");
+}
+
+int evict_ssd(struct larder_store *store, uint32_t tenant, uint64_t bytes, uint64_t *freed)
+{
+    *freed = 0;
+    while (*freed < bytes) {
+        uint64_t part;
+        LARDER_TRY(evict_ssd_part(store, tenant, bytes - *freed, &part));
+        *freed += part;
+    }
+    return 0;
 }

@@ -5,12 +5,15 @@
  * can hold records that were cut short or that the index does not know, and a start reads only its
  * tail.
  * Whatever takes time (a commit, a file made, space given back) is done by the keeper; who needs
- * room comes again when its round is over.
+ * room comes again when its round is over. So that this is rare, the next file is made when the
+ * open one is almost full, and entries are evicted a part at a round as soon as use is above
+ * ssd_high, until it is below ssd_low.
  *
  * Threads: the storage thread.
  */
 #include <errno.h>
 
+#include "base/bytes.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "storage/store_priv.h"
@@ -20,6 +23,10 @@
 #define ATTEMPTS_MAX 3u
 /* What a start may have to read again. A group that is under way comes on top. */
 #define TAIL_BYTES_MAX (128ull << 20)
+/* A smaller store has no segment to spare for what is to come. */
+#define SEGMENTS_MIN 16u
+/* What is evicted ahead of need at once: punching much of a file at once holds up its disk. */
+#define DRAIN_BYTES (32ull << 20)
 
 static int come_again(struct larder_store *store)
 {
@@ -63,6 +70,7 @@ static int make_segment(struct larder_store *store)
             return refuse(store, evict_err);
     }
     commits->want_segment = true;
+    commits->is_ahead = false;
     return 1;
 }
 
@@ -84,6 +92,7 @@ static int next_segment(struct larder_store *store)
     pthread_mutex_unlock(&store->lock);
     store->attempts = 0;
     store->no_space = false;
+    store->commits.look = true;
     return 0;
 }
 
@@ -110,4 +119,57 @@ int space_make_room(struct larder_store *store, const struct group *group, uint6
     int room = next_segment(store);
     commit_publish_usage(store);
     return room;
+}
+
+/* --- ahead ------------------------------------------------------------------------------------ */
+
+static void make_ahead(struct larder_store *store)
+{
+    struct commits *commits = &store->commits;
+    const struct seglog *log = &store->log;
+    uint64_t segment_bytes = store->options.segment_bytes;
+    if (!log->open || log->ahead || commits->ahead_for == log->open->id ||
+        log->open->end_bytes < segment_bytes / 4 * 3 ||
+        seglog_usage(log) + segment_bytes > store->options.ssd_bytes)
+        return;
+    commits->ahead_for = log->open->id;
+    commits->want_segment = true;
+    commits->is_ahead = true;
+}
+
+/* Where holes cannot be punched, evicting here and there gives no room: it is not done ahead. */
+static void evict_ahead(struct larder_store *store)
+{
+    struct commits *commits = &store->commits;
+    const struct larder_store_options *options = &store->options;
+    if (!commits->look || !store->log.punches)
+        return;
+    commits->look = false;
+    uint64_t use = seglog_usage(&store->log) + (store->log.ahead ? 0 : options->segment_bytes);
+    uint64_t low = options->ssd_bytes / 100 * options->ssd_low;
+    if (use > options->ssd_bytes / 100 * options->ssd_high)
+        commits->draining = true;
+    if (use <= low)
+        commits->draining = false;
+    if (!commits->draining || use == commits->stuck_use)
+        return;
+    uint64_t freed;
+    int err = evict_ssd_part(store, EVICT_ANY, larder_min_u64(use - low, DRAIN_BYTES), &freed);
+    commits->stuck_use = err < 0 ? use : 0;
+    commits->hurry = commits->hurry || freed > 0;
+}
+
+void space_look_ahead(struct larder_store *store)
+{
+    const struct commits *commits = &store->commits;
+    if (commits->busy || commits->want_segment || commits->retry_us != 0 || commits->index_full ||
+        store->options.ssd_bytes / store->options.segment_bytes < SEGMENTS_MIN)
+        return;
+    pthread_mutex_lock(&store->lock);
+    bool wait = store->stopping || store->read_only || store->dead.count > 0;
+    pthread_mutex_unlock(&store->lock);
+    if (wait)
+        return;
+    evict_ahead(store);
+    make_ahead(store);
 }

@@ -334,6 +334,11 @@ static void set_defaults(struct larder_store_options *options)
         options->ssd_bytes = LARDER_SSD_BYTES_DEFAULT;
     if (options->slab_bytes == 0)
         options->slab_bytes = LARDER_SLAB_BYTES_DEFAULT;
+    if (options->ssd_high == 0)
+        options->ssd_high = LARDER_SSD_HIGH_DEFAULT;
+    if (options->ssd_low == 0)
+        options->ssd_low = LARDER_SSD_LOW_DEFAULT < options->ssd_high ? LARDER_SSD_LOW_DEFAULT
+                                                                      : options->ssd_high - 1;
     if (options->segment_bytes == 0)
         options->segment_bytes = LARDER_SEGMENT_BYTES_DEFAULT;
 }
@@ -360,6 +365,11 @@ static int check_options(const struct larder_store_options *options)
     LARDER_TRY(check_size("host_bytes", options->host_bytes, options->slab_bytes));
     /* One to append to, one to evict from. */
     LARDER_TRY(check_size("ssd_bytes", options->ssd_bytes, 2 * options->segment_bytes));
+    if (options->ssd_high > 100 || options->ssd_low >= options->ssd_high)
+        return larder_fail(LARDER_ECONFIG,
+                           "ssd_high=%u and ssd_low=%u: not above 100, and the low "
+                           "one below the high one",
+                           options->ssd_high, options->ssd_low);
     if (options->segment_bytes / LARDER_PAGE_BYTES > UINT32_MAX ||
         options->slab_bytes / LARDER_PAGE_BYTES > UINT32_MAX)
         return larder_fail(LARDER_ECONFIG, "segment_bytes or slab_bytes is above 16 TiB");

@@ -33,6 +33,12 @@ struct larder_store_options {
     uint32_t io_depth;     /* requests in flight; 0: 64 */
     uint64_t host_bytes;   /* of all slabs of all tenants; 0 in any of these: default of limits.h */
     uint64_t ssd_bytes;    /* of all segment files */
+    /* Percent of ssd_bytes: above the one, entries go until use is below the other, so that a put
+     * finds room when it comes; ssd_low is less than ssd_high. Use counts the segment that is
+     * written and the one behind it whole. Of a store of less than 16 segments, or where the file
+     * system punches no holes, entries go only when a segment is wanted. */
+    uint32_t ssd_high;
+    uint32_t ssd_low;
     uint64_t slab_bytes;
     uint64_t segment_bytes;
     /* Tests: a backend to use (and to own) instead of opening one on DIR/segments. */

@@ -340,6 +340,11 @@ struct commits {
     struct removal *held_round; /* ... when the round is over */
     bool hurry;                 /* somebody waits for a round */
     bool want_segment;
+    bool is_ahead;      /* that segment: nothing waits for it */
+    uint32_t ahead_for; /* the open segment for which the next one was asked for already */
+    bool look;          /* use may have changed */
+    bool draining;      /* it was above ssd_high, and is not below ssd_low yet */
+    uint64_t stuck_use; /* with so much in use nothing more could go; 0: that was not seen */
     bool index_full;
     bool busy; /* the round is the keeper's */
     int make_err;
@@ -474,6 +479,8 @@ void evict_detach_slot_locked(struct larder_store *store, uint32_t entry);
  * has forgotten them. */
 #define EVICT_ANY LARDER_POLICY_ALL
 int evict_ssd(struct larder_store *store, uint32_t tenant, uint64_t bytes, uint64_t *freed);
+/* The same for as many entries as one transaction of the index takes: it may be less, not nothing. */
+int evict_ssd_part(struct larder_store *store, uint32_t tenant, uint64_t bytes, uint64_t *freed);
 /* Is there a slab that could be another tenant's at once? */
 bool evict_finds_slab_locked(struct larder_store *store, uint32_t tenant);
 
@@ -645,6 +652,8 @@ bool writer_must_step(struct larder_store *store);
 /* 0: the open segment has room for `bytes`. 1: not in this group, or not before the keeper's round
  * is over. */
 int space_make_room(struct larder_store *store, const struct group *group, uint64_t bytes);
+/* What is done before a put needs it: the next segment's file, and room between the watermarks. */
+void space_look_ahead(struct larder_store *store);
 
 /* commit.c */
 struct batch *batch_new(void);

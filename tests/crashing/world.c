@@ -700,6 +700,7 @@ void world_draw_options(struct world *world)
         .segment_bytes =
             segment_mib[world->evicts ? 0 : world_draw(world, LARDER_COUNT_OF(segment_mib))] << 20,
         .ssd_bytes = world->evicts ? world->options.ssd_bytes : 256u << 20,
+        .ssd_high = world->evicts && world_chance(world, 50) ? 15 : 0,
         .key_file = world->key_file[0] ? world->key_file : NULL,
     };
 }

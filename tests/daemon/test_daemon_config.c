@@ -39,6 +39,8 @@ START_TEST(values_are_taken)
                                     "recipe = raw\n"
                                     "eviction = lru\n"
                                     "admission = off\n"
+                                    "ssd_high = 80\n"
+                                    "ssd_low = 79\n"
                                     "socket = /x/y#z.sock\n"
                                     "quota red = ssd 2G host 64M\n"
                                     "quota * = host 32M # others\n"
@@ -55,6 +57,8 @@ START_TEST(values_are_taken)
     ck_assert_uint_eq(config.host_bytes, 1u << 30);
     ck_assert_str_eq(config.eviction, "lru");
     ck_assert_uint_eq(config.admission, 0);
+    ck_assert_uint_eq(config.ssd_high, 80);
+    ck_assert_uint_eq(config.ssd_low, 79);
     ck_assert_uint_eq(config.slab_bytes, 16u << 20);
     ck_assert_uint_eq(config.lease_ms, 5000);
     ck_assert_int_eq(config.log_level, LARDER_LOG_DEBUG);
@@ -91,6 +95,9 @@ START_TEST(mistakes_are_named)
         {"slab_bytes = 1048577", "f.conf: slab_bytes=1048577 and segment_bytes="},
         {"slab_bytes = 8G", "f.conf: slab_bytes=8589934592 is more than host_bytes="},
         {"segment_bytes = 32G\nssd_bytes = 1G", "f.conf: segment_bytes="},
+        {"ssd_high = 101", "f.conf:1: ssd_high: 101 is outside 2..100"},
+        {"ssd_low = 95", "f.conf: ssd_low=95 is not below ssd_high=95"},
+        {"ssd_high = 50", "f.conf: ssd_low=90 is not below ssd_high=50"},
         {"staging_bytes_max = 64M\nstaging_bytes_all = 1M", "f.conf: staging_bytes_max="},
         {"control_socket = /run/larder/larder.sock", "f.conf: socket and control_socket are both"},
         {"tenant = uid 1", "f.conf:1: 'tenant' is not a key"},
@@ -184,7 +191,7 @@ START_TEST(sample_is_the_default)
     uint32_t key_count = 0;
     for (size_t i = 0; i < LARDER_COUNT_OF(sample.lines); i++)
         key_count += sample.lines[i] > 0;
-    ck_assert_uint_eq(key_count, 25); /* as many as larderd.conf(5) has, but for key_file */
+    ck_assert_uint_eq(key_count, 27); /* as many as larderd.conf(5) has, but for key_file */
     memset(sample.lines, 0, sizeof(sample.lines));
     config_free(&sample);
     ck_assert_mem_eq(&sample, &plain, sizeof(plain));

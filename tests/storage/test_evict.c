@@ -102,6 +102,89 @@ START_TEST(ssd_evicts_leaves_first_and_gives_space_back)
 }
 END_TEST
 
+static uint64_t percent_of_ssd(uint32_t percent)
+{
+    return f.options.ssd_bytes / 100 * percent;
+}
+
+/* What is in use once nothing moves any more, with the next segment whole. */
+static uint64_t settled_use(uint64_t wanted)
+{
+    uint64_t use = UINT64_MAX;
+    for (int i = 0; i < 500 && use > wanted; i++) {
+        usleep(10000);
+        use = fixture_stats(&f).segment_bytes;
+    }
+    return use;
+}
+
+START_TEST(room_is_made_before_it_is_needed)
+{
+    for (uint64_t chain = 0; chain < 100; chain++) {
+        fixture_put_chain(&f, chain * 100, 3, 60000, LARDER_DURABLE);
+        ck_assert_uint_le(fixture_stats(&f).segment_bytes, f.options.ssd_bytes);
+    }
+    struct larder_store_stats stats = fixture_stats(&f);
+    ck_assert_uint_gt(stats.evicted_ssd, 50);
+    ck_assert_uint_eq(stats.puts_refused, 0);
+    /* Between the marks; the next segment may be there, or be wanted yet. */
+    ck_assert_uint_le(settled_use(percent_of_ssd(95)), percent_of_ssd(95));
+    ck_assert_uint_ge(fixture_stats(&f).segment_bytes,
+                      percent_of_ssd(90) - 2 * f.options.segment_bytes);
+    /* Lower ones are met although nothing is put. */
+    f.options.ssd_high = 50;
+    f.options.ssd_low = 40;
+    fixture_reopen(&f);
+    check();
+    fixture_put_chain(&f, 20000, 1, 1000, LARDER_DURABLE);
+    ck_assert_uint_le(settled_use(percent_of_ssd(40)), percent_of_ssd(40));
+    check();
+    int err;
+    ck_assert_uint_eq(fixture_get_chain(&f, 20000, 1, &err), 1);
+}
+END_TEST
+
+/* It is pinned: nothing may go, and that is found once, not again and again. */
+START_TEST(room_that_cannot_be_made_is_let_be)
+{
+    f.options.ssd_high = 20;
+    f.options.ssd_low = 10;
+    fixture_reopen(&f);
+    struct block block = {.token_count = 256,
+                          .section_bytes = 60000,
+                          .tenant = f.tenant.index,
+                          .mark = {.fields = LARDER_MARK_PIN, .pin_s = 3600}};
+    for (block.seed = 1; block.seed <= 30; block.seed++)
+        ck_assert_int_eq(fixture_put(&f, &block, LARDER_DURABLE), 0);
+    fixture_commit(&f);
+    ck_assert_uint_eq(fixture_stats(&f).evicted_ssd, 0);
+    ck_assert_uint_gt(fixture_stats(&f).segment_bytes, percent_of_ssd(20));
+    check();
+}
+END_TEST
+
+START_TEST(the_next_segment_is_there_before_this_one_is_full)
+{
+    /* Seven of eight records that one takes. */
+    for (uint64_t seed = 1; seed <= 7; seed++)
+        fixture_put_chain(&f, seed * 100, 1, 60000, LARDER_DURABLE);
+    fixture_commit(&f);
+    struct larder_store_stats stats = fixture_stats(&f);
+    for (int i = 0; i < 500 && stats.segment_bytes == f.options.segment_bytes; i++) {
+        usleep(10000);
+        stats = fixture_stats(&f);
+    }
+    ck_assert_uint_eq(stats.segments, 1);
+    ck_assert_uint_eq(stats.segment_bytes, 2 * f.options.segment_bytes);
+    /* A clean end leaves no blank file; what follows has room there. */
+    fixture_reopen(&f);
+    ck_assert_uint_eq(fixture_stats(&f).segments, 1);
+    for (uint64_t seed = 8; seed <= 30; seed++)
+        fixture_put_chain(&f, seed * 100, 1, 60000, LARDER_DURABLE);
+    check();
+}
+END_TEST
+
 START_TEST(use_keeps_an_entry)
 {
     fixture_put_chain(&f, 1, 3, 60000, LARDER_DURABLE);
@@ -422,6 +505,9 @@ int main(void)
     tcase_set_timeout(tcase, 120);
     tcase_add_test(tcase, host_tier_turns_over);
     tcase_add_test(tcase, ssd_evicts_leaves_first_and_gives_space_back);
+    tcase_add_test(tcase, room_is_made_before_it_is_needed);
+    tcase_add_test(tcase, room_that_cannot_be_made_is_let_be);
+    tcase_add_test(tcase, the_next_segment_is_there_before_this_one_is_full);
     tcase_add_test(tcase, use_keeps_an_entry);
     tcase_add_test(tcase, leased_slots_stay_and_generations_rise);
     tcase_add_test(tcase, full_of_leases_is_busy);
