@@ -61,6 +61,8 @@ static const struct row rows[] = {
      AIM_NONE, 0, row_put_durable_encrypted},
     {"put_small_durable_vs_sync", "small PUT, durable, p50", "4 KiB write + sync", "us",
      RATIO_AT_MOST, 4, row_put_small},
+    {"stall_ms_max", "longest PUT or GET, SSD tier full", "longest write or read", "ms",
+     VALUE_AT_MOST, 50, row_stall},
     {"lookup_128k_vs_hash", "lookup of 128k tokens, p50", "hashing them", "us", RATIO_AT_MOST, 2,
      row_lookup},
     {"rtt_vs_pingpong", "small request, p50", "socket ping-pong", "us", RATIO_AT_MOST, 2,

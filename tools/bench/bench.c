@@ -42,12 +42,9 @@ double bench_median(double *values, size_t count)
     return count % 2 ? values[count / 2] : (values[count / 2 - 1] + values[count / 2]) / 2;
 }
 
-int bench_compare(const struct bench *bench, struct bench_result *out, bench_side ours,
-                  bench_side plain, void *context)
+static int run_rounds(const struct bench *bench, double *values, double *plains, bench_side ours,
+                      bench_side plain, void *context)
 {
-    double values[ROUNDS_MAX];
-    double plains[ROUNDS_MAX];
-    double ratios[ROUNDS_MAX];
     assert(bench->rounds > 0);
     assert(bench->rounds <= ROUNDS_MAX);
     for (uint32_t i = 0; i < bench->rounds; i++) {
@@ -58,12 +55,38 @@ int bench_compare(const struct bench *bench, struct bench_result *out, bench_sid
         LARDER_TRY(plain(context, &plains[i]));
         if (i % 2 != 0)
             LARDER_TRY(ours(context, &values[i]));
-        ratios[i] = values[i] / plains[i];
         bench_say(bench, "round %u: %.4g, plain %.4g", i + 1, values[i], plains[i]);
     }
+    return 0;
+}
+
+int bench_compare(const struct bench *bench, struct bench_result *out, bench_side ours,
+                  bench_side plain, void *context)
+{
+    double values[ROUNDS_MAX];
+    double plains[ROUNDS_MAX];
+    double ratios[ROUNDS_MAX];
+    LARDER_TRY(run_rounds(bench, values, plains, ours, plain, context));
+    for (uint32_t i = 0; i < bench->rounds; i++)
+        ratios[i] = values[i] / plains[i];
     out->value = bench_median(values, bench->rounds);
     out->plain = bench_median(plains, bench->rounds);
     out->ratio = bench_median(ratios, bench->rounds);
+    return 0;
+}
+
+int bench_compare_worst(const struct bench *bench, struct bench_result *out, bench_side ours,
+                        bench_side plain, void *context)
+{
+    double values[ROUNDS_MAX];
+    double plains[ROUNDS_MAX];
+    LARDER_TRY(run_rounds(bench, values, plains, ours, plain, context));
+    out->value = out->plain = 0;
+    for (uint32_t i = 0; i < bench->rounds; i++) {
+        out->value = values[i] > out->value ? values[i] : out->value;
+        out->plain = plains[i] > out->plain ? plains[i] : out->plain;
+    }
+    out->ratio = out->value / out->plain;
     return 0;
 }
 

@@ -38,6 +38,9 @@ typedef int (*bench_side)(void *context, double *measure);
 /* Both sides `rounds` times, the order alternated; medians. */
 int bench_compare(const struct bench *bench, struct bench_result *out, bench_side ours,
                   bench_side plain, void *context);
+/* The same with the largest of each side, and their ratio: for times that must never be long. */
+int bench_compare_worst(const struct bench *bench, struct bench_result *out, bench_side ours,
+                        bench_side plain, void *context);
 /* One side alone. */
 int bench_measure(const struct bench *bench, struct bench_result *out, bench_side ours,
                   void *context);

@@ -174,11 +174,19 @@ int disk_create(int *out_fd, const char *path, uint64_t bytes)
     return 0;
 }
 
+int disk_write_at(int fd, const void *data, uint64_t bytes, uint64_t offset)
+{
+    errno = 0;
+    if (pwrite(fd, data, bytes, (off_t)offset) != (ssize_t)bytes)
+        return larder_fail(errno ? -errno : -EIO, "a write: %s", strerror(errno));
+    return 0;
+}
+
 int disk_write_page(int fd, const void *page_bytes, uint64_t page)
 {
-    ssize_t written = pwrite(fd, page_bytes, LARDER_PAGE_BYTES, (off_t)(page * LARDER_PAGE_BYTES));
-    if (written != LARDER_PAGE_BYTES || fdatasync(fd) < 0)
-        return larder_fail(errno ? -errno : -EIO, "a synced write: %s", strerror(errno));
+    LARDER_TRY(disk_write_at(fd, page_bytes, LARDER_PAGE_BYTES, page * LARDER_PAGE_BYTES));
+    if (fdatasync(fd) < 0)
+        return larder_fail(-errno, "a synced write: %s", strerror(errno));
     return 0;
 }
 

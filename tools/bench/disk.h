@@ -30,6 +30,9 @@ int disk_create(int *out_fd, const char *path, uint64_t bytes);
  * while one is being synced. */
 int disk_write(int fd, const void *data, uint64_t bytes, uint64_t sync_bytes);
 
+/* One write: 4096-aligned, a multiple of 4096. */
+int disk_write_at(int fd, const void *data, uint64_t bytes, uint64_t offset);
+
 /* One 4 KiB write at `page` and fdatasync. */
 int disk_write_page(int fd, const void *page_bytes, uint64_t page);
 

@@ -32,6 +32,9 @@ int row_clients_64(const struct bench *bench, struct bench_result *out);
 int row_lookups_8(const struct bench *bench, struct bench_result *out);
 int row_lookups_64(const struct bench *bench, struct bench_result *out);
 
+/* rows_stall.c */
+int row_stall(const struct bench *bench, struct bench_result *out);
+
 /* rows_start.c */
 int row_start(const struct bench *bench, struct bench_result *out);
 
