@@ -62,8 +62,8 @@
 #define LARDER_HOST_BYTES_DEFAULT    (2ull << 30)
 #define LARDER_SSD_BYTES_DEFAULT     (64ull << 30)
 /* Percent of ssd_bytes. */
-#define LARDER_SSD_HIGH_DEFAULT      95u
-#define LARDER_SSD_LOW_DEFAULT       90u
+#define LARDER_SSD_HIGH_DEFAULT 95u
+#define LARDER_SSD_LOW_DEFAULT  90u
 /* Several blocks of 256 tokens of an 8B model, 33.6 MB each: one is gathered, another encoded. */
 #define LARDER_STAGING_BYTES_DEFAULT (256ull << 20)
 #define LARDER_STAGING_BYTES_MAX     (1ull << 30)

@@ -479,7 +479,7 @@ void evict_detach_slot_locked(struct larder_store *store, uint32_t entry);
  * has forgotten them. */
 #define EVICT_ANY LARDER_POLICY_ALL
 int evict_ssd(struct larder_store *store, uint32_t tenant, uint64_t bytes, uint64_t *freed);
-/* The same for as many entries as one transaction of the index takes: it may be less, not nothing. */
+/* The same for as many entries as one transaction takes: it may be less, not nothing. */
 int evict_ssd_part(struct larder_store *store, uint32_t tenant, uint64_t bytes, uint64_t *freed);
 /* Is there a slab that could be another tenant's at once? */
 bool evict_finds_slab_locked(struct larder_store *store, uint32_t tenant);
