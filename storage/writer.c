@@ -744,7 +744,8 @@ static void step_group(struct larder_store *store)
     }
     struct group *group = store->filling;
     gather(store, group);
-    if (LARDER_PLANT(INDEX_BEFORE_DATA) && group->appends && !group->closed && !store->syncing)
+    if (LARDER_PLANT(INDEX_BEFORE_DATA) && group->appends && !group->slices && !group->closed &&
+        !store->syncing)
         note_early(store, group);
     submit_appends(store, group);
     if (group->in_flight > 0 || (group->appending && group->err == 0 && !store->read_only))
