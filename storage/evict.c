@@ -49,6 +49,8 @@ static bool may_forget(const struct larder_store *store, const struct entry *ent
 static void forget_entry_locked(struct larder_store *store, uint32_t id)
 {
     struct entry *entry = table_entry(&store->table, id);
+    if (entry->flags & ENTRY_MARKED)
+        mark_row_dead_locked(store, id);
     mark_forget_locked(store, id);
     if (entry->slot != HOST_NONE)
         evict_detach_slot_locked(store, id);

@@ -27,6 +27,8 @@
 #define EXPIRE_MAX 256u
 /* A removal that could not be written is tried again after this. */
 #define RETRY_S 60u
+/* Of one batch for the index. */
+#define ROWS_MAX 400u
 
 /* --- pins hold chains ------------------------------------------------------------------------- */
 
@@ -228,7 +230,7 @@ static void queue_write_locked(struct larder_store *store, struct mark_write *wr
     write->next = NULL;
     *store->mark_queue_end = write;
     store->mark_queue_end = &write->next;
-    store->mark_writes++;
+    store->mark_moves += write->is_moved;
 }
 
 /* Its entry became durable, or will not. */
@@ -384,7 +386,7 @@ static void finish_write_locked(struct larder_store *store, struct mark_write *w
     if (err < 0 && !write->is_moved)
         refuse_put_locked(store, write, err);
     write->err = err;
-    store->mark_writes--;
+    store->mark_moves -= write->is_moved;
     store_complete_locked(store, &write->completion);
 }
 
@@ -476,6 +478,44 @@ struct mark_batch *mark_take_batch_locked(struct larder_store *store)
     return batch;
 }
 
+void mark_row_dead_locked(struct larder_store *store, uint32_t id)
+{
+    if (store->mark_row_count == store->mark_row_capacity) {
+        uint32_t capacity = store->mark_row_capacity ? store->mark_row_capacity * 2 : 64;
+        struct larder_key *rows = larder_realloc(store->mark_rows, sizeof(*rows) * capacity);
+        if (!rows)
+            return; /* it goes at the next start */
+        store->mark_rows = rows;
+        store->mark_row_capacity = capacity;
+    }
+    store->mark_rows[store->mark_row_count++] = table_entry(&store->table, id)->key;
+}
+
+void mark_forget_rows(struct larder_store *store)
+{
+    for (;;) {
+        pthread_mutex_lock(&store->lock);
+        bool any = store->mark_row_count > 0;
+        pthread_mutex_unlock(&store->lock);
+        struct batch *batch = any ? batch_new() : NULL;
+        if (!batch)
+            return;
+        pthread_mutex_lock(&store->lock);
+        while (store->mark_row_count > 0 && batch->count < ROWS_MAX) {
+            const struct larder_key *key = &store->mark_rows[--store->mark_row_count];
+            uint32_t id = table_find(&store->table, key);
+            /* Stored again, and marked: its row is that of the new mark. */
+            if (id == TABLE_NONE || !mark_of(store, id))
+                batch_delete_mark(batch, key);
+        }
+        pthread_mutex_unlock(&store->lock);
+        if (batch->count > 0)
+            commit_add(store, batch);
+        else
+            larder_free(batch);
+    }
+}
+
 void mark_note(struct batch *into, const struct mark_batch *batch, uint32_t segment_id)
 {
     for (; batch; batch = batch->next) {
@@ -520,7 +560,7 @@ void mark_count_homes_locked(struct larder_store *store)
 
 void mark_move_out_locked(struct larder_store *store, uint32_t segment_id)
 {
-    if (store->mark_writes > 0)
+    if (store->mark_moves > 0)
         return;
     uint32_t at = 0;
     for (const struct mark *mark; (mark = marks_next(&store->marks, &at));) {

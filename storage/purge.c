@@ -49,8 +49,7 @@ static bool is_of_tenant(const struct larder_store *store, const struct load *lo
 
 static bool is_drained_locked(const struct larder_store *store, uint32_t tenant)
 {
-    if (store->tenants[tenant].removals > 0 || store->tenants[tenant].growing ||
-        store->mark_writes > 0)
+    if (store->tenants[tenant].removals > 0 || store->tenants[tenant].growing)
         return false;
     for (const struct larder_put *put = store->puts; put; put = put->all_next) {
         if (host_slot_tenant(&store->host, put->slot) == tenant)
@@ -77,6 +76,8 @@ static uint32_t forget_some_locked(struct larder_store *store, struct purge *pur
         const struct entry *entry = table_entry(&store->table, id);
         if (batch)
             batch_delete(batch, &entry->key, entry->number);
+        if (batch && (entry->flags & ENTRY_MARKED))
+            batch_delete_mark(batch, &entry->key);
         count++;
         history_note(&store->history, &entry->key, LARDER_EVENT_PURGED);
         remove_dead_locked(store, id);

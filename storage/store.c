@@ -72,7 +72,8 @@ static void *storage_thread(void *argument)
         writer_step(store);
         load_pump(store);
         /* A completion may have queued something; a step may have left something to do at once. */
-        bool again = run_completions(store) || purge_step(store) || writer_must_step(store);
+        bool again = run_completions(store);
+        again = purge_step(store) || again || writer_must_step(store);
         if (may_stop(store))
             break;
         int count = store->io->ops->poll(store->io, again ? 0 : commit_timeout_ms(store));
@@ -514,6 +515,7 @@ void store_free(struct larder_store *store)
         store->mark_queue = write->next;
         larder_free(write);
     }
+    larder_free(store->mark_rows);
     commit_close(store);
     marks_close(&store->marks);
     if (store->log.io)

@@ -412,7 +412,10 @@ struct larder_store {
     struct marks marks;
     struct mark_write *mark_queue;
     struct mark_write **mark_queue_end;
-    uint32_t mark_writes; /* in the queue and in groups */
+    uint32_t mark_moves;          /* of those in the queue and in groups */
+    struct larder_key *mark_rows; /* of the index, whose entries are gone */
+    uint32_t mark_row_count;
+    uint32_t mark_row_capacity;
     struct watch *watches;
     struct purge *purges;
     struct larder_lease *leases;
@@ -515,13 +518,18 @@ void mark_published_locked(struct larder_store *store, uint32_t entry, struct ma
                            const struct larder_mark *change);
 /* The first of what is queued, as a record; NULL without memory. May be empty. */
 struct mark_batch *mark_take_batch_locked(struct larder_store *store);
+/* The entry, which has a mark, is about to leave the table without a removal: the index is to
+ * forget that row too. */
+void mark_row_dead_locked(struct larder_store *store, uint32_t entry);
+/* Storage thread: hands what of that has come together to commit.c. */
+void mark_forget_rows(struct larder_store *store);
 void mark_give_up_locked(struct larder_store *store, int err);
 void mark_note(struct batch *into, const struct mark_batch *batch, uint32_t segment_id);
 void mark_batch_done_locked(struct larder_store *store, struct mark_batch *batch,
                             uint32_t segment_id, int err);
 /* Storage thread: how many marks that hold stand in each segment. */
 void mark_count_homes_locked(struct larder_store *store);
-/* Storage thread: writes those of a segment again, unless others are on their way. */
+/* Storage thread: writes those of a segment again, unless some are on their way already. */
 void mark_move_out_locked(struct larder_store *store, uint32_t segment_id);
 /* Start: one that was read. 1 when it holds for the entry as far as is known, whose marks are those
  * of the generations from `since` on. */

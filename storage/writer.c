@@ -771,6 +771,7 @@ void writer_step(struct larder_store *store)
     /* Before: who waits for a round that is over by now must not wait for another. */
     commit_take_round(store);
     step_group(store);
+    mark_forget_rows(store);
     space_look_ahead(store);
     commit_give_round(store);
 }

@@ -6,6 +6,7 @@
  *       put than fits, so that whatever may go does. */
 #include <check.h>
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -13,6 +14,7 @@
 #include "base/error.h"
 #include "base/key.h"
 #include "fixture.h"
+#include "storage/index.h"
 #include "storage/mark.h"
 #include "storage/store.h"
 
@@ -318,6 +320,112 @@ START_TEST(the_newest_of_two_marks_holds)
 }
 END_TEST
 
+static int count_entry(void *context, const struct larder_key *key, uint32_t variant,
+                       const struct index_entry *entry)
+{
+    (void)key, (void)variant, (void)entry;
+    (void)context;
+    return 0;
+}
+
+static int count_segment(void *context, uint32_t id, const struct index_segment *segment)
+{
+    (void)context, (void)id, (void)segment;
+    return 0;
+}
+
+static int count_mark(void *context, const struct larder_key *key, const struct index_mark *row)
+{
+    (void)key, (void)row;
+    (*(uint64_t *)context)++;
+    return 0;
+}
+
+static int count_model(void *context, const struct larder_key *fingerprint,
+                       const struct larder_model_desc *desc)
+{
+    (void)context, (void)fingerprint, (void)desc;
+    return 0;
+}
+
+/* Of a closed store. */
+static uint64_t rows_of_marks(void)
+{
+    uint64_t count = 0;
+    uint64_t generation;
+    const struct index_visitor visitor = {.context = &count,
+                                          .entry = count_entry,
+                                          .segment = count_segment,
+                                          .mark = count_mark,
+                                          .model = count_model};
+    char path[SCRATCH_PATH_BYTES + 16];
+    snprintf(path, sizeof(path), "%s/index", f.path);
+    struct larder_index *index;
+    ck_assert_int_eq(larder_index_open_to_read(&index, path), 0);
+    ck_assert_int_eq(larder_index_load(index, &visitor, &generation), 0);
+    larder_index_close(index);
+    return count;
+}
+
+START_TEST(rows_of_marks_go_with_their_entries)
+{
+    struct block block = {.token_count = 256,
+                          .section_bytes = 60000,
+                          .tenant = f.tenant.index,
+                          .mark = {.fields = LARDER_MARK_TTL, .ttl_s = YEAR_S}};
+    for (block.seed = 1; block.seed <= 400; block.seed++)
+        ck_assert_int_eq(fixture_put(&f, &block, LARDER_DURABLE), 0);
+    ck_assert_uint_gt(fixture_stats(&f).evicted_ssd, 100);
+    uint64_t entries = fixture_stats(&f).entries;
+    fixture_close(&f);
+    ck_assert_uint_eq(rows_of_marks(), entries);
+    ck_assert_int_eq(fixture_open(&f), 0);
+    uint64_t removed;
+    ck_assert_int_eq(larder_store_purge(f.store, f.tenant.index, &removed), 0);
+    ck_assert_uint_eq(removed, entries);
+    fixture_close(&f);
+    ck_assert_uint_eq(rows_of_marks(), 0);
+    ck_assert_int_eq(fixture_open(&f), 0);
+}
+END_TEST
+
+static int floods;
+static bool flood_ends;
+
+static void mark_again(void *context, int err)
+{
+    struct larder_key key = block_key(5000);
+    static const struct larder_mark change = {.fields = LARDER_MARK_TTL, .ttl_s = YEAR_S};
+    must(err == 0);
+    if (__atomic_load_n(&flood_ends, __ATOMIC_ACQUIRE))
+        __atomic_sub_fetch(&floods, 1, __ATOMIC_RELEASE);
+    else
+        larder_store_mark(f.store, *(const uint32_t *)context, &key, &change, mark_again, context);
+}
+
+START_TEST(marks_of_another_do_not_hold_a_purge_up)
+{
+    struct larder_tenant_info other;
+    ck_assert_int_eq(larder_store_tenant(f.store, &other, "b"), 0);
+    struct block block = {
+        .seed = 5000, .token_count = 256, .section_bytes = 9000, .tenant = other.index};
+    ck_assert_int_eq(fixture_put(&f, &block, LARDER_DURABLE), 0);
+    fixture_put_chain(&f, 1, 5, 9000, LARDER_DURABLE);
+    floods = 8;
+    flood_ends = false;
+    for (int i = 0; i < 8; i++)
+        mark_again(&other.index, 0);
+    uint64_t removed;
+    ck_assert_int_eq(larder_store_purge(f.store, f.tenant.index, &removed), 0);
+    ck_assert_uint_eq(removed, 5);
+    __atomic_store_n(&flood_ends, true, __ATOMIC_RELEASE);
+    for (int i = 0; i < 1000 && __atomic_load_n(&floods, __ATOMIC_ACQUIRE) > 0; i++)
+        usleep(10000);
+    ck_assert_int_eq(__atomic_load_n(&floods, __ATOMIC_ACQUIRE), 0);
+    ck_assert(fixture_has(&f, 5000));
+}
+END_TEST
+
 START_TEST(a_pin_is_of_all_variants)
 {
     struct block block = {.seed = 1000,
@@ -605,6 +713,8 @@ int main(void)
     tcase_add_test(cases, a_mark_does_not_outlive_its_entry);
     tcase_add_test(cases, a_better_record_keeps_the_mark);
     tcase_add_loop_test(cases, the_newest_of_two_marks_holds, 0, 2);
+    tcase_add_test(cases, rows_of_marks_go_with_their_entries);
+    tcase_add_test(cases, marks_of_another_do_not_hold_a_purge_up);
     tcase_add_test(cases, a_pin_is_of_all_variants);
     tcase_add_test(cases, segments_of_marks_go_but_not_the_marks);
     tcase_add_test(cases, what_is_over_is_a_miss_at_once_and_gone_soon);
