@@ -154,6 +154,10 @@ static void tenant_done(struct completion *completion)
 {
     struct setup *setup = setup_of_completion(completion);
     struct session *session = setup->session;
+    /* It may have been purged since the worker asked: its keys are others then. */
+    if (setup->err == 0)
+        setup->err =
+            larder_store_tenant_at(session->daemon->store, &setup->tenant, setup->tenant.index);
     if (setup->err == 0) {
         if (!find_tenant(session->daemon, setup->tenant.name))
             larderd_set_quotas(session->daemon);

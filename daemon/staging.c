@@ -35,6 +35,8 @@ int staging_open(struct staging *out, uint64_t bytes)
         err = larder_fail(-errno, "mmap of %llu bytes of staging: %m", (unsigned long long)bytes);
         goto fail;
     }
+    /* Of no use in a core dump, and other people's prompts. */
+    madvise(memory, bytes, MADV_DONTDUMP);
     out->fd = fd;
     out->bytes = bytes;
     out->memory = memory;

@@ -552,9 +552,30 @@ START_TEST(slabs_cannot_be_changed)
 }
 END_TEST
 
+/* Every mapping of staging that the daemon has: one at least. */
+static bool staging_is_in_core_dumps(void)
+{
+    char path[64], line[4096];
+    snprintf(path, sizeof(path), "/proc/%d/smaps", (int)fixture.pid);
+    FILE *file = fopen(path, "r");
+    ck_assert_ptr_nonnull(file);
+    uint32_t mappings = 0, hidden = 0;
+    bool ours = false;
+    while (fgets(line, sizeof(line), file)) {
+        if (strchr(line, '-') && strstr(line, "memfd:"))
+            mappings += ours = strstr(line, "larder-staging") != NULL;
+        else if (ours && strncmp(line, "VmFlags:", 8) == 0)
+            hidden += strstr(line, " dd") != NULL, ours = false;
+    }
+    fclose(file);
+    ck_assert_uint_gt(mappings, 0);
+    return hidden < mappings;
+}
+
 START_TEST(staging_is_sealed)
 {
     start(NULL);
+    ck_assert(!staging_is_in_core_dumps());
     ck_assert_int_ne(ftruncate(peer.staging_fd, 0), 0);
     ck_assert_int_ne(ftruncate(peer.staging_fd, 1 << 28), 0);
     ck_assert_int_ne(fcntl(peer.staging_fd, F_ADD_SEALS, F_SEAL_WRITE), 0);
