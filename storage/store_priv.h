@@ -200,7 +200,7 @@ struct group {
     struct larder_put **puts_end;
     struct slice *slices;
     struct slice **slices_end;
-    struct mark_batch *marks;
+    struct mark_batch *marks; /* in the order of their writing: of a key the last holds */
     struct append *appends;
     struct append **appends_end;
     struct append *appending;
@@ -445,7 +445,7 @@ struct larder_store {
     uint32_t gone_count;
     bool index_is_new;
     bool sweep;        /* a segment may be dead */
-    bool no_space;     /* said already */
+    bool no_space;     /* said already; under lock */
     bool probed;       /* the index was asked again for room */
     bool blocked;      /* what is queued waits for the keeper */
     uint32_t attempts; /* at a segment that the disk refused */

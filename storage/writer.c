@@ -566,6 +566,8 @@ static void note_changes(struct larder_store *store, struct group *group)
         batch_put(batch, &put->key, put->number, &put->value);
         group->segment->live_bytes += append_record_bytes(put);
     }
+    /* Before the slices: what is doomed gets no mark, so one of the same key came first. */
+    mark_note(batch, group->marks, group->segment->id);
     for (struct slice *slice = group->slices; slice; slice = slice->next) {
         const struct larder_record *record = slice->append.record;
         const struct larder_key *keys = (const void *)larder_record_extra(record);
@@ -574,7 +576,6 @@ static void note_changes(struct larder_store *store, struct group *group)
         for (uint32_t i = 0; i < slice->count && !slice->removal->single; i++)
             batch_delete_mark(batch, &keys[i]);
     }
-    mark_note(batch, group->marks, group->segment->id);
     group->segment->tombstone_bytes += group->tombstone_bytes;
     batch->segment_id = group->segment->id;
     batch->row = (struct index_segment){.committed_bytes = group->end_bytes,
@@ -649,8 +650,9 @@ static void group_end(struct larder_store *store, struct group *group, int err)
         remove_slice_done_locked(store, slice, err);
     for (struct mark_batch *batch = group->marks; batch; batch = batch->next)
         mark_batch_done_locked(store, batch, group->segment->id, err);
-    /* What they took the place of may have been the last of a segment. */
-    store->sweep = store->sweep || group->marks;
+    /* What they took the place of may have been the last of a segment. After a failure a sweep would
+     * move the same marks again at once, for as long as the disk fails. */
+    store->sweep = store->sweep || (err == 0 && group->marks);
     pthread_mutex_unlock(&store->lock);
     free_members(group);
     larder_free(group->batch);
