@@ -656,7 +656,7 @@ static bool entry_fits(const struct recovery *recovery, const struct index_entry
 static void punch_purged(struct recovery *recovery, const struct index_entry *value)
 {
     struct larder_store *store = recovery->store;
-    if (entry_fits(recovery, value))
+    if (entry_fits(recovery, value) && store->log.punches) /* larder fsck changes nothing */
         seglog_punch(&store->log, seglog_find(&store->log, value->segment_id),
                      (uint64_t)value->segment_page * LARDER_PAGE_BYTES, value->record_bytes);
 }
