@@ -867,6 +867,15 @@ static int take_record(struct recovery *recovery, struct segment *segment,
     }
 }
 
+/* Behind it stands a sound record. */
+static void tell_gap(const struct segment *segment, uint64_t from, uint64_t to)
+{
+    larder_log(LARDER_LOG_WARN,
+               "segment %u: no sound record in %llu bytes at %llu, which the index does not know: "
+               "damaged, or never acknowledged; passed over",
+               segment->id, (unsigned long long)(to - from), (unsigned long long)from);
+}
+
 /* Takes in what is whole behind the committed bytes; *end is where the last of it ends. All that
  * was acknowledged was synced, so none of it stands behind what power loss tore; but a bit may have
  * flipped since, and costs its record only. */
@@ -881,6 +890,8 @@ static int take_records(struct recovery *recovery, struct segment *segment, uint
             continue;
         }
         LARDER_TRY(err);
+        if (offset > *end)
+            tell_gap(segment, *end, offset);
         uint64_t bytes = record->record_bytes;
         LARDER_TRY(take_record(recovery, segment, record));
         offset += bytes;
