@@ -209,8 +209,9 @@ static void segment_gone(struct larder_store *store, struct segment *segment)
 
 void commit_publish_usage(struct larder_store *store)
 {
+    uint64_t usage = seglog_usage(&store->log); /* a walk over all segments: without the lock */
     pthread_mutex_lock(&store->lock);
-    store->stats.segment_bytes = seglog_usage(&store->log);
+    store->stats.segment_bytes = usage;
     store->stats.segments = store->log.count;
     store->stats.tail_bytes = store->commits.tail_bytes;
     pthread_mutex_unlock(&store->lock);

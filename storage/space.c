@@ -37,9 +37,12 @@ static int come_again(struct larder_store *store)
 static int refuse(struct larder_store *store, int err)
 {
     store->attempts = 0;
-    if (!store->no_space)
-        larder_log(LARDER_LOG_ERROR, "storage: no new segment: %s", larder_error_text(err));
+    pthread_mutex_lock(&store->lock);
+    bool said = store->no_space;
     store->no_space = true;
+    pthread_mutex_unlock(&store->lock);
+    if (!said)
+        larder_log(LARDER_LOG_ERROR, "storage: no new segment: %s", larder_error_text(err));
     return err;
 }
 
@@ -89,9 +92,9 @@ static int next_segment(struct larder_store *store)
     pthread_mutex_lock(&store->lock);
     for (uint32_t i = 0; i < store->model_count; i++)
         store->models[i]->in_segment = false;
+    store->no_space = false;
     pthread_mutex_unlock(&store->lock);
     store->attempts = 0;
-    store->no_space = false;
     store->commits.look = true;
     return 0;
 }
