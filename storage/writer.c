@@ -650,8 +650,8 @@ static void group_end(struct larder_store *store, struct group *group, int err)
         remove_slice_done_locked(store, slice, err);
     for (struct mark_batch *batch = group->marks; batch; batch = batch->next)
         mark_batch_done_locked(store, batch, group->segment->id, err);
-    /* What they took the place of may have been the last of a segment. After a failure a sweep would
-     * move the same marks again at once, for as long as the disk fails. */
+    /* What they took the place of may have been the last of a segment. After a failure a sweep
+     * would move the same marks again at once, for as long as the disk fails. */
     store->sweep = store->sweep || (err == 0 && group->marks);
     pthread_mutex_unlock(&store->lock);
     free_members(group);
