@@ -20,9 +20,8 @@
 #include "base/mem.h"
 #include "storage/store_priv.h"
 
-/* Of one batch, with their marks. */
+/* Of one transaction (index.h). */
 #define VICTIMS_MAX 400u
-static_assert(2 * VICTIMS_MAX <= BATCH_CHANGES_MAX, "fits a batch");
 
 void evict_detach_slot_locked(struct larder_store *store, uint32_t id)
 {
@@ -252,7 +251,6 @@ struct victim {
     struct larder_key key;
     struct entry_variant variant;
     uint8_t number;
-    bool had_mark; /* which nothing is left to hold for */
 };
 
 /* It goes whole if it is nowhere else, so nothing may be behind it then. */
@@ -307,11 +305,8 @@ static uint32_t choose_victims_locked(struct larder_store *store, struct victim 
         victims[count].variant = entry->variant;
         victims[count].number = entry->number;
         freed += (uint64_t)entry->variant.record_pages * LARDER_PAGE_BYTES;
-        bool marked = entry->flags & ENTRY_MARKED;
-        leave_ssd_locked(store, id, why);
-        victims[count].had_mark =
-            marked && table_find(&store->table, &victims[count].key) == TABLE_NONE;
         count++;
+        leave_ssd_locked(store, id, why);
     }
     return count;
 }
@@ -332,8 +327,6 @@ int evict_ssd_part(struct larder_store *store, uint32_t tenant, uint64_t bytes, 
     uint32_t count = choose_victims_locked(store, victims, tenant, bytes);
     for (uint32_t i = 0; i < count; i++) {
         batch_delete(batch, &victims[i].key, victims[i].number);
-        if (victims[i].had_mark)
-            batch_delete_mark(batch, &victims[i].key);
         writer_extent_dead_locked(store, &victims[i].variant);
         *freed += (uint64_t)victims[i].variant.record_pages * LARDER_PAGE_BYTES;
     }

@@ -18,9 +18,8 @@
 #include "base/mem.h"
 #include "storage/store_priv.h"
 
-/* Of one batch, with their marks, and of one hold of the lock. */
+/* Of one batch, and of one hold of the lock. */
 #define SLICE_MAX 400u
-static_assert(2 * SLICE_MAX <= BATCH_CHANGES_MAX, "fits a batch");
 
 enum purge_state {
     PURGE_DRAINING,

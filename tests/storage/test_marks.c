@@ -453,81 +453,6 @@ START_TEST(a_pin_is_of_all_variants)
 }
 END_TEST
 
-static int count_mark(void *context, const struct larder_key *key, const struct index_mark *mark)
-{
-    (void)key;
-    (void)mark;
-    ++*(uint32_t *)context;
-    return 0;
-}
-
-static int pass_entry(void *context, const struct larder_key *key, uint32_t variant,
-                      const struct index_entry *entry)
-{
-    (void)context;
-    (void)key;
-    (void)variant;
-    (void)entry;
-    return 0;
-}
-
-static int pass_segment(void *context, uint32_t id, const struct index_segment *segment)
-{
-    (void)context;
-    (void)id;
-    (void)segment;
-    return 0;
-}
-
-static int pass_model(void *context, const struct larder_key *fingerprint,
-                      const struct larder_model_desc *desc)
-{
-    (void)context;
-    (void)fingerprint;
-    (void)desc;
-    return 0;
-}
-
-/* Rows in the index of the store, which is closed for it. */
-static uint32_t count_rows(void)
-{
-    char path[SCRATCH_PATH_BYTES + 16];
-    uint32_t marks = 0;
-    uint64_t generation;
-    struct larder_index *index;
-    const struct index_visitor visitor = {.context = &marks,
-                                          .entry = pass_entry,
-                                          .segment = pass_segment,
-                                          .mark = count_mark,
-                                          .model = pass_model};
-    fixture_close(&f);
-    snprintf(path, sizeof(path), "%s/index", f.path);
-    ck_assert_int_eq(larder_index_open_to_read(&index, path), 0);
-    ck_assert_int_eq(larder_index_load(index, &visitor, &generation), 0);
-    larder_index_close(index);
-    ck_assert_int_eq(fixture_open(&f), 0);
-    return marks;
-}
-
-START_TEST(marks_of_what_was_evicted_or_purged_leave_the_index)
-{
-    struct block block = {.token_count = 256,
-                          .section_bytes = 30000,
-                          .tenant = f.tenant.index,
-                          .mark = {.fields = LARDER_MARK_TTL, .ttl_s = 5000}};
-    for (block.seed = 1; block.seed <= 600; block.seed++)
-        ck_assert_int_eq(fixture_put(&f, &block, LARDER_DURABLE), 0);
-    uint64_t evicted = fixture_stats(&f).evicted_ssd;
-    ck_assert_uint_gt(evicted, 300);
-    /* A few had a copy in the host tier for a while longer. */
-    ck_assert_uint_lt(count_rows(), 600 - evicted / 2);
-    uint64_t removed;
-    ck_assert_int_eq(larder_store_purge(f.store, f.tenant.index, &removed), 0);
-    ck_assert_uint_gt(removed, 50);
-    ck_assert_uint_eq(count_rows(), 0);
-}
-END_TEST
-
 START_TEST(segments_of_marks_go_but_not_the_marks)
 {
     fixture_put_chain(&f, 1000, 2, 20000, LARDER_DURABLE);
@@ -791,7 +716,6 @@ int main(void)
     tcase_add_test(cases, rows_of_marks_go_with_their_entries);
     tcase_add_test(cases, marks_of_another_do_not_hold_a_purge_up);
     tcase_add_test(cases, a_pin_is_of_all_variants);
-    tcase_add_test(cases, marks_of_what_was_evicted_or_purged_leave_the_index);
     tcase_add_test(cases, segments_of_marks_go_but_not_the_marks);
     tcase_add_test(cases, what_is_over_is_a_miss_at_once_and_gone_soon);
     tcase_add_test(cases, a_rebuild_knows_what_is_over);
