@@ -294,7 +294,9 @@ static int count_stored(struct put_run *run, uint32_t *blocks)
 static int first_block(struct put_run *run, uint32_t *at)
 {
     const uint64_t stored = run->options->tokens_stored;
-    if (stored == 0 && !(run->options->flags & LARDER_PUT_BESIDE))
+    /* The last block is sent whatever a lookup finds: see count_stored(). */
+    const bool sent_anyway = run->options->wait == LARDER_DURABLE && run->chain.block_count == 1;
+    if (stored == 0 && !sent_anyway && !(run->options->flags & LARDER_PUT_BESIDE))
         return count_stored(run, at);
     *at = stored == run->chain.prompt.token_count ? run->chain.block_count
                                                   : (uint32_t)(stored / run->chain.block_tokens);

@@ -18,6 +18,8 @@
 
 /* Workers that may help with the sections of one PUT. */
 #define HELPERS_MAX 16u
+/* Of KV: below it a helper takes longer to wake than it saves. */
+#define HELP_BYTES_MIN (64u << 10)
 
 struct operation;
 
@@ -506,6 +508,8 @@ static void call_helpers(struct operation *operation)
         count = operation->section_count - 1;
     if (count > HELPERS_MAX)
         count = HELPERS_MAX;
+    if (operation->desc.raw_bytes < HELP_BYTES_MIN)
+        count = 0;
     operation->in_place = count == 0;
     atomic_fetch_add_explicit(&operation->refs, count, memory_order_relaxed);
     for (uint32_t i = 0; i < count; i++) {

@@ -155,8 +155,9 @@ void workers_submit(struct workers *workers, uint32_t owner, struct job *job)
     }
     *queue->last_next = job;
     queue->last_next = &job->next;
-    pthread_cond_signal(&workers->wake);
     pthread_mutex_unlock(&workers->mtx);
+    /* Without the lock, which the woken thread wants. */
+    pthread_cond_signal(&workers->wake);
 }
 
 uint32_t workers_waiting(struct workers *workers, uint32_t owner)

@@ -51,6 +51,7 @@ struct segment {
     uint32_t users;           /* reads and groups in flight: it is not removed meanwhile */
     uint64_t file_bytes;      /* what it takes on disk, unless punched */
     uint64_t end_bytes;       /* where the next record goes, or went last */
+    uint64_t zeroed_bytes;    /* up to there zeros were written ahead of records (ahead.c) */
     uint64_t committed_bytes; /* the index knows everything below */
     uint64_t live_bytes;      /* of records that the table names */
     uint64_t tombstone_bytes; /* and of marks */

@@ -405,6 +405,8 @@ static int open_requests(struct larder_store *store)
         larder_alloc_zero(WRITES_IN_FLIGHT_MAX, sizeof(*store->append_requests));
     if (!store->load_requests || !store->append_requests)
         return larder_fail(-ENOMEM, "store: no memory");
+    if (ahead_open(store) < 0)
+        return larder_fail(-ENOMEM, "store: no memory");
     for (uint32_t i = 0; i < depth; i++) {
         store->load_requests[i].next = store->free_load_requests;
         store->free_load_requests = &store->load_requests[i];
@@ -526,6 +528,7 @@ void store_free(struct larder_store *store)
         store->io->ops->close(store->io);
     seal_close(store->seal);
     larder_free(store->append_requests);
+    larder_free(store->zeros);
     for (uint32_t i = 0; i < store->merge_buffer_count; i++)
         larder_free(store->merge_buffers[i]);
     larder_free(store->load_requests);

@@ -205,6 +205,8 @@ struct group {
     struct append **appends_end;
     struct append *appending;
     struct append header;
+    struct append ahead;
+    bool ahead_asked;      /* whether zeros go with it is decided */
     struct append *models; /* of model records; owned */
     struct batch *batch;   /* for what the index is to learn */
     uint64_t bytes;
@@ -437,6 +439,8 @@ struct larder_store {
     struct append_request *free_append_requests;
     struct load_request *load_requests;
     struct load_request *free_load_requests;
+    void *zeros;                               /* to be written ahead */
+    uint32_t small_groups;                     /* in a row */
     void *merge_buffers[MERGES_IN_FLIGHT_MAX]; /* the first so many are free */
     uint32_t merge_buffer_count;               /* free ones */
     struct seal *seal;                         /* NULL: a plain store */
@@ -662,6 +666,12 @@ bool writer_must_step(struct larder_store *store);
 int space_make_room(struct larder_store *store, const struct group *group, uint64_t bytes);
 /* What is done before a put needs it: the next segment's file, and room between the watermarks. */
 void space_look_ahead(struct larder_store *store);
+
+/* ahead.c */
+int ahead_open(struct larder_store *store);
+/* Once for each group that is about to be synced. True: *out goes with it, and then it is closed:
+ * what comes later will stand where *out writes. */
+bool ahead_wanted(struct larder_store *store, const struct group *group, struct append *out);
 
 /* commit.c */
 struct batch *batch_new(void);

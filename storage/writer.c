@@ -749,6 +749,13 @@ static void step_group(struct larder_store *store)
     if (LARDER_PLANT(INDEX_BEFORE_DATA) && group->appends && !group->slices && !group->closed &&
         !store->syncing)
         note_early(store, group);
+    if (group->appends && !group->ahead_asked && !store->syncing) {
+        group->ahead_asked = true;
+        if (ahead_wanted(store, group, &group->ahead)) {
+            group_append(group, &group->ahead);
+            group->closed = true;
+        }
+    }
     submit_appends(store, group);
     if (group->in_flight > 0 || (group->appending && group->err == 0 && !store->read_only))
         return;

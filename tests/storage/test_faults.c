@@ -117,6 +117,67 @@ START_TEST(a_durable_child_takes_its_parent_along)
 }
 END_TEST
 
+/* Blocks of a page or two behind the root, until one fails. */
+static uint32_t put_small(uint32_t first, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        const struct block block = {.seed = 1000ull * (first + i),
+                                    .token_count = 16,
+                                    .section_bytes = 1000,
+                                    .tenant = f.tenant.index};
+        if (fixture_put(&f, &block, LARDER_DURABLE) < 0)
+            return i;
+    }
+    return count;
+}
+
+START_TEST(small_records_are_written_over_zeros)
+{
+    uint64_t before = fixture_stats(&f).bytes_written;
+    ck_assert_uint_eq(put_small(1, 6), 6);
+    uint64_t few = fixture_stats(&f).bytes_written - before;
+    ck_assert_uint_lt(few, 20u * LARDER_PAGE_BYTES);
+    ck_assert_uint_eq(put_small(7, 34), 34);
+    ck_assert_uint_gt(fixture_stats(&f).bytes_written - before, 64u * LARDER_PAGE_BYTES);
+    reopen();
+    for (uint64_t i = 0; i < 40; i++) {
+        int err;
+        ck_assert_uint_eq(fixture_get_chain(&f, 1000 * (i + 1), 1, &err), 1);
+    }
+
+    /* Nobody gains by it when groups are large. */
+    before = fixture_stats(&f).bytes_written;
+    fixture_put_chain(&f, 50001, 16, 20000, LARDER_DURABLE);
+    ck_assert_uint_lt(fixture_stats(&f).bytes_written - before, 16u * 50000);
+}
+END_TEST
+
+/* Power fails at each step on the way, also between zeros and what is written over them. */
+START_TEST(what_is_written_over_zeros_survives)
+{
+    bool failed = true;
+    for (uint64_t step = 1; failed; step++) {
+        fixture_end(&f);
+        sim_disk_destroy(disk);
+        fixture_begin(&f);
+        disk = sim_disk_create(step);
+        reopen();
+        sim_disk_fail_power_at(disk, sim_disk_steps(disk) + step);
+        uint32_t stored = put_small(1, 14);
+        failed = sim_disk_power_failed(disk);
+        fixture_close(&f);
+        sim_disk_crash(disk);
+        reopen();
+        for (uint64_t i = 0; i < stored; i++) {
+            int err;
+            ck_assert_uint_eq(fixture_get_chain(&f, 1000 * (i + 1), 1, &err), 1);
+        }
+        check();
+        ck_assert_uint_lt(step, 500);
+    }
+}
+END_TEST
+
 START_TEST(a_failed_sync_ends_writing)
 {
     fixture_put_chain(&f, 1, 2, 20000, LARDER_DURABLE);
@@ -294,6 +355,8 @@ int main(void)
     tcase_add_test(tcase, short_transfers_are_continued);
     tcase_add_test(tcase, a_failed_write_fails_its_put_only);
     tcase_add_test(tcase, a_durable_child_takes_its_parent_along);
+    tcase_add_test(tcase, small_records_are_written_over_zeros);
+    tcase_add_test(tcase, what_is_written_over_zeros_survives);
     tcase_add_test(tcase, a_failed_sync_ends_writing);
     tcase_add_test(tcase, a_failed_commit_of_the_index_ends_writing);
     tcase_add_test(tcase, a_full_disk_evicts);
