@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* learned.h - DIR/learned: what the SSD's eviction policy learned, and what it knows of each
- * durable entry, over a restart (docs/FORMAT.md). Written whole beside the old one and renamed. A file that
- * is missing, damaged or another policy's is as none: learning begins anew, and nothing else hangs
- * on it.
+ * durable entry, over a restart (docs/FORMAT.md). Written whole beside the old one and renamed. A
+ * file that is missing, damaged or another policy's is as none: learning begins anew, and nothing
+ * else hangs on it.
  *
  * Entries are named by the generation of their record, which a record keeps when it is moved.
  *
