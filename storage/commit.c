@@ -255,7 +255,8 @@ static void take_dead(struct larder_store *store)
     pthread_mutex_unlock(&store->lock);
     const struct dead_list *dead = &commits->dead;
     count_dead(store, dead, false);
-    if (store->sweep) {
+    /* Marks are counted under the lock, all of them. */
+    if (store->sweep && seglog_may_have_dead(&store->log)) {
         count_marks(store);
         round->remove_count = seglog_dead(&store->log, round->removes, ROUND_REMOVES_MAX);
     }

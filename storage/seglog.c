@@ -318,6 +318,19 @@ int seglog_punch(const struct seglog *log, const struct segment *segment, uint64
     return err;
 }
 
+bool seglog_may_have_dead(const struct seglog *log)
+{
+    bool older = false;
+    for (uint32_t i = 0; i < log->count; i++) {
+        const struct segment *segment = log->segments[i];
+        if (segment != log->open && segment->live_bytes == 0 &&
+            !(segment->tombstone_bytes > 0 && older))
+            return true;
+        older = true;
+    }
+    return false;
+}
+
 uint32_t seglog_dead(const struct seglog *log, struct segment **out, uint32_t count_max)
 {
     uint32_t count = 0;

@@ -114,6 +114,8 @@ int seglog_seal(struct seglog *log);
 int seglog_punch(const struct seglog *log, const struct segment *segment, uint64_t offset,
                  uint64_t bytes);
 
+/* Whether there would be any for seglog_dead() if no mark held: a look that costs little. */
+bool seglog_may_have_dead(const struct seglog *log);
 /* Up to `count_max` segments that nothing needs any more, in the order in which they are to be
  * removed (S2). */
 uint32_t seglog_dead(const struct seglog *log, struct segment **out, uint32_t count_max);
