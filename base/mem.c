@@ -2,6 +2,7 @@
 #include "base/mem.h"
 
 #include <assert.h>
+#include <malloc.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -51,6 +52,11 @@ char *larder_strdup(const char *text)
 void larder_free(void *memory)
 {
     free(memory);
+}
+
+void larder_mem_trim(void)
+{
+    (void)malloc_trim(0);
 }
 
 void larder_mem_fail_at(uint64_t n)

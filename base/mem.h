@@ -16,6 +16,9 @@ void *larder_realloc(void *old, size_t bytes);
 void *larder_alloc_aligned(size_t align, size_t bytes);
 char *larder_strdup(const char *text);
 void larder_free(void *memory);
+/* Gives what was freed back to the system, as far as whole pages of it are free. Takes milliseconds
+ * a hundred MB. */
+void larder_mem_trim(void);
 
 /* Tests: the Nth allocation from now on (counting from 1) fails, once; 0 switches it off. */
 void larder_mem_fail_at(uint64_t n);

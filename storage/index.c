@@ -381,6 +381,20 @@ static int visit(const struct index_visitor *visitor, enum index_database databa
     }
 }
 
+/* Memory is slow: what comes next is fetched while this one is taken in. */
+static void announce(const struct index_visitor *visitor, enum index_database database,
+                     const MDB_val *key, const MDB_val *value)
+{
+    enum { LINE_BYTES = 64 };
+    struct larder_key name;
+    if (database != INDEX_ENTRIES || !visitor->soon || key->mv_size < sizeof(name))
+        return;
+    for (size_t at = 0; at < sizeof(struct index_entry); at += LINE_BYTES)
+        __builtin_prefetch((const uint8_t *)value->mv_data + at);
+    memcpy(&name, key->mv_data, sizeof(name));
+    visitor->soon(visitor->context, &name);
+}
+
 static int load_database(struct larder_index *index, MDB_txn *txn, enum index_database database,
                          const struct index_visitor *visitor)
 {
@@ -390,13 +404,20 @@ static int load_database(struct larder_index *index, MDB_txn *txn, enum index_da
         return fail_lmdb(rc, "cursor");
     int err = 0;
     MDB_val key, value;
-    while (err == 0 && (rc = mdb_cursor_get(cursor, &key, &value, MDB_NEXT)) == 0) {
+    MDB_val next_key = {0}, next_value = {0};
+    rc = mdb_cursor_get(cursor, &key, &value, MDB_NEXT);
+    while (err == 0 && rc == 0) {
+        rc = mdb_cursor_get(cursor, &next_key, &next_value, MDB_NEXT);
+        if (rc == 0)
+            announce(visitor, database, &next_key, &next_value);
         if (key.mv_size != index_databases[database].key_bytes)
             err = larder_fail(LARDER_ECORRUPT, "index: a key has the wrong length");
         else
             err = visit(visitor, database, &key, &value);
         if (err > 0)
             err = 0;
+        key = next_key;
+        value = next_value;
     }
     if (err == 0 && rc != MDB_NOTFOUND)
         err = fail_lmdb(rc, "walk");

@@ -68,6 +68,8 @@ struct index_visitor {
     int (*mark)(void *context, const struct larder_key *key, const struct index_mark *mark);
     int (*model)(void *context, const struct larder_key *fingerprint,
                  const struct larder_model_desc *desc);
+    /* May be NULL: the entry of this key comes next, after the one that comes now. */
+    void (*soon)(void *context, const struct larder_key *key);
 };
 
 /* Opens or creates. Any sign of damage (a bad check, a bad LMDB page, a truncated file, a crash of

@@ -235,7 +235,7 @@ static const struct larder_key *parent_of(const struct recovery *recovery, uint3
 int recovery_add(struct recovery *recovery, uint32_t *out, const struct recovered_entry *found)
 {
     struct table *table = &recovery->store->table;
-    uint32_t primary = table_find(table, &found->key);
+    uint32_t primary = found->is_first ? TABLE_NONE : table_find(table, &found->key);
     *out = TABLE_NONE;
     LARDER_TRY(tiers_expect(recovery->store, found->tenant));
     if (primary == TABLE_NONE) {
@@ -333,6 +333,12 @@ static void sort_by_age(struct aged *aged, struct aged *spare, uint32_t count)
     }
 }
 
+static bool is_child(const struct recovery *recovery, uint32_t id, uint32_t parent)
+{
+    return larder_key_equal(parent_of(recovery, id),
+                            &table_entry(&recovery->store->table, parent)->key);
+}
+
 /* Links an entry whose parent is linked already; false when it is not (yet). */
 static bool link_entry(struct recovery *recovery, uint32_t id)
 {
@@ -342,7 +348,9 @@ static bool link_entry(struct recovery *recovery, uint32_t id)
     const struct larder_key *key = parent_of(recovery, id);
     uint32_t parent = store->tenants[entry->tenant].root;
     if (!larder_key_equal(key, &larder_key_root)) {
-        parent = table_find(table, key);
+        bool near =
+            recovery->last_linked != TABLE_NONE && is_child(recovery, id, recovery->last_linked);
+        parent = near ? recovery->last_linked : table_find(table, key);
         if (parent == TABLE_NONE || !(table_entry(table, parent)->flags & ENTRY_DURABLE) ||
             table_entry(table, parent)->tenant != entry->tenant)
             return false;
@@ -356,6 +364,7 @@ static bool link_entry(struct recovery *recovery, uint32_t id)
         make_durable(store, at);
     }
     variant_order_locked(store, id);
+    recovery->last_linked = id;
     return true;
 }
 
@@ -369,10 +378,10 @@ static uint32_t link_by_age(struct recovery *recovery, struct aged *aged, uint32
     uint32_t left = 0;
     for (uint32_t i = 0; i < count; i++) {
         if (i + FAR < count) {
-            __builtin_prefetch(table_entry(table, aged[i + FAR].id));
+            table_prefetch_entry(table, aged[i + FAR].id);
             __builtin_prefetch(parent_of(recovery, aged[i + FAR].id));
         }
-        if (i + NEAR < count)
+        if (i + NEAR < count && !is_child(recovery, aged[i + NEAR].id, aged[i + NEAR - 1].id))
             table_prefetch(table, parent_of(recovery, aged[i + NEAR].id));
         if (!link_entry(recovery, aged[i].id))
             aged[left++] = aged[i];
@@ -400,9 +409,11 @@ static void link_late(struct recovery *recovery, const struct aged *left, uint32
     }
 }
 
-static int link_all(struct recovery *recovery)
+/* *late: some came before their parents, and may have none. */
+static int link_all(struct recovery *recovery, bool *late)
 {
     struct table *table = &recovery->store->table;
+    *late = false;
     if (table->count == 0)
         return 0;
     struct aged *aged = larder_alloc(sizeof(*aged) * table->count);
@@ -418,6 +429,7 @@ static int link_all(struct recovery *recovery)
         sort_by_age(aged, spare, count);
         uint32_t left = link_by_age(recovery, aged, count);
         link_late(recovery, aged, left, spare);
+        *late = left > 0;
     }
     larder_free(spare);
     larder_free(aged);
@@ -435,9 +447,10 @@ static void free_parents(struct recovery *recovery)
 
 int recovery_link(struct recovery *recovery)
 {
-    LARDER_TRY(link_all(recovery));
+    bool late;
+    LARDER_TRY(link_all(recovery, &late));
     free_parents(recovery);
-    return drop_unreached(recovery);
+    return late ? drop_unreached(recovery) : 0;
 }
 
 /* --- records ---------------------------------------------------------------------------------- */
@@ -666,6 +679,10 @@ static int load_entry(void *context, const struct larder_key *key, uint32_t vari
 {
     struct recovery *recovery = context;
     struct larder_store *store = recovery->store;
+    int order = memcmp(key->bytes, recovery->last_key.bytes, sizeof(key->bytes));
+    if (order < 0)
+        return larder_fail(LARDER_ECORRUPT, "index: its keys are out of order");
+    recovery->last_key = *key;
     struct larder_key fingerprint;
     memcpy(fingerprint.bytes, value->model, sizeof(fingerprint.bytes));
     uint32_t model = store_find_model_locked(store, &fingerprint);
@@ -679,7 +696,8 @@ static int load_entry(void *context, const struct larder_key *key, uint32_t vari
                                         .tenant = tenant,
                                         .model = (uint16_t)model,
                                         .token_count = (uint16_t)value->token_count,
-                                        .variant = variant};
+                                        .variant = variant,
+                                        .is_first = order > 0};
         memcpy(found.parent.bytes, value->parent, sizeof(found.parent.bytes));
         LARDER_TRY(recovery_add(recovery, &id, &found));
     }
@@ -708,6 +726,12 @@ static int load_entry(void *context, const struct larder_key *key, uint32_t vari
     return 0;
 }
 
+static void entry_comes(void *context, const struct larder_key *key)
+{
+    const struct recovery *recovery = context;
+    table_prefetch(&recovery->store->table, key);
+}
+
 static int load_mark(void *context, const struct larder_key *key, const struct index_mark *row)
 {
     struct recovery *recovery = context;
@@ -727,7 +751,8 @@ int recovery_load_index(struct recovery *recovery)
                                           .entry = load_entry,
                                           .segment = load_segment,
                                           .mark = load_mark,
-                                          .model = load_model};
+                                          .model = load_model,
+                                          .soon = entry_comes};
     uint64_t generation;
     table_expect(&store->table, larder_index_entry_count(store->index));
     LARDER_TRY(larder_index_load(store->index, &visitor, &generation));
@@ -1073,6 +1098,8 @@ int recover_store(struct larder_store *store)
     recovery_end(&recovery);
     if (err < 0)
         return err;
+    /* Much that was held until all was linked lies between what stays. */
+    larder_mem_trim();
     store->sweep = true; /* segments that died in the last life */
     store->stats.recovered_entries = store->stats.entries;
     store->stats.io_errors += recovery.scan.io_errors;

@@ -42,6 +42,8 @@ struct recovery {
     struct scan scan;
     struct larder_key **parents; /* by entry, in chunks as the table's */
     uint32_t parent_chunks;
+    uint32_t last_linked;
+    struct larder_key last_key; /* of the index, which is in order; the root's: none yet */
     struct changed_record *changed;
     uint32_t changed_count;
     uint32_t changed_capacity;
@@ -67,6 +69,7 @@ struct recovered_entry {
     uint16_t model;
     uint16_t token_count;
     uint32_t variant;
+    bool is_first; /* nothing of this key was added before: it need not be looked for */
 };
 /* Adds an unlinked entry, or a further variant of one; TABLE_NONE in *out when it cannot be one. */
 int recovery_add(struct recovery *recovery, uint32_t *out, const struct recovered_entry *found);

@@ -126,6 +126,14 @@ void table_prefetch(const struct table *table, const struct larder_key *key)
     __builtin_prefetch(bucket_of(table, key));
 }
 
+void table_prefetch_entry(const struct table *table, uint32_t id)
+{
+    enum { LINE_BYTES = 64 };
+    const uint8_t *entry = (const uint8_t *)table_entry(table, id);
+    for (size_t at = 0; at < sizeof(struct entry); at += LINE_BYTES)
+        __builtin_prefetch(entry + at);
+}
+
 /* --- entries --------------------------------------------------------------------------------- */
 
 static int add_chunk(struct table *table)

@@ -116,6 +116,9 @@ void table_expect(struct table *table, uint64_t count);
 /* A find of this key comes soon. */
 void table_prefetch(const struct table *table, const struct larder_key *key);
 
+/* So does a look at all of this entry. */
+void table_prefetch_entry(const struct table *table, uint32_t id);
+
 /* TABLE_NONE when there is none. */
 uint32_t table_find(const struct table *table, const struct larder_key *key);
 

@@ -241,7 +241,11 @@ static int see_model(void *context, const struct larder_key *fingerprint,
 static uint64_t load(struct larder_index *index)
 {
     uint64_t seen = 0, generation;
-    const struct index_visitor visitor = {&seen, see_entry, see_segment, see_mark, see_model};
+    const struct index_visitor visitor = {.context = &seen,
+                                          .entry = see_entry,
+                                          .segment = see_segment,
+                                          .mark = see_mark,
+                                          .model = see_model};
     int err = larder_index_load(index, &visitor, &generation);
     assert(err == 0);
     return seen;

@@ -143,7 +143,11 @@ static int load(struct index_visitor *visitor, struct loaded *loaded, struct lar
                 const struct model *model, uint64_t *generation)
 {
     *loaded = (struct loaded){.model = model};
-    *visitor = (struct index_visitor){loaded, on_entry, on_segment, on_mark, on_model};
+    *visitor = (struct index_visitor){.context = loaded,
+                                      .entry = on_entry,
+                                      .segment = on_segment,
+                                      .mark = on_mark,
+                                      .model = on_model};
     return larder_index_load(index, visitor, generation);
 }
 
