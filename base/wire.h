@@ -65,6 +65,7 @@ enum wire_type {
     WIRE_ADMIN_TOKENS = 124,   /* wire_admin_key    -> wire_admin_tokens_ok + tokens */
     WIRE_ADMIN_ACT = 125,      /* wire_admin_act    -> (nothing); then an engine's hello */
     WIRE_ADMIN_PURGE = 126,    /* wire_admin_purge  -> wire_remove_ok */
+    WIRE_ADMIN_GC = 127,       /* wire_admin_gc     -> wire_admin_gc_ok */
     WIRE_ADMIN_STATUS_OK = 140,
     WIRE_ADMIN_LIST_OK = 141,
     WIRE_ADMIN_SHOW_OK = 142,
@@ -80,6 +81,7 @@ enum wire_type {
     WIRE_ADMIN_TOKENS_OK = 164,
     WIRE_ADMIN_ACT_OK = 165,
     WIRE_ADMIN_PURGE_OK = 166,
+    WIRE_ADMIN_GC_OK = 167,
 };
 
 struct wire_frame {
@@ -560,6 +562,22 @@ struct wire_admin_scrub_ok {
     uint64_t passes;  /* whole ones since the daemon started */
 };
 static_assert(sizeof(struct wire_admin_scrub_ok) == 96, "wire size");
+
+struct wire_admin_gc {
+    uint32_t action;       /* enum wire_scrub_action */
+    uint32_t live_percent; /* segments of which less is live are emptied; 0: 50; at most 100 */
+    uint64_t rate_bytes;   /* read and written a second; 0: as scrubbing is configured */
+};
+static_assert(sizeof(struct wire_admin_gc) == 16, "wire size");
+
+struct wire_admin_gc_ok {
+    struct wire_admin_scrub_ok pass; /* whole_s: 0 */
+    uint64_t moved;
+    uint64_t moved_bytes;
+    uint64_t segments_before;
+    uint64_t segments; /* now */
+};
+static_assert(sizeof(struct wire_admin_gc_ok) == 128, "wire size");
 
 /* Followed by `token_count` u32: which key would this block have? */
 struct wire_admin_derive {

@@ -128,11 +128,30 @@ static int admin_scrub(struct session *session, const struct frame *frame)
     const struct wire_admin_scrub *wire = frame->body;
     struct scrub *scrub = &session->daemon->scrub;
     if (wire->action == WIRE_SCRUB_START)
-        scrub_start(scrub, wire->rate_bytes);
+        scrub_start(scrub, wire->rate_bytes, 0);
     else if (wire->action == WIRE_SCRUB_CANCEL)
         scrub_cancel(scrub);
     session_reply(session, WIRE_ADMIN_SCRUB_OK, frame->request, &scrub->state,
                   sizeof(scrub->state));
+    return 0;
+}
+
+static int admin_gc(struct session *session, const struct frame *frame)
+{
+    const struct wire_admin_gc *wire = frame->body;
+    struct scrub *gc = &session->daemon->gc;
+    if (wire->action == WIRE_SCRUB_START)
+        scrub_start(gc, wire->rate_bytes, wire->live_percent);
+    else if (wire->action == WIRE_SCRUB_CANCEL)
+        scrub_cancel(gc);
+    struct larder_store_stats stats;
+    larder_store_stats(session->daemon->store, &stats);
+    const struct wire_admin_gc_ok ok = {.pass = gc->state,
+                                        .moved = gc->moved,
+                                        .moved_bytes = gc->moved_bytes,
+                                        .segments_before = gc->segments_before,
+                                        .segments = stats.segments};
+    session_reply(session, WIRE_ADMIN_GC_OK, frame->request, &ok, sizeof(ok));
     return 0;
 }
 
@@ -445,6 +464,8 @@ int admin_request(struct session *session, const struct frame *frame)
         return admin_act(session, frame);
     case WIRE_ADMIN_SCRUB:
         return admin_scrub(session, frame);
+    case WIRE_ADMIN_GC:
+        return admin_gc(session, frame);
     case WIRE_ADMIN_DERIVE:
         return admin_derive(session, frame);
     default:

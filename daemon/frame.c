@@ -158,6 +158,14 @@ static int check_scrub(const void *body)
     return scrub->reserved ? bad("reserved", scrub->reserved, "must be 0") : 0;
 }
 
+static int check_gc(const void *body)
+{
+    const struct wire_admin_gc *gc = body;
+    if (gc->action > WIRE_SCRUB_CANCEL)
+        return bad("action", gc->action, "must be 0..2");
+    return gc->live_percent > 100 ? bad("live_percent", gc->live_percent, "must be 0..100") : 0;
+}
+
 static int check_purge(const void *body)
 {
     const struct wire_admin_purge *purge = body;
@@ -224,6 +232,7 @@ static const struct shape shapes[] = {
     {WIRE_ADMIN_PURGE, FRAME_CONTROL, false, sizeof(struct wire_admin_purge), 0, 0, 0, check_purge},
     {WIRE_ADMIN_ACT, FRAME_CONTROL, false, sizeof(struct wire_admin_act), 0, 0, 0, check_act},
     {WIRE_ADMIN_SCRUB, FRAME_CONTROL, false, sizeof(struct wire_admin_scrub), 0, 0, 0, check_scrub},
+    {WIRE_ADMIN_GC, FRAME_CONTROL, false, sizeof(struct wire_admin_gc), 0, 0, 0, check_gc},
     {WIRE_ADMIN_DERIVE, FRAME_CONTROL, false, sizeof(struct wire_admin_derive),
      offsetof(struct wire_admin_derive, token_count), 4, LARDER_BLOCK_TOKENS_MAX, check_derive},
 };

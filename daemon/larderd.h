@@ -35,6 +35,7 @@ struct larderd {
     struct accounts accounts;
     struct notify notify;
     struct scrub scrub;
+    struct scrub gc;
 
     struct session *sessions; /* open ones */
     uint32_t session_count;

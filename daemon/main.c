@@ -265,7 +265,8 @@ static int run(struct larderd *daemon)
     notify_tell(&daemon->notify, "STATUS=Opens %s", daemon->config.directory);
     LARDER_TRY(open_store(daemon));
     LARDER_TRY(workers_open(&daemon->workers, daemon->config.threads));
-    scrub_open(&daemon->scrub, daemon);
+    scrub_open(&daemon->scrub, daemon, SCRUB_CHECK);
+    scrub_open(&daemon->gc, daemon, SCRUB_MOVE);
     LARDER_TRY(server_open(&server, daemon, reload));
     tell_start(daemon);
     tell_serves(daemon);

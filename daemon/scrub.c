@@ -17,6 +17,11 @@
 
 /* A longer pause (of the process, of the clock) is not made up for. */
 #define CREDIT_MS_MAX 200u
+/* When gc begins by itself: each segment is an open file. */
+#define GC_SEGMENTS_MAX   512u
+#define GC_SEGMENTS_SPARE 4u
+#define GC_LOOK_MS        10000u
+#define GC_PAUSE_S        600u
 
 /* --- DIR/scrubbed ----------------------------------------------------------------------------- */
 
@@ -63,12 +68,21 @@ static void end_pass(struct scrub *scrub)
     state->running = 0;
     state->cancelled = scrub->cancelled;
     state->ended_s = (uint64_t)time(NULL);
-    if (!scrub->cancelled) {
+    char read[16];
+    if (!scrub->cancelled)
         state->passes++;
+    if (scrub->kind == SCRUB_MOVE) {
+        larder_log(LARDER_LOG_INFO, "gc: %s: %llu of %llu entries moved, %s; %llu failed",
+                   scrub->cancelled ? "cancelled" : "done", (unsigned long long)scrub->moved,
+                   (unsigned long long)state->entries_done,
+                   larder_human_bytes(read, scrub->moved_bytes),
+                   (unsigned long long)(state->failed + state->bad));
+        return;
+    }
+    if (!scrub->cancelled) {
         state->whole_s = state->ended_s;
         write_stamp(scrub);
     }
-    char read[16];
     larder_log(state->bad > 0 || state->failed > 0 ? LARDER_LOG_ERROR : LARDER_LOG_INFO,
                "scrub: %s: %llu entries, %s read in %llu s; %llu damaged and dropped, %llu could "
                "not be read",
@@ -114,15 +128,20 @@ static void record_done(struct completion *completion)
     const struct larder_entry_info *entry = &scrub->entries[scrub->next++];
     scrub->busy = false;
     state->entries_done++;
-    /* What has left SSD meanwhile is no fault. */
-    if (scrub->err != LARDER_ENOTFOUND) {
+    /* What has left SSD meanwhile is no fault; what stays where it is was not read. */
+    bool passed_over = scrub->err == LARDER_ENOTFOUND || scrub->err == -EALREADY;
+    if (scrub->err != LARDER_ENOTFOUND)
         state->bytes_done += entry->record_bytes;
+    if (!passed_over)
         scrub->credit_bytes -= (int64_t)entry->record_bytes;
-    }
     if (scrub->err == LARDER_ECORRUPT)
         state->bad++;
-    else if (scrub->err < 0 && scrub->err != LARDER_ENOTFOUND)
+    else if (scrub->err < 0 && !passed_over)
         state->failed++;
+    if (scrub->err == 0 && scrub->kind == SCRUB_MOVE) {
+        scrub->moved++;
+        scrub->moved_bytes += entry->record_bytes;
+    }
     go_on(scrub);
 }
 
@@ -148,23 +167,50 @@ static void go_on(struct scrub *scrub)
     }
     scrub->completion.run = record_done;
     const struct larder_entry_info *entry = &scrub->entries[scrub->next];
-    larder_store_verify(scrub->daemon->store, &entry->key, entry->variant, record_read, scrub);
+    if (scrub->kind == SCRUB_MOVE)
+        larder_store_move(scrub->daemon->store, &entry->key, entry->variant, scrub->live_percent,
+                          record_read, scrub);
+    else
+        larder_store_verify(scrub->daemon->store, &entry->key, entry->variant, record_read, scrub);
 }
 
 /* --- from outside ----------------------------------------------------------------------------- */
 
-void scrub_open(struct scrub *scrub, struct larderd *daemon)
+void scrub_open(struct scrub *scrub, struct larderd *daemon, enum scrub_kind kind)
 {
     scrub->daemon = daemon;
+    scrub->kind = kind;
     scrub->job.run = list_run;
+    if (kind == SCRUB_MOVE)
+        return;
     scrub->state.whole_s = read_stamp(scrub);
     /* A store that was never scrubbed has an interval from now. */
     if (scrub->state.whole_s == 0)
         scrub->state.whole_s = (uint64_t)time(NULL);
 }
 
-static bool is_due(const struct scrub *scrub)
+/* Use counts whole files only where the file system cannot punch. */
+static bool gc_is_due(struct scrub *scrub)
 {
+    if (scrub->state.ended_s != 0 && (uint64_t)time(NULL) - scrub->state.ended_s < GC_PAUSE_S)
+        return false;
+    if (scrub->ticked_ms - scrub->looked_ms < GC_LOOK_MS)
+        return false;
+    scrub->looked_ms = scrub->ticked_ms;
+    struct larder_store_stats stats;
+    larder_store_stats(scrub->daemon->store, &stats);
+    uint64_t segment_bytes = scrub->daemon->config.segment_bytes;
+    bool dead =
+        stats.segment_bytes > 2 * stats.record_bytes_ssd + GC_SEGMENTS_SPARE * segment_bytes;
+    bool many = stats.segments > GC_SEGMENTS_MAX &&
+                stats.segments * segment_bytes > 2 * stats.record_bytes_ssd;
+    return !stats.read_only && (dead || many);
+}
+
+static bool is_due(struct scrub *scrub)
+{
+    if (scrub->kind == SCRUB_MOVE)
+        return gc_is_due(scrub);
     uint64_t interval_s = scrub->daemon->config.scrub_interval_s;
     uint64_t now_s = (uint64_t)time(NULL);
     uint64_t last_s =
@@ -178,7 +224,7 @@ void scrub_tick(struct scrub *scrub, uint64_t now_ms)
     uint64_t passed_ms = larder_min_u64(now_ms - scrub->ticked_ms, CREDIT_MS_MAX);
     scrub->ticked_ms = now_ms;
     if (!scrub->state.running && !scrub->daemon->stopping && is_due(scrub))
-        scrub_start(scrub, 0);
+        scrub_start(scrub, 0, 0);
     if (!scrub->state.running)
         return;
     int64_t more = (int64_t)(scrub->state.rate_bytes * passed_ms / 1000);
@@ -189,7 +235,7 @@ void scrub_tick(struct scrub *scrub, uint64_t now_ms)
     go_on(scrub);
 }
 
-void scrub_start(struct scrub *scrub, uint64_t rate_bytes)
+void scrub_start(struct scrub *scrub, uint64_t rate_bytes, uint32_t live_percent)
 {
     struct wire_admin_scrub_ok *state = &scrub->state;
     uint64_t rate = rate_bytes ? rate_bytes : scrub->daemon->config.scrub_rate_bytes;
@@ -206,6 +252,9 @@ void scrub_start(struct scrub *scrub, uint64_t rate_bytes)
                                           .started_s = (uint64_t)time(NULL),
                                           .whole_s = state->whole_s,
                                           .passes = state->passes};
+    scrub->live_percent = live_percent ? live_percent : GC_LIVE_PERCENT;
+    scrub->moved = scrub->moved_bytes = 0;
+    scrub->segments_before = stats.segments;
     scrub->cancelled = false;
     scrub->listed_all = false;
     scrub->cursor = 0;

@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* scrub.h - reads every entry on SSD again and checks all its tags, slowly: what rots while nobody
- * asks for it is found, dropped and counted before it is wanted.
+/* scrub.h - goes over every entry on SSD, slowly, for one of two ends:
+ *   scrub  reads it again and checks all its tags: what rots while nobody asks for it is found,
+ *          dropped and counted before it is wanted;
+ *   gc     writes it again elsewhere when little of its segment is live, so that the file can go.
  *
  * A pass goes over the store's entries in the order of its table, one record in flight, at no more
  * than so many bytes a second, so that requests hardly notice it. It begins by request, or when the
- * last whole one ended scrub_interval_s ago (DIR/scrubbed holds when that was). A pass that is
- * cancelled or cut short by a restart begins anew.
+ * last whole one ended scrub_interval_s ago (DIR/scrubbed holds when that was); one of gc when
+ * there are too many files, or, where holes cannot be punched, more dead bytes in them than live
+ * ones. A pass that is cancelled or cut short by a restart begins anew.
  *
  * Threads: event thread. Lists are made on a worker.
  */
@@ -25,8 +28,19 @@
 
 struct larderd;
 
+enum scrub_kind {
+    SCRUB_CHECK,
+    SCRUB_MOVE, /* gc */
+};
+
 struct scrub {
+    enum scrub_kind kind;
     struct wire_admin_scrub_ok state;
+    uint32_t live_percent; /* this and the next three: of gc */
+    uint64_t moved;
+    uint64_t moved_bytes;
+    uint64_t segments_before;
+    uint64_t looked_ms; /* whether it is due */
     bool cancelled;
     bool busy; /* a list or a record is on its way */
     /* What may be read now; below 0 after a large record. */
@@ -45,11 +59,13 @@ struct scrub {
 };
 
 /* Reads when the last pass ended. */
-void scrub_open(struct scrub *scrub, struct larderd *daemon);
+void scrub_open(struct scrub *scrub, struct larderd *daemon, enum scrub_kind kind);
 /* Every 100 ms or so. */
 void scrub_tick(struct scrub *scrub, uint64_t now_ms);
-/* Begins a pass, or gives the running one another rate; 0: the configured one. */
-void scrub_start(struct scrub *scrub, uint64_t rate_bytes);
+/* Begins a pass, or gives the running one another rate; 0: the configured one. `live_percent` is
+ * for gc; 0: GC_LIVE_PERCENT. */
+#define GC_LIVE_PERCENT 50u
+void scrub_start(struct scrub *scrub, uint64_t rate_bytes, uint32_t live_percent);
 void scrub_cancel(struct scrub *scrub);
 
 #endif

@@ -204,6 +204,7 @@ static void on_tick(evutil_socket_t fd, short what, void *argument)
     session_tick_all(server->daemon, now_ms);
     notify_alive(&server->daemon->notify, now_ms);
     scrub_tick(&server->daemon->scrub, now_ms);
+    scrub_tick(&server->daemon->gc, now_ms);
     tell_alarm(server);
     end_if_idle(server);
 }

@@ -442,7 +442,7 @@ static bool is_due(struct larder_store *store, bool stopping)
     if (commits->retry_us != 0)
         return now_us() >= commits->retry_us;
     if (!commits->batches)
-        return store->sweep || has_dead(store);
+        return store->sweep || commits->held || has_dead(store);
     return stopping || commits->held || commits->waiting_bytes >= COMMIT_BYTES ||
            commits->waiting_changes >= COMMIT_CHANGES ||
            now_us() - commits->since_us >= COMMIT_AGE_US;

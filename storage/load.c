@@ -269,9 +269,13 @@ static void drop_corrupt_locked(struct larder_store *store, const struct load *l
     if (primary == TABLE_NONE)
         return;
     store->tenants[table_entry(&store->table, primary)->tenant].stats.corrupt++;
-    /* Replaced meanwhile: the new record is another. */
+    /* Replaced meanwhile: the new record is another. Moved: the copy was good. */
     uint32_t id = variant_of_generation(store, &load->key, load->variant.generation);
-    if (id != TABLE_NONE)
+    if (id == TABLE_NONE)
+        return;
+    const struct entry_variant *now = &table_entry(&store->table, id)->variant;
+    if (now->segment_id == 0 || (now->segment_id == load->variant.segment_id &&
+                                 now->segment_page == load->variant.segment_page))
         remove_corrupt_locked(store, id);
 }
 
@@ -350,6 +354,8 @@ static void finish_if_over(struct larder_store *store, struct load *load)
         end_tail_check_locked(store, load);
     if (load->dead)
         writer_extent_dead_locked(store, &load->variant);
+    if (load->move)
+        move_read_locked(store, load);
     if (load->slot == HOST_NONE)
         larder_free(load->buffer);
     if (load->done)
@@ -449,6 +455,11 @@ static void start(struct larder_store *store, struct load *load)
         load->segment = NULL;
         load->err = larder_fail(LARDER_ECORRUPT, "segment %u is missing or too short",
                                 load->variant.segment_id);
+        return;
+    }
+    if (load->move && !move_is_wanted(store, load->move, load->segment)) {
+        load->segment = NULL;
+        load->err = -EALREADY;
         return;
     }
     load->segment->users++;

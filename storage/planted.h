@@ -24,6 +24,8 @@ enum larder_planted_bug {
     LARDER_PLANTED_CHECK_IGNORED = 4,
     /* A start does not read what stands behind the bytes that the index knows of. */
     LARDER_PLANTED_TAIL_UNREAD = 5,
+    /* A record that is moved: its old place is given back while the index still names it. */
+    LARDER_PLANTED_FREED_BEFORE_NAMED = 6,
 };
 
 #ifdef LARDER_PLANTED

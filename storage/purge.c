@@ -49,7 +49,8 @@ static bool is_of_tenant(const struct larder_store *store, const struct load *lo
 
 static bool is_drained_locked(const struct larder_store *store, uint32_t tenant)
 {
-    if (store->tenants[tenant].removals > 0 || store->tenants[tenant].growing)
+    if (store->tenants[tenant].removals > 0 || store->tenants[tenant].growing ||
+        store->tenants[tenant].moves > 0)
         return false;
     for (const struct larder_put *put = store->puts; put; put = put->all_next) {
         if (host_slot_tenant(&store->host, put->slot) == tenant)

@@ -569,6 +569,7 @@ int store_make(struct larder_store **out, const struct larder_store_options *opt
     store->next_generation = 1;
     clock_open(&store->clock, options->clock, options->clock_context);
     store->mark_queue_end = &store->mark_queue;
+    store->move_queue_end = &store->move_queue;
     store->put_queue_end = &store->put_queue;
     store->removals_end = &store->removals;
     store->completions.end = &store->completions.first;

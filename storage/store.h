@@ -371,6 +371,14 @@ void larder_store_event_counts(struct larder_store *store, uint64_t out[LARDER_E
 void larder_store_verify(struct larder_store *store, const struct larder_key *key, uint32_t variant,
                          larder_put_done done, void *context);
 
+/* Writes the record once more, into the open segment, if less than `live_percent` of its segment is
+ * of records that are still wanted: when all of a segment have left, its file goes. The copy is
+ * durable, and the entry is there, when `done` gets 0. -EALREADY: it stays where it is;
+ * LARDER_ENOTFOUND: it is not on SSD, or changed meanwhile; LARDER_ECORRUPT: dropped, as by
+ * larder_store_verify(); others as of a put. One variant a call, as there. */
+void larder_store_move(struct larder_store *store, const struct larder_key *key, uint32_t variant,
+                       uint32_t live_percent, larder_put_done done, void *context);
+
 struct larder_store_stats {
     uint64_t entries; /* each variant counts */
     uint64_t entries_host;

@@ -9,6 +9,7 @@
  *   load.c     reads from SSD into slots; verification
  *   writer.c   groups: segment writes, sync, acknowledgement
  *   commit.c   what the index is to learn, in batches;  space.c  room for what is to be written
+ *   move.c     records written again elsewhere, so that their segments can go
  *   purge.c    the end of all that a tenant has
  *   remove.c   removal of subtrees: by request, after damage, of replaced tails
  *   marking.c  pins, expiry and priority of entries
@@ -144,6 +145,25 @@ struct mark_batch {
     uint32_t count;
 };
 
+/* A record on its way to another segment. */
+struct move {
+    struct completion completion;
+    struct append append; /* its record: a buffer that is the move's */
+    struct move *next;    /* in the queue or in a group */
+    struct larder_key key;
+    struct entry_variant from;
+    struct entry_variant to;
+    struct index_entry value; /* as the index will have it */
+    uint32_t live_percent;
+    uint32_t tenant;
+    uint32_t model;
+    uint8_t number; /* of the variant */
+    bool noted;     /* the entry is there now */
+    larder_put_done done;
+    void *context;
+    int err;
+};
+
 /* A larder_store_when() that has to wait. */
 struct watch {
     struct completion completion;
@@ -201,6 +221,7 @@ struct group {
     struct slice *slices;
     struct slice **slices_end;
     struct mark_batch *marks; /* in the order of their writing: of a key the last holds */
+    struct move *moves;
     struct append *appends;
     struct append **appends_end;
     struct append *appending;
@@ -261,6 +282,7 @@ struct load {
     bool head_good;
     bool dead; /* its record was dropped meanwhile: punch when done */
     int err;
+    struct move *move; /* for which it is read */
     /* Of a verification. */
     larder_put_done done;
     void *context;
@@ -359,6 +381,7 @@ struct tenant_state {
     bool growing;      /* a thread is making a slab for it */
     bool closed;       /* it is being purged: nothing of it is found, and nothing begins */
     uint32_t removals; /* under way */
+    uint32_t moves;    /* the same: being read, in the queue and in groups */
     struct larder_quota quota;
     uint64_t queued_bytes;  /* of its puts, in the queue and in groups */
     uint64_t grouped_bytes; /* of those, in groups */
@@ -418,6 +441,8 @@ struct larder_store {
     struct larder_key *mark_rows; /* of the index, whose entries are gone */
     uint32_t mark_row_count;
     uint32_t mark_row_capacity;
+    struct move *move_queue;
+    struct move **move_queue_end;
     struct watch *watches;
     struct purge *purges;
     struct larder_lease *leases;
@@ -654,7 +679,30 @@ void remove_expired_locked(struct larder_store *store, uint32_t entry);
 void remove_slice_done_locked(struct larder_store *store, struct slice *slice, int err);
 void remove_dead_locked(struct larder_store *store, uint32_t entry);
 
+/* move.c */
+/* Storage thread: has its segment room enough to gain? */
+bool move_is_wanted(const struct larder_store *store, const struct move *move,
+                    const struct segment *segment);
+/* Its load is over, good or bad: takes the buffer. */
+void move_read_locked(struct larder_store *store, struct load *load);
+/* The first in the queue that is to be moved still; NULL: none. */
+struct move *move_take_locked(struct larder_store *store);
+/* ... and back into the queue, or given up with `err`. */
+void move_return_locked(struct larder_store *store, struct move *move, int err);
+/* Is the entry what was read, where it was? */
+bool move_is_there_locked(const struct larder_store *store, const struct move *move);
+/* It is, and the copy has been given its place. */
+void move_place_locked(struct larder_store *store, struct move *move,
+                       const struct segment *segment);
+/* It is synced: the entry is there now, or the copy is dead. */
+void move_note_locked(struct larder_store *store, struct move *move, struct batch *into,
+                      struct segment *segment);
+void move_done_locked(struct larder_store *store, struct move *move, int err);
+
 /* writer.c */
+/* What the index is to know of the entry, with this record. */
+void writer_fill_value_locked(struct larder_store *store, struct index_entry *value, uint32_t entry,
+                              uint32_t model, const struct entry_variant *variant);
 void writer_step(struct larder_store *store);
 bool writer_idle(struct larder_store *store);
 /* There is something to do before the next completion or wake. */

@@ -87,6 +87,11 @@ static void place(struct larder_store *store, struct group *group, struct append
 
 /* --- members ---------------------------------------------------------------------------------- */
 
+static bool has_queued_locked(const struct larder_store *store)
+{
+    return store->put_queue || store->removals || store->mark_queue || store->move_queue;
+}
+
 static struct larder_put *pop_put_locked(struct larder_store *store)
 {
     struct larder_put *put = store->put_queue;
@@ -151,18 +156,17 @@ static struct larder_put *ancestor_first_locked(struct larder_store *store,
     return first;
 }
 
-static void fill_value_locked(struct larder_store *store, struct larder_put *put)
+void writer_fill_value_locked(struct larder_store *store, struct index_entry *value, uint32_t id,
+                              uint32_t model, const struct entry_variant *variant)
 {
-    const struct entry *entry = table_entry(&store->table, put->entry);
-    const struct entry_variant *variant = &put->variant;
-    struct index_entry *value = &put->value;
+    const struct entry *entry = table_entry(&store->table, id);
     memset(value, 0, sizeof(*value));
-    uint32_t above = table_above(&store->table, put->entry);
+    uint32_t above = table_above(&store->table, id);
     memcpy(value->parent, table_entry(&store->table, above)->key.bytes, 32);
     memcpy(value->tenant, larder_identity_tenant(store->identity, entry->tenant)->id, 16);
-    memcpy(value->model, store->models[put->model]->info.fingerprint.bytes, 32);
+    memcpy(value->model, store->models[model]->info.fingerprint.bytes, 32);
     value->generation = variant->generation;
-    value->record_bytes = append_record_bytes(put);
+    value->record_bytes = (uint64_t)variant->record_pages * LARDER_PAGE_BYTES;
     value->raw_bytes = variant->raw_bytes;
     value->created_s = variant->created_s;
     value->position = variant->position;
@@ -283,7 +287,7 @@ static int add_put(struct larder_store *store, struct group *group)
         put->state = PUT_GROUPED;
         put->next = NULL;
         /* Making room may have evicted on SSD, but never an entry that is PUTTING or above one. */
-        fill_value_locked(store, put);
+        writer_fill_value_locked(store, &put->value, put->entry, put->model, &put->variant);
         table_entry(&store->table, put->entry)->flags |= ENTRY_GROUPED;
         store->tenants[tenant].grouped_bytes += bytes;
         *group->puts_end = put;
@@ -424,6 +428,37 @@ static int add_marks(struct larder_store *store, struct group *group)
     return 0;
 }
 
+/* As add_put(), for a record that is moved. */
+static int add_move(struct larder_store *store, struct group *group)
+{
+    pthread_mutex_lock(&store->lock);
+    struct move *move = move_take_locked(store);
+    pthread_mutex_unlock(&store->lock);
+    if (!move)
+        return 0;
+    uint64_t bytes = (uint64_t)move->from.record_pages * LARDER_PAGE_BYTES;
+    int room = bytes > store->options.segment_bytes - 2 * LARDER_PAGE_BYTES
+                   ? -EALREADY
+                   : ready_for(store, group, bytes + LARDER_PAGE_BYTES);
+    if (room == 0 && !store->models[move->model]->in_segment)
+        room = add_model_record(store, group, move->model);
+    pthread_mutex_lock(&store->lock);
+    /* Making room may have evicted it. */
+    if (room == 0 && !move_is_there_locked(store, move))
+        room = LARDER_ENOTFOUND;
+    if (room == 0) {
+        place(store, group, &move->append, move->append.record, bytes);
+        move->next = group->moves;
+        group->moves = move;
+        group->members++;
+        move_place_locked(store, move, group->segment);
+    } else {
+        move_return_locked(store, move, room);
+    }
+    pthread_mutex_unlock(&store->lock);
+    return room == 1 ? 1 : 0;
+}
+
 static void gather(struct larder_store *store, struct group *group)
 {
     while (!group->closed) {
@@ -436,9 +471,15 @@ static void gather(struct larder_store *store, struct group *group)
         bool puts = store->put_queue != NULL;
         bool removals = store->removals != NULL;
         bool marks = store->mark_queue != NULL;
+        bool moves = store->move_queue != NULL;
         pthread_mutex_unlock(&store->lock);
-        if (!puts && !removals && !marks)
+        if (!puts && !removals && !marks && !moves)
             return;
+        /* One a group, before what callers wait for, so that it gets on under any load. */
+        if (moves && (!group->moves || (!puts && !removals && !marks))) {
+            group->closed = add_move(store, group) == 1;
+            continue;
+        }
         /* Before the entries that they were put with: see mark_published_locked(). */
         if (marks) {
             group->closed = add_marks(store, group) == 1;
@@ -568,6 +609,10 @@ static void note_changes(struct larder_store *store, struct group *group)
     }
     /* Before the slices: what is doomed gets no mark, so one of the same key came first. */
     mark_note(batch, group->marks, group->segment->id);
+    pthread_mutex_lock(&store->lock);
+    for (struct move *move = group->moves; move; move = move->next)
+        move_note_locked(store, move, batch, group->segment);
+    pthread_mutex_unlock(&store->lock);
     for (struct slice *slice = group->slices; slice; slice = slice->next) {
         const struct larder_record *record = slice->append.record;
         const struct larder_key *keys = (const void *)larder_record_extra(record);
@@ -650,6 +695,11 @@ static void group_end(struct larder_store *store, struct group *group, int err)
         remove_slice_done_locked(store, slice, err);
     for (struct mark_batch *batch = group->marks; batch; batch = batch->next)
         mark_batch_done_locked(store, batch, group->segment->id, err);
+    while (group->moves) {
+        struct move *move = group->moves;
+        group->moves = move->next;
+        move_done_locked(store, move, err);
+    }
     /* What they took the place of may have been the last of a segment. After a failure a sweep
      * would move the same marks again at once, for as long as the disk fails. */
     store->sweep = store->sweep || (err == 0 && group->marks);
@@ -738,7 +788,7 @@ static void step_group(struct larder_store *store)
     }
     if (!store->filling) {
         pthread_mutex_lock(&store->lock);
-        bool work = store->put_queue || store->removals || store->mark_queue;
+        bool work = has_queued_locked(store);
         pthread_mutex_unlock(&store->lock);
         if (!work)
             return;
@@ -790,7 +840,7 @@ bool writer_must_step(struct larder_store *store)
     if (store->syncing && store->syncing->synced)
         return true;
     pthread_mutex_lock(&store->lock);
-    bool queued = store->put_queue || store->removals || store->mark_queue;
+    bool queued = has_queued_locked(store);
     pthread_mutex_unlock(&store->lock);
     return queued && !store->filling && !store->syncing && !store->blocked;
 }
@@ -798,7 +848,7 @@ bool writer_must_step(struct larder_store *store)
 bool writer_idle(struct larder_store *store)
 {
     pthread_mutex_lock(&store->lock);
-    bool queued = store->put_queue || store->removals || store->mark_queue;
+    bool queued = has_queued_locked(store);
     pthread_mutex_unlock(&store->lock);
     return !queued && !store->filling && !store->syncing && commit_idle(store);
 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* larder.c - larder(1), the operator's command: options and subcommands. */
 #include <argp.h>
+#include <ctype.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -33,6 +34,7 @@ static const struct argp metrics_parser;
 static const struct argp purge_parser;
 static const struct argp rm_parser;
 static const struct argp scrub_parser;
+static const struct argp gc_parser;
 static const struct argp top_parser;
 static const struct argp why_parser;
 static const struct argp pin_parser;
@@ -48,6 +50,7 @@ static const struct command commands[] = {
      command_verify},
     {"scrub", "", "Check all entries on SSD slowly; drop bad ones", 0, 0, &scrub_parser,
      command_scrub},
+    {"gc", "", "Empty segments of which little is live", 0, 0, &gc_parser, command_gc},
     {"why", "[KEY]", "Why a lookup missed: of a key, or of --tokens", 0, 1, &why_parser,
      command_why},
     {"pin", "KEY...", "Keep entries, and all before them", 1, 1 << 16, &pin_parser, command_pin},
@@ -84,6 +87,7 @@ enum {
     OPTION_RECIPE,
     OPTION_STATUS,
     OPTION_CANCEL,
+    OPTION_LIVE,
     OPTION_BACKGROUND,
     OPTION_FOR,
     OPTION_LEVEL,
@@ -121,6 +125,15 @@ static const struct argp_option fsck_options[] = {
 
 static const struct argp_option scrub_options[] = {
     {"rate", OPTION_RATE, "MB/S", 0, "Read so much a second; default: scrub_rate_bytes", 0},
+    {"background", OPTION_BACKGROUND, NULL, 0, "Start it, and do not wait", 0},
+    {"status", OPTION_STATUS, NULL, 0, "Only say how far it is, or how the last one ended", 0},
+    {"cancel", OPTION_CANCEL, NULL, 0, "End the one that runs", 0},
+    {0},
+};
+
+static const struct argp_option gc_options[] = {
+    {"live", OPTION_LIVE, "PERCENT", 0, "Of which less is live; default: 50", 0},
+    {"rate", OPTION_RATE, "MB/S", 0, "Move so much a second; default: scrub_rate_bytes", 0},
     {"background", OPTION_BACKGROUND, NULL, 0, "Start it, and do not wait", 0},
     {"status", OPTION_STATUS, NULL, 0, "Only say how far it is, or how the last one ended", 0},
     {"cancel", OPTION_CANCEL, NULL, 0, "End the one that runs", 0},
@@ -276,6 +289,19 @@ static error_t parse_scrub(int key, char *argument, struct argp_state *state)
     }
 }
 
+static error_t parse_gc(int key, char *argument, struct argp_state *state)
+{
+    struct input *input = state->input;
+    char *end;
+    if (key != OPTION_LIVE)
+        return parse_scrub(key, argument, state);
+    unsigned long percent = strtoul(argument, &end, 10);
+    if (*end || !isdigit((unsigned char)*argument) || percent < 1 || percent > 100)
+        argp_error(state, "'%s' is not a percentage from 1 to 100", argument);
+    input->options.live_percent = (uint32_t)percent;
+    return 0;
+}
+
 static error_t parse_why(int key, char *argument, struct argp_state *state)
 {
     struct input *input = state->input;
@@ -410,6 +436,7 @@ static const struct argp export_parser = {.options = export_options, .parser = p
 static const struct argp import_parser = {.options = import_options, .parser = parse_import};
 static const struct argp fsck_parser = {.options = fsck_options, .parser = parse_fsck};
 static const struct argp scrub_parser = {.options = scrub_options, .parser = parse_scrub};
+static const struct argp gc_parser = {.options = gc_options, .parser = parse_gc};
 static const struct argp why_parser = {.options = why_options, .parser = parse_why};
 static const struct argp purge_parser = {.options = purge_options, .parser = parse_purge};
 static const struct argp rm_parser = {.options = rm_options, .parser = parse_rm};

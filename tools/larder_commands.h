@@ -42,6 +42,7 @@ struct command_options {
     bool scrub_status;
     bool scrub_cancel;
     bool scrub_background;
+    uint32_t live_percent; /* of gc */
     const char *key_file;
     /* metrics, export */
     const char *output; /* NULL: stdout */
@@ -63,6 +64,7 @@ int command_show(const struct command_options *options, int argc, char **argv);
 int command_verify(const struct command_options *options, int argc, char **argv);
 int command_fsck(const struct command_options *options, int argc, char **argv);
 int command_scrub(const struct command_options *options, int argc, char **argv);
+int command_gc(const struct command_options *options, int argc, char **argv);
 int command_export(const struct command_options *options, int argc, char **argv);
 int command_import(const struct command_options *options, int argc, char **argv);
 int command_why(const struct command_options *options, int argc, char **argv);

@@ -205,6 +205,15 @@ int link_scrub(struct link *link, struct wire_admin_scrub_ok *out, enum wire_scr
     return 0;
 }
 
+int link_gc(struct link *link, struct wire_admin_gc_ok *out, const struct wire_admin_gc *ask)
+{
+    const void *body;
+    LARDER_TRY(link_request(link, &body, WIRE_ADMIN_GC, ask, sizeof(*ask), WIRE_ADMIN_GC_OK,
+                            sizeof(*out)));
+    memcpy(out, body, sizeof(*out));
+    return 0;
+}
+
 /* --- entries ---------------------------------------------------------------------------------- */
 
 int link_each_entry(struct link *link, const uint8_t prefix[32], uint32_t digits,

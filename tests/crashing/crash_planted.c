@@ -36,6 +36,7 @@ static const struct {
     {"index before data, swept", LARDER_PLANTED_INDEX_BEFORE_DATA, BY_SWEEP, false},
     {"tag unchecked, damaged", LARDER_PLANTED_TAG_UNCHECKED, BY_CORRUPTION, false},
     {"index's checks ignored", LARDER_PLANTED_CHECK_IGNORED, BY_CORRUPTION, false},
+    {"freed before it is named", LARDER_PLANTED_FREED_BEFORE_NAMED, BY_SIMULATION, false},
     {"tail unread", LARDER_PLANTED_TAIL_UNREAD, BY_SIMULATION, false},
 };
 

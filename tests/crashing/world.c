@@ -604,6 +604,19 @@ void world_pin(struct world *world, uint32_t number)
         item->pin = pins ? PIN_YES : PIN_NO;
 }
 
+/* --- moving ----------------------------------------------------------------------------------- */
+
+/* Whatever becomes of it, what was promised of the item holds. */
+void world_move(struct world *world, uint32_t number)
+{
+    struct remove_wait wait = {.world = world};
+    larder_store_move(world->store, &world->items[number].key,
+                      (uint32_t)world_draw(world, WORLD_VARIANTS), 101, on_marked, &wait);
+    pthread_mutex_lock(&world->mutex);
+    wait_for(world, &wait.is_done, NULL, "a move");
+    pthread_mutex_unlock(&world->mutex);
+}
+
 /* --- purge ------------------------------------------------------------------------------------ */
 
 /* All of it goes, or nothing does. */
@@ -673,6 +686,9 @@ void world_do_something(struct world *world)
     else if (what < 95)
         world_remove_variant(world, (uint32_t)world_draw(world, world->item_count),
                              world_chance(world, 50) ? LARDER_QUALITY_EXACT : LARDER_QUALITY_LOSSY);
+    else if (what < 96)
+        for (uint32_t i = 0; i < 8; i++)
+            world_move(world, (uint32_t)world_draw(world, world->item_count));
     else if (what < 97)
         world_pin(world, (uint32_t)world_draw(world, world->item_count));
     else if (what == 97 && world_chance(world, 50))

@@ -109,6 +109,7 @@ void world_put_again(struct world *world, uint32_t number, enum larder_quality q
 void world_remove(struct world *world, uint32_t number);
 /* Pins it, or takes the pin away. */
 void world_pin(struct world *world, uint32_t number);
+void world_move(struct world *world, uint32_t number);
 /* Removes one variant and keeps the other, if there is one. */
 void world_remove_variant(struct world *world, uint32_t number, enum larder_quality quality);
 /* Whether some variant may be there. */

@@ -85,6 +85,9 @@ static size_t make(uint16_t type)
     case WIRE_ADMIN_SCRUB:
         bytes += sizeof(struct wire_admin_scrub);
         break;
+    case WIRE_ADMIN_GC:
+        bytes += sizeof(struct wire_admin_gc);
+        break;
     case WIRE_ADMIN_REMOVE:
         bytes += sizeof(struct wire_admin_remove);
         break;

@@ -133,6 +133,19 @@ larder scrub --rate 100 --json >"$work/scrub"
 expect "a scrub that was joined" "false 0 0 1" \
     "$(jq -r '"\(.cancelled) \(.bad) \(.failed) \(.passes)"' "$work/scrub")"
 
+# Moving: everything that is not in the newest segment may.
+grep '^nothing' <<<"$(larder gc --status)" >/dev/null
+fails_with 2 larder gc --live 0
+fails_with 2 larder gc --live 101
+fails_with 2 larder gc --status --cancel
+larder gc --live 100 --rate 100 --json >"$work/gc"
+expect "a gc" "false false 0 0 1" \
+    "$(jq -r '"\(.running) \(.cancelled) \(.bad) \(.failed) \(.passes)"' "$work/gc")"
+expect "all were looked at" "$(jq .entries_all "$work/gc")" "$(jq .entries_done "$work/gc")"
+larder gc --background --rate 0.001 >/dev/null
+larder gc --cancel >/dev/null
+expect "gc ended" false "$(larder gc --status --json | jq .running)"
+
 # A byte flipped while the daemon is down is found by verify, and what stood behind it goes too.
 read -r segment offset < <(larder ls --json | jq -r 'sort_by(.depth) | .[1] |
     "\(.segment) \(.segment_offset + (.stored_bytes / 2 | floor))"')
