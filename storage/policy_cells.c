@@ -259,14 +259,15 @@ uint32_t cells_victim(struct larder_policy *policy, struct cells *cells, uint32_
                       bool (*may_go)(void *context, uint32_t id), void *context)
 {
     struct cell cell = *cells_best(cells, now);
-    while (cell.span < CELLS_SPANS_MAX) {
+    /* The best one's value may be of a while ago: the others are gone through by values of now. */
+    for (bool first = true; cell.span < CELLS_SPANS_MAX; first = false) {
         const struct policy_list *list = &cells->spans[cell.span]->lists[cell.lane];
         uint32_t id = cells_last(policy, list, may_go, context);
         if (id != LARDER_POLICY_NONE) {
             *value = cell.value;
             return id;
         }
-        cell = next_cell(cells, &cell);
+        cell = next_cell(cells, first ? NULL : &cell);
     }
     return LARDER_POLICY_NONE;
 }

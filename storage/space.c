@@ -154,11 +154,11 @@ static void evict_ahead(struct larder_store *store)
         commits->draining = true;
     if (use <= low)
         commits->draining = false;
-    if (!commits->draining || use == commits->stuck_use)
+    if (!commits->draining)
         return;
+    /* What may not go now may go after the next round. */
     uint64_t freed;
-    int err = evict_ssd_part(store, EVICT_ANY, larder_min_u64(use - low, DRAIN_BYTES), &freed);
-    commits->stuck_use = err < 0 ? use : 0;
+    (void)evict_ssd_part(store, EVICT_ANY, larder_min_u64(use - low, DRAIN_BYTES), &freed);
     commits->hurry = commits->hurry || freed > 0;
 }
 

@@ -368,7 +368,6 @@ struct commits {
     uint32_t ahead_for; /* the open segment for which the next one was asked for already */
     bool look;          /* use may have changed */
     bool draining;      /* it was above ssd_high, and is not below ssd_low yet */
-    uint64_t stuck_use; /* with so much in use nothing more could go; 0: that was not seen */
     bool index_full;
     bool busy; /* the round is the keeper's */
     int make_err;

@@ -111,7 +111,7 @@ static uint64_t percent_of_ssd(uint32_t percent)
 static uint64_t settled_use(uint64_t wanted)
 {
     uint64_t use = UINT64_MAX;
-    for (int i = 0; i < 3000 && use > wanted; i++) {
+    for (int i = 0; i < 1000 && use > wanted; i++) {
         usleep(10000);
         use = fixture_stats(&f).segment_bytes;
     }
