@@ -294,7 +294,10 @@ static bool check_free_node(struct walk *walk, struct node_head node, struct spa
                             const uint8_t *value)
 {
     uint32_t bytes = value_bytes_of(node);
-    if (node.flags & ~NODE_OVERFLOW || load_u64(key.bytes) > walk->transaction)
+    /* Of the transaction that freed them. LMDB takes 0 for "none yet": it would use the list and
+     * leave it there, and use it again. */
+    uint64_t freed_by = load_u64(key.bytes);
+    if (node.flags & ~NODE_OVERFLOW || freed_by == 0 || freed_by > walk->transaction)
         return bad(walk, "a list of free pages is malformed");
     if (node.flags & NODE_OVERFLOW) {
         value = take_overflow(walk, value, bytes);
