@@ -5,18 +5,14 @@
 #define XXH_STATIC_LINKING_ONLY
 
 #include <errno.h>
-#include <fcntl.h>
-#include <linux/limits.h>
 #include <stdbool.h>
-#include <stdio.h>
 #include <string.h>
 #include <time.h>
-#include <unistd.h>
 #include <xxhash.h>
 
 #include "base/error.h"
-#include "base/log.h"
 #include "base/mem.h"
+#include "storage/side_file.h"
 
 #define HISTORY_MAGIC   0x315453494844524cull /* "LRDHIST1" */
 #define HISTORY_VERSION 1u
@@ -87,29 +83,15 @@ uint32_t history_find(const struct history *history, struct history_event *out, 
 
 /* --- DIR/history ------------------------------------------------------------------------------ */
 
-static bool transfer(int fd, void *data, size_t bytes, bool write_it)
+static bool read_events(void *context, int fd)
 {
-    uint8_t *at = data;
-    while (bytes > 0) {
-        ssize_t done = write_it ? write(fd, at, bytes) : read(fd, at, bytes);
-        if (done < 0 && errno == EINTR)
-            continue;
-        if (done <= 0)
-            return false;
-        at += done;
-        bytes -= (size_t)done;
-    }
-    return true;
-}
-
-static bool read_events(struct history *history, int fd)
-{
+    struct history *history = context;
     struct history_head head;
-    if (!transfer(fd, &head, sizeof(head), false) || head.magic != HISTORY_MAGIC ||
+    if (!side_file_read(fd, &head, sizeof(head)) || head.magic != HISTORY_MAGIC ||
         head.version != HISTORY_VERSION || head.count > HISTORY_EVENTS_MAX)
         return false;
     size_t bytes = sizeof(*history->events) * head.count;
-    if (!transfer(fd, history->events, bytes, false) ||
+    if (!side_file_read(fd, history->events, bytes) ||
         XXH3_64bits(history->events, bytes) != head.check)
         return false;
     for (uint32_t i = 0; i < head.count; i++) {
@@ -122,26 +104,14 @@ static bool read_events(struct history *history, int fd)
 
 void history_load(struct history *history, const char *directory)
 {
-    char path[PATH_MAX];
-    int length = snprintf(path, sizeof(path), "%s/history", directory);
-    if (length >= (int)sizeof(path))
-        return;
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-    if (fd < 0 && errno == ENOENT)
-        return;
-    if (fd < 0 || !read_events(history, fd)) {
-        larder_log(LARDER_LOG_WARN,
-                   "%s cannot be read or is damaged: `larder why` knows only what "
-                   "happens from now on",
-                   path);
+    if (!side_file_load(directory, "history", read_events, history,
+                        "`larder why` knows only what happens from now on"))
         memset(history->events, 0, sizeof(*history->events) * HISTORY_EVENTS_MAX);
-    }
-    if (fd >= 0)
-        close(fd);
 }
 
-static bool write_events(const struct history *history, int fd)
+static bool write_events(void *context, int fd)
 {
+    const struct history *history = context;
     uint32_t count = held(history);
     /* The older part of the ring lies behind the newer one. */
     uint32_t first =
@@ -155,25 +125,14 @@ static bool write_events(const struct history *history, int fd)
                                 .version = HISTORY_VERSION,
                                 .count = count,
                                 .check = XXH3_64bits_digest(&state)};
-    return transfer(fd, &head, sizeof(head), true) &&
-           transfer(fd, history->events + first, sizeof(*history->events) * (count - first),
-                    true) &&
-           transfer(fd, history->events, sizeof(*history->events) * first, true);
+    return side_file_write(fd, &head, sizeof(head)) &&
+           side_file_write(fd, history->events + first,
+                           sizeof(*history->events) * (count - first)) &&
+           side_file_write(fd, history->events, sizeof(*history->events) * first);
 }
 
-void history_save(const struct history *history, const char *directory)
+void history_save(struct history *history, const char *directory)
 {
-    char path[PATH_MAX], fresh[PATH_MAX];
-    if (snprintf(path, sizeof(path), "%s/history", directory) >= (int)sizeof(path) ||
-        snprintf(fresh, sizeof(fresh), "%s/history.new", directory) >= (int)sizeof(fresh))
-        return;
-    int fd = open(fresh, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
-    bool good = fd >= 0 && write_events(history, fd);
-    if (fd >= 0 && close(fd) < 0)
-        good = false;
-    if (good && rename(fresh, path) == 0)
-        return;
-    larder_log(LARDER_LOG_WARN, "%s cannot be written (%s): `larder why` forgets what happened",
-               path, strerror(errno));
-    unlink(fresh);
+    side_file_replace(directory, "history", write_events, history,
+                      "`larder why` forgets what happened");
 }

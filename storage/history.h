@@ -45,6 +45,6 @@ uint32_t history_find(const struct history *history, struct history_event *out, 
 
 /* From and to DIR/history. What cannot be read or written is logged: nothing depends on it. */
 void history_load(struct history *history, const char *directory);
-void history_save(const struct history *history, const char *directory);
+void history_save(struct history *history, const char *directory);
 
 #endif

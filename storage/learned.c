@@ -4,19 +4,14 @@
 /* For a state on the stack. */
 #define XXH_STATIC_LINKING_ONLY
 
-#include <errno.h>
-#include <fcntl.h>
-#include <limits.h>
 #include <stdbool.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <unistd.h>
 #include <xxhash.h>
 
-#include "base/log.h"
 #include "base/mem.h"
+#include "storage/side_file.h"
 
 #define LEARNED_MAGIC   0x314e524c4452414cull /* "LARDLRN1" */
 #define LEARNED_VERSION 1u
@@ -52,41 +47,12 @@ static uint64_t check_of(const struct learned_head *head, const struct learned *
     return XXH3_64bits_digest(&state);
 }
 
-static bool read_all(int fd, void *data, size_t bytes)
+static bool read_learned(void *context, int fd)
 {
-    uint8_t *at = data;
-    while (bytes > 0) {
-        ssize_t got = read(fd, at, bytes);
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (got <= 0)
-            return false;
-        at += got;
-        bytes -= (size_t)got;
-    }
-    return true;
-}
-
-static bool write_all(int fd, const void *data, size_t bytes)
-{
-    const uint8_t *at = data;
-    while (bytes > 0) {
-        ssize_t done = write(fd, at, bytes);
-        if (done < 0 && errno == EINTR)
-            continue;
-        if (done <= 0)
-            return false;
-        at += done;
-        bytes -= (size_t)done;
-    }
-    return true;
-}
-
-static bool read_learned(struct learned *learned, int fd)
-{
+    struct learned *learned = context;
     struct learned_head head;
     struct stat status;
-    if (!read_all(fd, &head, sizeof(head)) || head.magic != LEARNED_MAGIC ||
+    if (!side_file_read(fd, &head, sizeof(head)) || head.magic != LEARNED_MAGIC ||
         head.version != LEARNED_VERSION || head.state_bytes > STATE_BYTES_MAX ||
         fstat(fd, &status) < 0)
         return false;
@@ -98,8 +64,10 @@ static bool read_learned(struct learned *learned, int fd)
     learned->state_bytes = head.state_bytes;
     learned->entry_count = head.entry_count;
     learned->capacity_entries = head.capacity_entries;
-    if (!learned->state || !learned->entries || !read_all(fd, learned->state, head.state_bytes) ||
-        !read_all(fd, learned->entries, entry_bytes) || check_of(&head, learned) != head.check)
+    if (!learned->state || !learned->entries ||
+        !side_file_read(fd, learned->state, head.state_bytes) ||
+        !side_file_read(fd, learned->entries, entry_bytes) ||
+        check_of(&head, learned) != head.check)
         return false;
     for (uint32_t i = 1; i < learned->entry_count; i++) {
         if (learned->entries[i].generation <= learned->entries[i - 1].generation)
@@ -111,19 +79,9 @@ static bool read_learned(struct learned *learned, int fd)
 void learned_load(struct learned *learned, const char *directory)
 {
     memset(learned, 0, sizeof(*learned));
-    char path[PATH_MAX];
-    if (snprintf(path, sizeof(path), "%s/learned", directory) >= (int)sizeof(path))
-        return;
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-    if (fd < 0 && errno == ENOENT)
-        return;
-    if (fd < 0 || !read_learned(learned, fd)) {
-        larder_log(LARDER_LOG_WARN,
-                   "%s cannot be read or is damaged: eviction begins to learn anew", path);
+    if (!side_file_load(directory, "learned", read_learned, learned,
+                        "eviction begins to learn anew"))
         learned_free(learned);
-    }
-    if (fd >= 0)
-        close(fd);
 }
 
 static int by_generation(const void *a, const void *b)
@@ -147,37 +105,26 @@ static void sort_entries(struct learned *learned)
     learned->entry_count = kept;
 }
 
-static bool write_learned(const struct learned *learned, int fd)
+static bool write_learned(void *context, int fd)
 {
+    const struct learned *learned = context;
     struct learned_head head = {.magic = LEARNED_MAGIC,
                                 .version = LEARNED_VERSION,
                                 .state_bytes = learned->state_bytes,
                                 .entry_count = learned->entry_count,
                                 .capacity_entries = learned->capacity_entries};
     head.check = check_of(&head, learned);
-    return write_all(fd, &head, sizeof(head)) &&
-           write_all(fd, learned->state, learned->state_bytes) &&
-           write_all(fd, learned->entries,
-                     sizeof(*learned->entries) * (size_t)learned->entry_count) &&
-           fdatasync(fd) == 0;
+    return side_file_write(fd, &head, sizeof(head)) &&
+           side_file_write(fd, learned->state, learned->state_bytes) &&
+           side_file_write(fd, learned->entries,
+                           sizeof(*learned->entries) * (size_t)learned->entry_count);
 }
 
 void learned_save(struct learned *learned, const char *directory)
 {
-    char path[PATH_MAX], fresh[PATH_MAX];
-    if (snprintf(path, sizeof(path), "%s/learned", directory) >= (int)sizeof(path) ||
-        snprintf(fresh, sizeof(fresh), "%s/learned.new", directory) >= (int)sizeof(fresh))
-        return;
     sort_entries(learned);
-    int fd = open(fresh, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
-    bool good = fd >= 0 && write_learned(learned, fd);
-    if (fd >= 0 && close(fd) < 0)
-        good = false;
-    if (good && rename(fresh, path) == 0)
-        return;
-    larder_log(LARDER_LOG_WARN, "%s cannot be written (%s): eviction may have to learn anew", path,
-               strerror(errno));
-    unlink(fresh);
+    side_file_replace(directory, "learned", write_learned, learned,
+                      "eviction may have to learn anew");
 }
 
 uint64_t learned_recall(struct learned *learned, uint64_t generation)

@@ -144,7 +144,7 @@ START_TEST(room_is_made_before_it_is_needed)
 }
 END_TEST
 
-/* It is pinned: nothing may go, and that is found once, not again and again. */
+/* It is pinned: nothing may go, and puts are taken all the same. */
 START_TEST(room_that_cannot_be_made_is_let_be)
 {
     f.options.ssd_high = 20;
