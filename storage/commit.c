@@ -34,7 +34,7 @@
 /* Attempts at an index that has no room on the disk. */
 #define RETRY_US 100000u
 
-static uint64_t now_us(void)
+uint64_t commit_now_us(void)
 {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
@@ -115,7 +115,7 @@ void commit_add(struct larder_store *store, struct batch *batch)
 {
     struct commits *commits = &store->commits;
     if (!commits->batches)
-        commits->since_us = now_us();
+        commits->since_us = commit_now_us();
     commits->tail_bytes += batch->bytes;
     commits->waiting_bytes += batch->bytes;
     commits->waiting_changes += batch->count;
@@ -357,7 +357,7 @@ static void put_back(struct larder_store *store)
         if (dead_add(&store->dead, commits->dead.extents[i]) < 0)
             larder_log(LARDER_LOG_WARN, "storage: no memory to give a record back");
     pthread_mutex_unlock(&store->lock);
-    commits->retry_us = now_us() + RETRY_US;
+    commits->retry_us = commit_now_us() + RETRY_US;
 }
 
 static void end_round(struct larder_store *store)
@@ -440,12 +440,12 @@ static bool is_due(struct larder_store *store, bool stopping)
     if (commits->hurry || commits->want_segment)
         return true;
     if (commits->retry_us != 0)
-        return now_us() >= commits->retry_us;
+        return commit_now_us() >= commits->retry_us;
     if (!commits->batches)
         return store->sweep || commits->held || has_dead(store);
     return stopping || commits->held || commits->waiting_bytes >= COMMIT_BYTES ||
            commits->waiting_changes >= COMMIT_CHANGES ||
-           now_us() - commits->since_us >= COMMIT_AGE_US;
+           commit_now_us() - commits->since_us >= COMMIT_AGE_US;
 }
 
 void commit_take_round(struct larder_store *store)
@@ -477,10 +477,12 @@ bool commit_idle(struct larder_store *store)
 int commit_timeout_ms(const struct larder_store *store)
 {
     const struct commits *commits = &store->commits;
-    if (commits->busy || (!commits->batches && commits->retry_us == 0))
+    if (commits->busy || (!commits->batches && commits->retry_us == 0 && commits->look_us == 0))
         return -1;
-    uint64_t due = commits->retry_us != 0 ? commits->retry_us : commits->since_us + COMMIT_AGE_US;
-    uint64_t now = now_us();
+    uint64_t due = commits->retry_us  ? commits->retry_us
+                   : commits->batches ? commits->since_us + COMMIT_AGE_US
+                                      : commits->look_us;
+    uint64_t now = commit_now_us();
     return due <= now ? 0 : (int)((due - now) / 1000 + 1);
 }
 

@@ -26,7 +26,8 @@
 /* A smaller store has no segment to spare for what is to come. */
 #define SEGMENTS_MIN 16u
 /* What is evicted ahead of need at once: punching much of a file at once holds up its disk. */
-#define DRAIN_BYTES (32ull << 20)
+#define DRAIN_BYTES   (32ull << 20)
+#define LOOK_AGAIN_US 500000u
 
 static int come_again(struct larder_store *store)
 {
@@ -145,9 +146,11 @@ static void evict_ahead(struct larder_store *store)
 {
     struct commits *commits = &store->commits;
     const struct larder_store_options *options = &store->options;
-    if (!commits->look || !store->log.punches)
+    bool again = commits->look_us != 0 && commit_now_us() >= commits->look_us;
+    if (!(commits->look || again) || !store->log.punches)
         return;
     commits->look = false;
+    commits->look_us = 0;
     uint64_t use = seglog_usage(&store->log) + (store->log.ahead ? 0 : options->segment_bytes);
     uint64_t low = options->ssd_bytes / 100 * options->ssd_low;
     if (use > options->ssd_bytes / 100 * options->ssd_high)
@@ -156,10 +159,11 @@ static void evict_ahead(struct larder_store *store)
         commits->draining = false;
     if (!commits->draining)
         return;
-    /* What may not go now may go after the next round. */
+    /* What may not go now may go after the next round, or in a while. */
     uint64_t freed;
     (void)evict_ssd_part(store, EVICT_ANY, larder_min_u64(use - low, DRAIN_BYTES), &freed);
     commits->hurry = commits->hurry || freed > 0;
+    commits->look_us = freed > 0 ? 0 : commit_now_us() + LOOK_AGAIN_US;
 }
 
 void space_look_ahead(struct larder_store *store)

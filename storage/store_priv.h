@@ -367,6 +367,7 @@ struct commits {
     bool is_ahead;      /* that segment: nothing waits for it */
     uint32_t ahead_for; /* the open segment for which the next one was asked for already */
     bool look;          /* use may have changed */
+    uint64_t look_us; /* nothing could go: eviction ahead is tried again then; 0: not waiting */
     bool draining;      /* it was above ssd_high, and is not below ssd_low yet */
     bool index_full;
     bool busy; /* the round is the keeper's */
@@ -743,6 +744,7 @@ void commit_give_round(struct larder_store *store);
 bool commit_idle(struct larder_store *store);
 /* Until the next round is due; -1: a completion or a wake will tell. */
 int commit_timeout_ms(const struct larder_store *store);
+uint64_t commit_now_us(void);
 void commit_close(struct larder_store *store);
 void commit_publish_usage(struct larder_store *store);
 int dead_add(struct dead_list *list, struct dead_extent extent);
