@@ -367,7 +367,7 @@ struct commits {
     bool is_ahead;      /* that segment: nothing waits for it */
     uint32_t ahead_for; /* the open segment for which the next one was asked for already */
     bool look;          /* use may have changed */
-    uint64_t look_us; /* nothing could go: eviction ahead is tried again then; 0: not waiting */
+    uint64_t look_us;   /* nothing could go: eviction ahead is tried again then; 0: not waiting */
     bool draining;      /* it was above ssd_high, and is not below ssd_low yet */
     bool index_full;
     bool busy; /* the round is the keeper's */
