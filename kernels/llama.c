@@ -47,6 +47,8 @@ struct larder_llama {
     struct larder_rope_table *rope; /* grows with the largest cache */
     struct workspace work;
     uint64_t forwarded;
+    larder_llama_queries watch; /* NULL: nobody */
+    void *watch_context;
     uint8_t digest[32];
     bool digested;
 };
@@ -148,6 +150,12 @@ void larder_llama_close(struct larder_llama *model)
 const struct larder_model_config *larder_llama_config(const struct larder_llama *model)
 {
     return &model->config;
+}
+
+void larder_llama_watch(struct larder_llama *model, larder_llama_queries watch, void *context)
+{
+    model->watch = watch;
+    model->watch_context = context;
 }
 
 uint64_t larder_llama_forwarded(const struct larder_llama *model)
@@ -267,6 +275,10 @@ static int run_attention(const struct chunk *chunk, uint32_t number)
     LARDER_TRY(keep(chunk, number, LARDER_K, w->k));
     LARDER_TRY(keep(chunk, number, LARDER_V, w->v));
 
+    if (model->watch) {
+        struct larder_tensor queries = larder_cube(w->q, LARDER_F32, rows, c->heads, c->head_dims);
+        model->watch(model->watch_context, number, chunk->first, &queries);
+    }
     uint32_t keys = chunk->first + chunk->rows;
     struct larder_tensor heads = larder_cube(w->a, LARDER_F32, rows, c->heads, c->head_dims);
     struct larder_attention attention = {

@@ -67,6 +67,13 @@ enum larder_logits {
 int larder_llama_forward(struct larder_llama *model, struct larder_kv_cache *cache, float *logits,
                          enum larder_logits which, const uint32_t *tokens, size_t count);
 
+/* Shows each layer's queries as they are computed, to those who study attention: f32 [rows, heads,
+ * head_dims], rotated, of the tokens from position `first` on; they lie in the device's memory and
+ * hold until the call returns. NULL: to nobody, as after open. */
+typedef void (*larder_llama_queries)(void *context, uint32_t layer, uint32_t first,
+                                     const struct larder_tensor *q);
+void larder_llama_watch(struct larder_llama *model, larder_llama_queries watch, void *context);
+
 /* Tokens that ran through this model's layers since it was opened. */
 uint64_t larder_llama_forwarded(const struct larder_llama *model);
 

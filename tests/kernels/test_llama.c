@@ -185,6 +185,56 @@ START_TEST(test_scalar_same_bits)
 }
 END_TEST
 
+struct seen_queries {
+    float *q; /* [layer][token][heads * dims] */
+    uint64_t row;
+    uint32_t rows; /* shown, over all layers */
+};
+
+static void see_queries(void *context, uint32_t layer, uint32_t first,
+                        const struct larder_tensor *q)
+{
+    struct seen_queries *seen = context;
+    ck_assert_uint_eq(q->dtype, LARDER_F32);
+    ck_assert_uint_eq(q->shape[1] * q->shape[2], seen->row);
+    ck_assert_uint_le(first + q->shape[0], COUNT);
+    memcpy(seen->q + ((uint64_t)layer * COUNT + first) * seen->row, q->data,
+           q->shape[0] * seen->row * sizeof(float));
+    seen->rows += (uint32_t)q->shape[0];
+}
+
+/* Each row of each layer once, the same bits in pieces; nobody looks after NULL. */
+START_TEST(test_watch)
+{
+    struct larder_device *device;
+    struct larder_llama *model = open_model(&device, TINY, NULL, 2);
+    const struct larder_model_config *config = larder_llama_config(model);
+    uint64_t row = (uint64_t)config->heads * config->head_dims;
+    uint64_t bytes = config->layers * COUNT * row * sizeof(float);
+    struct seen_queries whole = {.q = malloc(bytes), .row = row};
+    struct seen_queries pieces = {.q = malloc(bytes), .row = row};
+    struct larder_kv_cache *cache = open_cache(model, COUNT, 0);
+    larder_llama_watch(model, see_queries, &whole);
+    forward(model, cache, NULL, LARDER_LOGITS_NONE, COUNT);
+    larder_llama_watch(model, see_queries, &pieces);
+    cache->count = 0;
+    forward(model, cache, NULL, LARDER_LOGITS_NONE, 7);
+    forward(model, cache, NULL, LARDER_LOGITS_NONE, COUNT - 7);
+    ck_assert_uint_eq(whole.rows, config->layers * COUNT);
+    ck_assert_uint_eq(pieces.rows, config->layers * COUNT);
+    ck_assert_int_eq(memcmp(whole.q, pieces.q, bytes), 0);
+    larder_llama_watch(model, NULL, NULL);
+    cache->count = 0;
+    forward(model, cache, NULL, LARDER_LOGITS_NONE, 7);
+    ck_assert_uint_eq(pieces.rows, config->layers * COUNT);
+    free(whole.q);
+    free(pieces.q);
+    larder_kv_cache_close(cache);
+    larder_llama_close(model);
+    larder_device_close(device);
+}
+END_TEST
+
 START_TEST(test_describe)
 {
     struct larder_device *device;
@@ -374,6 +424,7 @@ int main(void)
     tcase_set_timeout(all, 240);
     tcase_add_loop_test(all, test_same_bits, 0, 3);
     tcase_add_test(all, test_scalar_same_bits);
+    tcase_add_test(all, test_watch);
     tcase_add_test(all, test_describe);
     tcase_add_test(all, test_wrong_calls);
     tcase_add_test(all, test_wrong_weights);
