@@ -37,6 +37,8 @@ int larder_recipe_describe(const struct larder_recipe *recipe, char *out, size_t
 
 /* Presets, for `larder recipe ls`: index = 0, 1, ...; NULL at the end. */
 const char *larder_recipe_preset(uint32_t index, const char **summary);
+/* The same of the stages that recipes are made of. */
+const char *larder_recipe_stage(uint32_t index, const char **summary);
 
 /* What a section holds: the recipe's own choice for a model and a number of tokens. */
 struct larder_slice {

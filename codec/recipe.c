@@ -152,6 +152,14 @@ const char *larder_recipe_preset(uint32_t index, const char **summary)
     return recipe_presets[index].name;
 }
 
+const char *larder_recipe_stage(uint32_t index, const char **summary)
+{
+    const struct codec_node_ops *ops = recipe_stage(index);
+    if (ops && summary)
+        *summary = ops->summary;
+    return ops ? ops->name : NULL;
+}
+
 /* --- sections -------------------------------------------------------------------------------- */
 
 uint32_t larder_recipe_section_count(const struct larder_recipe *recipe,

@@ -359,19 +359,6 @@ static int parse_stage(struct parser *parser, struct codec_node **out,
     return parse_inner(parser, node);
 }
 
-static int unknown_name(const struct parser *parser, struct word word)
-{
-    char names[1024] = "";
-    size_t used = 0;
-    for (uint32_t i = 0; i < recipe_preset_count; i++)
-        used += (size_t)snprintf(names + used, sizeof(names) - used, "%s%s", used ? ", " : "",
-                                 recipe_presets[i].name);
-    for (uint32_t i = 0; i < LARDER_COUNT_OF(stages); i++)
-        used += (size_t)snprintf(names + used, sizeof(names) - used, ", %s", stages[i]->name);
-    assert(used < sizeof(names));
-    return unexpected(parser, word, names);
-}
-
 static int parse_pipe(struct parser *parser, struct codec_node **out)
 {
     struct word word = peek(parser);
@@ -389,7 +376,7 @@ static int parse_pipe(struct parser *parser, struct codec_node **out)
         if (word_is(word, stages[i]->name))
             return parse_stage(parser, out, stages[i]);
     }
-    return unknown_name(parser, word);
+    return unexpected(parser, word, "a preset or a stage ('larder recipe ls' names them)");
 }
 
 int recipe_parse(struct recipe_tree *out, const char *text)

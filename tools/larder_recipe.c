@@ -33,6 +33,10 @@ static int recipe_ls(const struct command_options *options)
     if (options->json) {
         json_dumpf(array, stdout, JSON_INDENT(2) | JSON_PRESERVE_ORDER);
         putchar('\n');
+    } else {
+        printf("\nStages, for recipes of your own (docs/CODECS.md):\n");
+        for (uint32_t i = 0; (name = larder_recipe_stage(i, &summary)); i++)
+            printf("%-16s %s\n", name, summary);
     }
     json_decref(array);
     return COMMAND_OK;

@@ -69,7 +69,7 @@ struct scene {
 /* False when the recipe is not for such a model. */
 static bool open_scene(struct scene *scene, const uint8_t choice[5])
 {
-    static const char *const recipes[16] = {
+    static const char *const recipes[] = {
         "exact",
         "raw",
         "k{exact} v{raw}",
@@ -106,8 +106,8 @@ static bool open_scene(struct scene *scene, const uint8_t choice[5])
                              .rotary_dims = scene->model.k_dims & ~1u,
                              .theta = 100,
                              .factor = 1};
-    assert(larder_recipe_open(&scene->recipe, recipes[(choice[0] & 3) | (choice[0] >> 6) << 2]) ==
-           0);
+    uint32_t recipe = (choice[0] & 3u) | (choice[0] >> 6 << 2) | (choice[1] >> 2 << 4);
+    assert(larder_recipe_open(&scene->recipe, recipes[recipe % LARDER_COUNT_OF(recipes)]) == 0);
     if (larder_recipe_fits(scene->recipe, &scene->model) < 0)
         return false;
     static float tables[64 * 65];

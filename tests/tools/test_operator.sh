@@ -34,6 +34,7 @@ larder tenants | grep "uid-$(id -u)" >/dev/null
 larder models | grep bf16 >/dev/null
 larder verify >/dev/null
 larder recipe ls | grep exact >/dev/null
+larder recipe ls | grep '^hadamard ' >/dev/null
 larder recipe show exact | grep byte >/dev/null
 
 key=$(larder ls --json | jq -r 'sort_by(.depth) | .[-1].key')
