@@ -32,6 +32,12 @@ const char *larder_recipe_text(const struct larder_recipe *recipe);
 enum larder_quality larder_recipe_quality(const struct larder_recipe *recipe);
 /* Whether it can encode blocks of this model: LARDER_EUNSUPPORTED with a message that says why. */
 int larder_recipe_fits(const struct larder_recipe *recipe, const struct larder_model_desc *model);
+/* What encoding needs beside K and V: bits of larder_recipe_input. */
+enum larder_recipe_input {
+    LARDER_INPUT_IMPORTANCE = 1,
+    LARDER_INPUT_Q_MAX = 2,
+};
+uint32_t larder_recipe_needs(const struct larder_recipe *recipe);
 /* For people: a line a stage. -ENOSPC when `out_bytes` is too small. */
 int larder_recipe_describe(const struct larder_recipe *recipe, char *out, size_t out_bytes);
 
@@ -73,6 +79,12 @@ struct larder_block {
     uint64_t position;                     /* of its first token when K was computed */
     const void *tables; /* larder_recipe_fill_tables(); NULL where a recipe needs none */
     uint32_t token_count;
+    /* Inputs of encoding (larder_recipe_needs); NULL: not there. Decoding never looks at them.
+     * Importance is a score for [layer][KV head][token of the block], higher is more important;
+     * q_max the largest |q| for [layer][KV head][dim of K], over all tokens and over the query
+     * heads that read this KV head, as they meet K: with their rotary embedding on. */
+    const float *importance;
+    const float *q_max;
 };
 
 /* Some recipes take the rotary embedding off K and put it back, and read cosines and sines of the
@@ -93,8 +105,8 @@ struct larder_section_error {
 };
 
 /* Encodes one section from its canonical planes. *out_bytes <= out_capacity, which is at least the
- * bound; -EINVAL when it is not, or when the workspace is too small or not aligned;
- * LARDER_EUNSUPPORTED as larder_recipe_fits(). */
+ * bound; -EINVAL when it is not, when the workspace is too small or not aligned, or when an input
+ * that larder_recipe_needs() names is missing; LARDER_EUNSUPPORTED as larder_recipe_fits(). */
 int larder_recipe_encode(const struct larder_recipe *recipe, void *out, uint64_t out_capacity,
                          uint64_t *out_bytes, struct larder_section_error *error,
                          const struct larder_block *block, uint32_t section, const void *planes,

@@ -108,6 +108,8 @@ struct codec_node_ops {
     bool needs_tables;                    /* larder_block.tables */
     const struct codec_stage_ops *planes; /* of CODEC_PLANES */
 
+    /* Inputs of encoding that it reads, enum larder_recipe_input; NULL: none. */
+    uint32_t (*needs)(const struct codec_node *node);
     /* Parameters against each other; -EINVAL with a message. May be NULL. */
     int (*check)(const struct codec_node *node);
     /* Whether it can serve such sections, inner nodes included: LARDER_EUNSUPPORTED with a message.
@@ -200,8 +202,10 @@ void codec_load_f16(float *out, const uint8_t *in, uint64_t count, float unit);
 void codec_store_elems(uint8_t *out, const float *x, uint64_t count, uint32_t dtype);
 void codec_load_elems(float *out, const uint8_t *in, uint64_t count, uint32_t dtype);
 
+extern const struct codec_node_ops codec_node_balance;
 extern const struct codec_node_ops codec_node_cases;
 extern const struct codec_node_ops codec_node_hadamard;
+extern const struct codec_node_ops codec_node_normalize;
 extern const struct codec_node_ops codec_node_quant;
 extern const struct codec_node_ops codec_node_rans;
 extern const struct codec_node_ops codec_node_rope_off;

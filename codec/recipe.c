@@ -72,6 +72,16 @@ bool larder_recipe_is_raw(const struct larder_recipe *recipe)
            planes_stage(recipe, LARDER_SECTION_V) == &codec_stage_plain;
 }
 
+uint32_t larder_recipe_needs(const struct larder_recipe *recipe)
+{
+    uint32_t needs = 0;
+    for (uint32_t i = 0; i < recipe->tree.node_count; i++) {
+        const struct codec_node *node = &recipe->tree.nodes[i];
+        needs |= node->ops->needs ? node->ops->needs(node) : 0;
+    }
+    return needs;
+}
+
 /* --- for people ------------------------------------------------------------------------------ */
 
 struct text {
@@ -340,6 +350,23 @@ static int check_job(const struct job *job, const struct larder_recipe *recipe,
     return 0;
 }
 
+static int check_inputs(const struct larder_recipe *recipe, const struct larder_block *block)
+{
+    uint32_t needs = larder_recipe_needs(recipe);
+    const char *text = larder_recipe_text(recipe);
+    if ((needs & LARDER_INPUT_IMPORTANCE) && !block->importance)
+        return larder_fail(-EINVAL,
+                           "'%s' needs importance scores with the PUT "
+                           "(larder_put_options.importance)",
+                           text);
+    if ((needs & LARDER_INPUT_Q_MAX) && !block->q_max)
+        return larder_fail(-EINVAL,
+                           "'%s' needs the largest |q| of each channel with the PUT "
+                           "(larder_put_options.q_max)",
+                           text);
+    return 0;
+}
+
 int larder_recipe_encode(const struct larder_recipe *recipe, void *out, uint64_t out_capacity,
                          uint64_t *out_bytes, struct larder_section_error *error,
                          const struct larder_block *block, uint32_t section, const void *planes,
@@ -350,6 +377,7 @@ int larder_recipe_encode(const struct larder_recipe *recipe, void *out, uint64_t
     struct job job;
     open_job(&job, recipe, block, section);
     LARDER_TRY(check_job(&job, recipe, workspace, workspace_bytes));
+    LARDER_TRY(check_inputs(recipe, block));
     uint64_t bound = job_bound(&job);
     if (out_capacity < bound)
         return larder_fail(-EINVAL, "room for %llu bytes; the section's bound is %llu",

@@ -31,8 +31,9 @@ static const struct codec_node_ops byteplanes_node = {
 };
 
 static const struct codec_node_ops *const stages[] = {
-    &plain_node,       &byteplanes_node, &codec_node_rope_off, &codec_node_hadamard,
-    &codec_node_quant, &codec_node_rans, &codec_node_sinks,
+    &plain_node,          &byteplanes_node,    &codec_node_rope_off,
+    &codec_node_hadamard, &codec_node_quant,   &codec_node_rans,
+    &codec_node_sinks,    &codec_node_balance, &codec_node_normalize,
 };
 
 const struct codec_node_ops *recipe_stage(uint32_t index)

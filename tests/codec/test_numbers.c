@@ -18,129 +18,7 @@
 #include "codec/symbols.h"
 #include "kernels/cpu/cpu_math.h"
 #include "kernels/rope.h"
-
-static uint64_t random_state;
-
-static uint32_t next_random(void)
-{
-    random_state = random_state * 6364136223846793005ull + 1442695040888963407ull;
-    return (uint32_t)(random_state >> 33);
-}
-
-/* About normal: the sum of four uniform numbers. */
-static float next_normal(void)
-{
-    float sum = 0;
-    for (int i = 0; i < 4; i++)
-        sum += (float)next_random() / 0x1p31f - 0.5f;
-    return sum * 1.7f;
-}
-
-/* A block and everything that encoding and decoding one of its sections wants. */
-struct scene {
-    struct larder_recipe *recipe;
-    struct larder_model_desc model;
-    struct larder_block block;
-    uint32_t section;
-    uint64_t count;
-    uint64_t planes_bytes;
-    uint8_t *planes;
-    uint8_t *decoded;
-    uint8_t *encoded;
-    uint64_t encoded_bytes;
-    uint64_t bound;
-    void *workspace;
-    uint64_t workspace_bytes;
-    void *tables;
-    struct larder_section_error error;
-};
-
-static void scene_open(struct scene *s, const char *text, uint32_t dtype, uint32_t heads,
-                       uint32_t dims, uint32_t tokens, uint64_t position, uint32_t section)
-{
-    *s = (struct scene){.section = section};
-    s->model = (struct larder_model_desc){.layers = 3,
-                                          .kv_heads = heads,
-                                          .k_dims = dims,
-                                          .v_dims = dims,
-                                          .dtype = dtype,
-                                          .vocab = 10};
-    s->model.rope = (struct larder_rope){
-        .kind = LARDER_ROPE_PLAIN, .rotary_dims = dims & ~1u, .theta = 10000, .factor = 1};
-    ck_assert_msg(larder_recipe_open(&s->recipe, text) == 0, "%s", larder_error_message());
-    s->count = (uint64_t)heads * tokens * dims;
-    s->planes_bytes = s->count * larder_dtype_bytes(dtype);
-    s->planes = larder_alloc(s->planes_bytes);
-    s->decoded = larder_alloc(s->planes_bytes);
-    s->bound = larder_recipe_bound(s->recipe, &s->model, section, tokens);
-    s->encoded = larder_alloc(s->bound);
-    s->workspace_bytes = larder_recipe_workspace_bytes(s->recipe, &s->model, tokens);
-    s->workspace = larder_alloc_aligned(64, s->workspace_bytes + 64);
-    memset(s->workspace, 0xa5, s->workspace_bytes);
-    uint64_t tables_bytes = larder_recipe_tables_bytes(s->recipe, &s->model, tokens);
-    s->tables = larder_alloc(tables_bytes + 1);
-    ck_assert_int_eq(larder_recipe_fill_tables(s->recipe, s->tables, &s->model, position, tokens),
-                     0);
-    s->block = (struct larder_block){.model = &s->model,
-                                     .position = position,
-                                     .tables = tables_bytes ? s->tables : NULL,
-                                     .token_count = tokens};
-    random_state = 42 + s->count;
-    for (uint64_t i = 0; i < s->count; i++) {
-        float x = next_normal() * (i % dims == 3 ? 9 : 1) + (i % dims == 5 ? 4 : 0);
-        codec_store_elems(s->planes + i * larder_dtype_bytes(dtype), &x, 1, dtype);
-    }
-}
-
-static void scene_close(struct scene *s)
-{
-    larder_free(s->tables);
-    larder_free(s->workspace);
-    larder_free(s->encoded);
-    larder_free(s->decoded);
-    larder_free(s->planes);
-    larder_recipe_close(s->recipe);
-}
-
-static void scene_encode(struct scene *s)
-{
-    ck_assert_msg(larder_recipe_encode(s->recipe, s->encoded, s->bound, &s->encoded_bytes,
-                                       &s->error, &s->block, s->section, s->planes, s->workspace,
-                                       s->workspace_bytes) == 0,
-                  "%s", larder_error_message());
-    ck_assert_uint_le(s->encoded_bytes, s->bound);
-}
-
-/* From a copy of exactly so many bytes, so that a sanitizer sees what is read behind them. */
-static int scene_decode(struct scene *s, const uint8_t *from, uint64_t bytes)
-{
-    uint8_t *copy = larder_alloc(bytes + !bytes);
-    memcpy(copy, from, bytes);
-    int err = larder_recipe_decode(s->recipe, s->decoded, s->planes_bytes, &s->block, s->section,
-                                   copy, bytes, s->workspace, s->workspace_bytes);
-    larder_free(copy);
-    return err;
-}
-
-static float element(const struct scene *s, const uint8_t *planes, uint64_t index)
-{
-    return load_element(planes, s->model.dtype, index);
-}
-
-static double relative_error(const struct scene *s)
-{
-    double off = 0;
-    double all = 0;
-    for (uint64_t i = 0; i < s->count; i++) {
-        double was = (double)element(s, s->planes, i);
-        double is = (double)element(s, s->decoded, i);
-        off += (is - was) * (is - was);
-        all += was * was;
-    }
-    ck_assert(fabs(off - s->error.error_energy) <= 1e-9 * all);
-    ck_assert(s->error.fell_back || fabs(all - s->error.signal_energy) <= 1e-9 * all);
-    return sqrt(off / all);
-}
+#include "tests/codec/number_scene.h"
 
 static const struct {
     const char *text;
@@ -167,6 +45,8 @@ static const struct {
     {"sinks{hadamard | quant levels=9 mode=sym axis=channel group=64 | rans}", 0.3, 3.9},
     {"quant bits=1 group=0 | rans", 9, 1.1},
     {"quant bits=8 group=0 | rans", 0.03, 8.1},
+    {"normalize | quant bits=4 axis=token group=0", 0.2, 4.2},
+    {"balance | quant bits=4 axis=token group=64", 0.35, 4.7},
 };
 
 START_TEST(what_comes_back_is_what_encoding_said)

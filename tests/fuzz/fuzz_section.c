@@ -86,6 +86,7 @@ static bool open_scene(struct scene *scene, const uint8_t choice[5])
         "quant bits=6 mode=int | rans",
         "quant bits=7 mode=sym axis=channel group=32",
         "hadamard block=2 | sinks{hadamard block=1 | quant bits=8}",
+        "balance | normalize | quant group=0",
     };
     static const uint32_t dtypes[] = {LARDER_BF16, LARDER_F16, LARDER_F32, LARDER_BF16};
     *scene = (struct scene){.section = choice[0] >> 2 & 1};
@@ -111,11 +112,16 @@ static bool open_scene(struct scene *scene, const uint8_t choice[5])
     if (larder_recipe_fits(scene->recipe, &scene->model) < 0)
         return false;
     static float tables[64 * 65];
+    static float inputs[4 * 65];
+    for (size_t i = 0; i < sizeof(inputs); i++)
+        ((uint8_t *)inputs)[i] = (uint8_t)(choice[i % 5] * (i + 1));
     assert(larder_recipe_tables_bytes(scene->recipe, &scene->model, scene->block.token_count) <=
            sizeof(tables));
     assert(larder_recipe_fill_tables(scene->recipe, tables, &scene->model, choice[4] >> 7,
                                      scene->block.token_count) == 0);
     scene->block.tables = tables;
+    scene->block.importance = inputs;
+    scene->block.q_max = inputs;
     scene->block.position = choice[4] >> 7;
     struct larder_slice slice;
     larder_recipe_slice(scene->recipe, &slice, &scene->model, scene->section);
