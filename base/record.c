@@ -2,6 +2,7 @@
 #include "base/record.h"
 
 #include <errno.h>
+#include <math.h>
 
 #include "base/bytes.h"
 #include "base/error.h"
@@ -90,6 +91,47 @@ static int check_header(const struct larder_record *record)
     return 0;
 }
 
+/* The bits of an f32 are those of a number that is not negative, and finite, if they are below
+ * infinity's: the sign stands on top. */
+#define INFINITY_UPPER 0x7f80u
+
+/* Rounded up. */
+static uint16_t upper_half(float value)
+{
+    uint32_t bits;
+    assert(isfinite(value));
+    assert(value >= 0);
+    memcpy(&bits, &value, sizeof(bits));
+    const uint32_t upper = (bits >> 16) + ((bits & 0xffff) != 0);
+    return (uint16_t)(upper < INFINITY_UPPER ? upper : INFINITY_UPPER - 1);
+}
+
+static float from_upper_half(uint16_t upper)
+{
+    const uint32_t bits = (uint32_t)upper << 16;
+    float value;
+    memcpy(&value, &bits, sizeof(value));
+    return value;
+}
+
+float larder_section_error(const struct larder_section *section)
+{
+    return section->flags & LARDER_SECTION_MEASURED ? from_upper_half(section->error) : -1;
+}
+
+void larder_section_set_error(struct larder_section *section, float error)
+{
+    section->error = upper_half(error);
+    section->flags |= LARDER_SECTION_MEASURED;
+}
+
+static bool is_measure_sound(const struct larder_section *section)
+{
+    bool measured = section->flags & LARDER_SECTION_MEASURED;
+    return section->flags <= (LARDER_SECTION_MEASURED | LARDER_SECTION_FELL_BACK) &&
+           section->error < INFINITY_UPPER && (measured || section->error == 0);
+}
+
 static int check_directory(const struct larder_record *record)
 {
     const struct larder_section *sections = larder_record_directory(record);
@@ -99,7 +141,7 @@ static int check_directory(const struct larder_record *record)
     for (uint32_t i = 0; i < record->section_count; i++) {
         const struct larder_section *at = &sections[i];
         if (at->kind > LARDER_SECTION_V || !larder_all_zero(at->reserved, sizeof(at->reserved)) ||
-            at->layer_count == 0 || at->head_count == 0 ||
+            !is_measure_sound(at) || at->layer_count == 0 || at->head_count == 0 ||
             at->layer_first + at->layer_count > (int)LARDER_LAYERS_MAX ||
             at->head_first + at->head_count > (int)LARDER_KV_HEADS_MAX)
             return larder_fail(LARDER_ECORRUPT, "record: section %u is malformed", i);

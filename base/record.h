@@ -74,6 +74,11 @@ enum larder_section_kind {
     LARDER_SECTION_V = 1,
 };
 
+enum larder_section_flag {
+    LARDER_SECTION_MEASURED = 1 << 0,  /* `error` is known */
+    LARDER_SECTION_FELL_BACK = 1 << 1, /* stored exact, in place of what its recipe does */
+};
+
 /* A slice that can be read, verified and decoded alone. */
 struct larder_section {
     uint16_t layer_first; /* 00-01 */
@@ -81,12 +86,19 @@ struct larder_section {
     uint16_t head_first;  /* 04-05  KV head */
     uint16_t head_count;  /* 06-07 */
     uint8_t kind;         /* 08     enum larder_section_kind */
-    uint8_t reserved[7];  /* 09-15  0 */
+    uint8_t flags;        /* 09     bits of enum larder_section_flag */
+    uint16_t error;       /* 10-11  upper half of an f32: larder_section_error() */
+    uint8_t reserved[4];  /* 12-15  0 */
     uint64_t offset;      /* 16-23  from the record's start; multiple of LARDER_SECTION_ALIGN */
     uint64_t bytes;       /* 24-31  without padding */
     uint8_t tag[16];      /* 32-47 */
 };
 static_assert(sizeof(struct larder_section) == 48, "on-disk size");
+
+/* Relative RMS error of the section: 0 when it is exact, negative when nobody measured it. */
+float larder_section_error(const struct larder_section *section);
+/* A finite one, not negative; what is read back is never below it. */
+void larder_section_set_error(struct larder_section *section, float error);
 
 /* Pin, expiry and priority of an entry, as they are stored. Times are Unix seconds by the writer's
  * clock; `boot` and `epoch_s` say which clock that was (docs/FORMAT.md, "Marks"). */

@@ -66,6 +66,7 @@ enum wire_type {
     WIRE_ADMIN_ACT = 125,      /* wire_admin_act    -> (nothing); then an engine's hello */
     WIRE_ADMIN_PURGE = 126,    /* wire_admin_purge  -> wire_remove_ok */
     WIRE_ADMIN_GC = 127,       /* wire_admin_gc     -> wire_admin_gc_ok */
+    WIRE_ADMIN_SECTIONS = 128, /* wire_admin_variant -> wire_admin_sections_ok + sections */
     WIRE_ADMIN_STATUS_OK = 140,
     WIRE_ADMIN_LIST_OK = 141,
     WIRE_ADMIN_SHOW_OK = 142,
@@ -82,6 +83,7 @@ enum wire_type {
     WIRE_ADMIN_ACT_OK = 165,
     WIRE_ADMIN_PURGE_OK = 166,
     WIRE_ADMIN_GC_OK = 167,
+    WIRE_ADMIN_SECTIONS_OK = 168,
 };
 
 struct wire_frame {
@@ -295,8 +297,9 @@ struct wire_stat_ok {
     uint64_t bytes_slabs;   /* of the host tier that is the tenant's */
     uint64_t ssd_bytes_max; /* its quotas; 0: none */
     uint64_t host_bytes_max;
+    uint64_t fell_back; /* sections stored exact: their recipe could not hold them */
 };
-static_assert(sizeof(struct wire_stat_ok) == 120, "wire size");
+static_assert(sizeof(struct wire_stat_ok) == 128, "wire size");
 
 /* --- control socket: wire_hello first, as on the engine socket ------------------------------- */
 
@@ -411,7 +414,7 @@ struct wire_admin_tenant_ok {
     char name[LARDER_TENANT_NAME_MAX];
     struct wire_stat_ok stat;
 };
-static_assert(sizeof(struct wire_admin_tenant_ok) == 208, "wire size");
+static_assert(sizeof(struct wire_admin_tenant_ok) == 216, "wire size");
 
 struct wire_admin_status_ok {
     char version[32];
@@ -461,8 +464,9 @@ struct wire_admin_status_ok {
     uint64_t bytes_demoted;
     uint64_t bytes_hit_host;
     uint64_t bytes_hit_ssd;
+    uint64_t fell_back; /* sections stored exact: their recipe could not hold them */
 };
-static_assert(sizeof(struct wire_admin_status_ok) == 688, "wire size");
+static_assert(sizeof(struct wire_admin_status_ok) == 696, "wire size");
 
 /* How long requests took: bucket i counts those above bound i - 1 and up to bound i, the last one
  * those above all bounds. */
@@ -515,6 +519,39 @@ struct wire_admin_tokens_ok {
     uint8_t extra[LARDER_EXTRA_BYTES_MAX]; /* the rest zeros */
 };
 static_assert(sizeof(struct wire_admin_tokens_ok) == 1032, "wire size");
+
+/* What encoding made of a block, and what it cost. Followed by `section_count` struct
+ * wire_admin_section. */
+struct wire_admin_sections_ok {
+    uint64_t record_bytes;
+    uint64_t raw_bytes;
+    uint32_t head_bytes;
+    uint32_t token_count;
+    uint32_t section_count;
+    float k_error; /* relative RMS error over all layers; 0: exact */
+    float v_error;
+    uint32_t reserved;
+    uint8_t profile[32];                      /* zeros: none */
+    char recipe[LARDER_RECIPE_BYTES_MAX + 8]; /* the whole text; NUL-terminated */
+};
+static_assert(sizeof(struct wire_admin_sections_ok) == 1104, "wire size");
+
+struct wire_admin_section {
+    uint16_t layer_first;
+    uint16_t layer_count;
+    uint16_t head_first;
+    uint16_t head_count;
+    uint8_t kind;  /* enum larder_section_kind */
+    uint8_t flags; /* bits of enum larder_section_flag */
+    uint16_t reserved;
+    float error; /* relative RMS error; negative: unknown */
+    uint64_t bytes;
+};
+static_assert(sizeof(struct wire_admin_section) == 24, "wire size");
+static_assert(sizeof(struct wire_admin_sections_ok) +
+                      LARDER_SECTIONS_MAX * sizeof(struct wire_admin_section) + 16 <=
+                  LARDER_FRAME_BYTES_MAX,
+              "sections fit a frame");
 
 /* From here on the connection is one of that tenant's on the engine socket. */
 struct wire_admin_act {

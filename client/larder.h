@@ -310,6 +310,9 @@ struct larder_stat {
     uint64_t bytes_slabs;   /* host memory that is the tenant's */
     uint64_t ssd_bytes_max; /* its quotas; 0: none */
     uint64_t host_bytes_max;
+    /* K or V of a layer stored exact, because the recipe could not hold it (a number that is not
+     * finite) or would not have made it smaller; since the daemon started. */
+    uint64_t fell_back;
 };
 LARDER_API int larder_get_stat(struct larder *larder, struct larder_stat *out);
 

@@ -24,6 +24,7 @@ struct account {
 
 struct tenant_account {
     uint64_t staging_bytes;
+    uint64_t fell_back;   /* sections stored exact, in place of their recipe's way, since start */
     uint32_t model_count; /* that it was the first to describe, or is describing */
 };
 

@@ -59,7 +59,10 @@ static int admin_status(struct session *session, const struct frame *frame)
 {
     const struct larderd *daemon = session->daemon;
     struct larder_store_stats stats;
+    uint64_t fell_back = 0;
     larder_store_stats(daemon->store, &stats);
+    for (uint32_t i = 0; i < LARDER_TENANTS_MAX; i++)
+        fell_back += daemon->accounts.tenants[i].fell_back;
     struct wire_admin_status_ok ok = {
         .pid = (uint64_t)getpid(),
         .uptime_s = (larderd_now_ms() - daemon->started_ms) / 1000,
@@ -104,6 +107,7 @@ static int admin_status(struct session *session, const struct frame *frame)
         .bytes_demoted = stats.bytes_demoted,
         .bytes_hit_host = stats.bytes_hit_host,
         .bytes_hit_ssd = stats.bytes_hit_ssd,
+        .fell_back = fell_back,
     };
     snprintf(ok.version, sizeof(ok.version), "%s", LARDER_VERSION);
     snprintf(ok.directory, sizeof(ok.directory), "%.255s", daemon->config.directory);
@@ -458,6 +462,8 @@ int admin_request(struct session *session, const struct frame *frame)
         return admin_history(session, frame);
     case WIRE_ADMIN_TOKENS:
         return admin_tokens(session, frame);
+    case WIRE_ADMIN_SECTIONS:
+        return admin_sections(session, frame);
     case WIRE_ADMIN_PURGE:
         return admin_purge(session, frame);
     case WIRE_ADMIN_ACT:

@@ -229,6 +229,8 @@ static const struct shape shapes[] = {
     {WIRE_ADMIN_COUNTERS, FRAME_CONTROL, false, 0, 0, 0, 0, NULL},
     {WIRE_ADMIN_HISTORY, FRAME_CONTROL, false, sizeof(struct wire_admin_key), 0, 0, 0, NULL},
     {WIRE_ADMIN_TOKENS, FRAME_CONTROL, false, sizeof(struct wire_admin_key), 0, 0, 0, NULL},
+    {WIRE_ADMIN_SECTIONS, FRAME_CONTROL, false, sizeof(struct wire_admin_variant), 0, 0, 0,
+     check_variant},
     {WIRE_ADMIN_PURGE, FRAME_CONTROL, false, sizeof(struct wire_admin_purge), 0, 0, 0, check_purge},
     {WIRE_ADMIN_ACT, FRAME_CONTROL, false, sizeof(struct wire_admin_act), 0, 0, 0, check_act},
     {WIRE_ADMIN_SCRUB, FRAME_CONTROL, false, sizeof(struct wire_admin_scrub), 0, 0, 0, check_scrub},

@@ -3,6 +3,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <float.h>
 #include <math.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -202,6 +203,14 @@ static void gather(const struct operation *operation, void *out, const struct la
     }
 }
 
+/* What overflows an f32 is as bad as its largest number. */
+static float relative_rms(double error_energy, double signal_energy)
+{
+    if (error_energy == 0)
+        return 0;
+    return signal_energy > 0 ? (float)fmin(sqrt(error_energy / signal_energy), FLT_MAX) : 1;
+}
+
 static int encode(struct operation *operation, uint32_t index, uint64_t place,
                   struct scratch *scratch)
 {
@@ -236,13 +245,18 @@ static int encode(struct operation *operation, uint32_t index, uint64_t place,
                                         memory + copy_bytes, workspace_bytes));
         assert(bytes <= bound);
     }
-    section->layer_first = slice.layer_first;
-    section->layer_count = slice.layer_count;
-    section->head_first = slice.head_first;
-    section->head_count = slice.head_count;
-    section->kind = slice.kind;
-    section->offset = operation->payload_offset + place;
-    section->bytes = bytes;
+    *section = (struct larder_section){
+        .layer_first = slice.layer_first,
+        .layer_count = slice.layer_count,
+        .head_first = slice.head_first,
+        .head_count = slice.head_count,
+        .kind = slice.kind,
+        .flags = operation->errors[index].fell_back ? LARDER_SECTION_FELL_BACK : 0,
+        .offset = operation->payload_offset + place,
+        .bytes = bytes,
+    };
+    larder_section_set_error(section, relative_rms(operation->errors[index].error_energy,
+                                                   operation->errors[index].signal_energy));
     return 0;
 }
 
@@ -264,13 +278,6 @@ static uint64_t close_gaps(struct operation *operation)
     return used;
 }
 
-static float relative_rms(double error_energy, double signal_energy)
-{
-    if (!(error_energy > 0))
-        return 0;
-    return signal_energy > 0 ? (float)sqrt(error_energy / signal_energy) : 1;
-}
-
 static void tell_errors(struct operation *operation)
 {
     double error[2] = {0, 0};
@@ -279,6 +286,7 @@ static void tell_errors(struct operation *operation)
         bool is_v = operation->directory[i].kind == LARDER_SECTION_V;
         error[is_v] += operation->errors[i].error_energy;
         signal[is_v] += operation->errors[i].signal_energy;
+        operation->put.fell_back += operation->errors[i].fell_back;
     }
     larder_put_set_errors(operation->slot, relative_rms(error[0], signal[0]),
                           relative_rms(error[1], signal[1]));
@@ -296,8 +304,7 @@ static void finish(struct operation *operation)
         return;
     }
     uint64_t payload_bytes = close_gaps(operation);
-    if (larder_recipe_quality(operation->recipe) != LARDER_QUALITY_EXACT)
-        tell_errors(operation);
+    tell_errors(operation);
     operation->put.stored_bytes =
         larder_round_up(operation->payload_offset + payload_bytes, LARDER_PAGE_BYTES);
     larder_store_put_commit(store, operation->slot, operation->section_count, payload_bytes,

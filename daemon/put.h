@@ -32,6 +32,7 @@ struct put {
     char message[LARDER_MESSAGE_BYTES_MAX];
     uint64_t stored_bytes;
     uint32_t existed;
+    uint32_t fell_back; /* sections that were stored exact in place of their recipe's way */
 };
 
 /* Where the parts of a PUT lie from staging_offset on. */

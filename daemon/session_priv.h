@@ -167,6 +167,7 @@ int session_mark_key(struct session *session, uint64_t request, uint32_t tenant,
 int session_tenant_stat(const struct larderd *daemon, struct wire_stat_ok *out, uint32_t tenant);
 
 int admin_tokens(struct session *session, const struct frame *frame);
+int admin_sections(struct session *session, const struct frame *frame);
 int admin_purge(struct session *session, const struct frame *frame);
 /* LARDER_ENOTFOUND with a message. */
 int admin_find_tenant(const struct session *session, struct larder_tenant_info *out,

@@ -90,6 +90,7 @@ static void put_answer(struct put *put)
     if (put->err < 0) {
         session_fail_text(session, put->request, put->err, put->message);
     } else {
+        session->daemon->accounts.tenants[session->tenant.index].fell_back += put->fell_back;
         struct wire_put_ok ok = {.stored_bytes = put->stored_bytes, .existed = put->existed};
         larderd_note_latency(session->daemon, WIRE_LATENCY_PUT, put->began_us);
         session_reply(session, WIRE_PUT_OK, put->request, &ok, sizeof(ok));

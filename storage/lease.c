@@ -293,8 +293,10 @@ static void count_hit(struct larder_store_stats *stats, uint64_t bytes, bool loa
 
 /* From the chain's end to its start, as the policies want it. */
 static void use_run_locked(struct larder_store *store, struct larder_lease *lease,
-                           const uint32_t *ids, struct larder_ref *refs, uint32_t tenant)
+                           const uint32_t *ids, struct larder_ref *refs,
+                           const struct larder_want *want)
 {
+    uint32_t tenant = want->tenant;
     for (uint32_t i = lease->count; i-- > 0;) {
         struct lease_ref *ref = &lease->refs[i];
         struct host_slot *slot = host_slot(&store->host, ref->slot);
@@ -305,6 +307,10 @@ static void use_run_locked(struct larder_store *store, struct larder_lease *leas
             slot->load->waiters = ref;
             lease->waiting++;
         }
+        host_address(&store->host, ref->slot, &refs[i].slab_id, &refs[i].slot);
+        refs[i].generation = atomic_load_explicit(&slot->shared->generation, memory_order_relaxed);
+        if (want->peek)
+            continue;
         uint64_t bytes = (uint64_t)entry->variant.record_pages * LARDER_PAGE_BYTES;
         count_hit(&store->stats, bytes, slot->load != NULL);
         count_hit(&store->tenants[tenant].stats, bytes, slot->load != NULL);
@@ -312,8 +318,6 @@ static void use_run_locked(struct larder_store *store, struct larder_lease *leas
         if (entry->flags & ENTRY_VARIANT)
             tiers_use_locked(store, entry->parent);
         entry->uses++;
-        host_address(&store->host, ref->slot, &refs[i].slab_id, &refs[i].slot);
-        refs[i].generation = atomic_load_explicit(&slot->shared->generation, memory_order_relaxed);
     }
 }
 
@@ -321,6 +325,12 @@ static int find_ids_locked(struct larder_store *store, uint32_t *ids, uint32_t *
                            const struct larder_want *want)
 {
     uint32_t last;
+    if (want->peek) {
+        assert(want->key_count == 1);
+        ids[0] = table_find_variant(&store->table, &want->keys[0], want->variant);
+        *count = find_sees(store, ids[0], want->tenant);
+        return 0;
+    }
     LARDER_TRY(find_run_locked(store, count, &last, want->tenant, want->keys, want->key_count,
                                want->worst));
     for (uint32_t i = *count; i-- > 0;) {
@@ -328,6 +338,15 @@ static int find_ids_locked(struct larder_store *store, uint32_t *ids, uint32_t *
         last = table_entry(&store->table, last)->parent;
     }
     return 0;
+}
+
+static void count_get(struct larder_store *store, const struct larder_want *want, uint32_t missed)
+{
+    struct larder_store_stats *own = &store->tenants[want->tenant].stats;
+    store->stats.gets++;
+    store->stats.blocks_missed += missed;
+    own->gets++;
+    own->blocks_missed += missed;
 }
 
 static int lease_locked(struct larder_store *store, struct larder_lease *lease, uint32_t *ids,
@@ -338,15 +357,12 @@ static int lease_locked(struct larder_store *store, struct larder_lease *lease, 
     LARDER_TRY(tiers_begin_locked(store, want->tenant));
     int err = hold_run_locked(store, lease, ids, count, layers_of(want));
     if (err != -EAGAIN)
-        use_run_locked(store, lease, ids, refs, want->tenant);
+        use_run_locked(store, lease, ids, refs, want);
     tiers_end_locked(store);
     if (err == -EAGAIN)
         return err;
-    struct larder_store_stats *own = &store->tenants[want->tenant].stats;
-    store->stats.gets++;
-    store->stats.blocks_missed += want->key_count - count;
-    own->gets++;
-    own->blocks_missed += want->key_count - count;
+    if (!want->peek)
+        count_get(store, want, want->key_count - count);
     if (lease->count > 0) {
         lease->prev = NULL;
         lease->next = store->leases;

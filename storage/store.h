@@ -173,6 +173,10 @@ struct larder_want {
     uint32_t layer_first;          /* only sections of these layers are read from SSD */
     uint32_t layer_count;          /* 0: all from layer_first on */
     bool now;                      /* -EAGAIN instead of waiting for a slab to be made */
+    /* An operator looks: of the one key the variant of that number, whatever its quality. It counts
+     * as no use. */
+    bool peek;
+    uint32_t variant;
 };
 
 /* Called once when every ref of the lease is published or has failed: `loaded` leading refs are

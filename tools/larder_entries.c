@@ -12,6 +12,7 @@
 #include "base/mem.h"
 #include "tools/larder_commands.h"
 #include "tools/larder_link.h"
+#include "tools/larder_sections.h"
 #include "tools/larder_text.h"
 
 /* --- names ------------------------------------------------------------------------------------ */
@@ -228,8 +229,11 @@ static void show_text(const struct wire_admin_show_ok *show)
 
 /* All variants of a key, the one that leads too. */
 struct variants {
+    struct wire_admin_show_ok show;
+    struct larder_model_desc model;
     uint32_t count;
     struct wire_admin_entry entries[LARDER_VARIANTS_MAX];
+    struct record_sections sections[LARDER_VARIANTS_MAX];
 };
 
 static int add_variant(void *context, const struct wire_admin_entry *entry)
@@ -240,27 +244,49 @@ static int add_variant(void *context, const struct wire_admin_entry *entry)
     return 0;
 }
 
+static int ask_variants(struct link *link, struct variants *out, const char *name)
+{
+    struct wire_admin_entry entry;
+    struct wire_admin_model_ok model;
+    const void *body;
+    LARDER_TRY(link_find(link, &entry, name));
+    LARDER_TRY(link_request(link, &body, WIRE_ADMIN_SHOW, entry.key, sizeof(entry.key),
+                            WIRE_ADMIN_SHOW_OK, sizeof(out->show)));
+    memcpy(&out->show, body, sizeof(out->show));
+    LARDER_TRY(link_model(link, &model, out->show.entry.model));
+    out->model = model.desc;
+    LARDER_TRY(link_each_entry(link, entry.key, 64, add_variant, out));
+    for (uint32_t i = 0; i < out->count; i++)
+        LARDER_TRY(sections_ask(link, &out->sections[i], entry.key, out->entries[i].variant));
+    return 0;
+}
+
 static void variants_text(const struct variants *variants)
 {
-    for (uint32_t i = 0; variants->count > 1 && i < variants->count; i++) {
+    for (uint32_t i = 0; i < variants->count; i++) {
         const struct wire_admin_entry *entry = &variants->entries[i];
         char bytes[16], ratio[16];
-        printf("variant %u    %s, %s, %s (%s), %s\n", entry->variant, entry->recipe,
-               text_quality(entry->quality), larder_human_bytes(bytes, entry->record_bytes),
-               text_ratio(ratio, entry->raw_bytes, entry->record_bytes), text_tier(entry));
+        if (variants->count > 1)
+            printf("\nvariant %u    %s, %s, %s (%s), %s\n", entry->variant, entry->recipe,
+                   text_quality(entry->quality), larder_human_bytes(bytes, entry->record_bytes),
+                   text_ratio(ratio, entry->raw_bytes, entry->record_bytes), text_tier(entry));
+        sections_text(&variants->sections[i], &variants->model);
     }
 }
 
-static void show_json(const struct wire_admin_show_ok *show, const struct variants *variants)
+static void show_json(const struct variants *variants)
 {
+    const struct wire_admin_show_ok *show = &variants->show;
     char fingerprint[65];
     larder_hex(fingerprint, show->fingerprint, 32);
     json_t *json = entry_json(&show->entry, show->tenant_name, show->model_name);
     json_object_set_new(json, "fingerprint", json_string(fingerprint));
     json_t *records = json_array();
-    for (uint32_t i = 0; i < variants->count; i++)
-        json_array_append_new(
-            records, entry_json(&variants->entries[i], show->tenant_name, show->model_name));
+    for (uint32_t i = 0; i < variants->count; i++) {
+        json_t *record = entry_json(&variants->entries[i], show->tenant_name, show->model_name);
+        sections_json(record, &variants->sections[i], &variants->model);
+        json_array_append_new(records, record);
+    }
     json_object_set_new(json, "records", records);
     json_dumpf(json, stdout, JSON_INDENT(2) | JSON_PRESERVE_ORDER);
     putchar('\n');
@@ -271,31 +297,22 @@ int command_show(const struct command_options *options, int argc, char **argv)
 {
     (void)argc;
     struct link *link;
-    struct wire_admin_entry entry;
-    struct wire_admin_show_ok show;
-    struct variants variants = {0};
-    const void *body;
+    struct variants *variants = larder_alloc_zero(1, sizeof(*variants));
+    if (!variants)
+        return command_failed(larder_fail(-ENOMEM, "no memory for an entry's variants"));
     int err = link_open(&link, options->socket);
-    if (err < 0)
-        return command_failed(err);
-    err = link_find(link, &entry, argv[0]);
-    if (err == 0)
-        err = link_request(link, &body, WIRE_ADMIN_SHOW, entry.key, sizeof(entry.key),
-                           WIRE_ADMIN_SHOW_OK, sizeof(show));
     if (err == 0) {
-        memcpy(&show, body, sizeof(show));
-        err = link_each_entry(link, entry.key, 64, add_variant, &variants);
+        err = ask_variants(link, variants, argv[0]);
+        link_close(link);
     }
-    link_close(link);
-    if (err < 0)
-        return command_failed(err);
-    if (options->json) {
-        show_json(&show, &variants);
-    } else {
-        show_text(&show);
-        variants_text(&variants);
+    if (err == 0 && options->json) {
+        show_json(variants);
+    } else if (err == 0) {
+        show_text(&variants->show);
+        variants_text(variants);
     }
-    return COMMAND_OK;
+    larder_free(variants);
+    return err < 0 ? command_failed(err) : COMMAND_OK;
 }
 
 /* --- verify ----------------------------------------------------------------------------------- */

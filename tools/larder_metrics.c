@@ -79,6 +79,8 @@ static const struct metric status_metrics[] = {
      "Bytes of those that were written when they left the host tier"},
     {"larder_read_bytes_total", COUNTER, "", STATUS(bytes_read), "Bytes read from SSD"},
     {"larder_io_errors_total", COUNTER, "", STATUS(io_errors), "Reads and writes that failed"},
+    {"larder_fell_back_sections_total", COUNTER, "", STATUS(fell_back),
+     "Sections stored exact, because their recipe could not hold them"},
     {"larder_refused_frames_total", COUNTER, "", STATUS(frames_refused), "Malformed messages"},
     {"larder_recovered_entries", GAUGE, "", STATUS(recovered_entries),
      "Entries that the last start found"},
@@ -116,6 +118,8 @@ static const struct metric tenant_metrics[] = {
      "A tenant's blocks not found"},
     {"larder_tenant_corrupt_total", COUNTER, "", TENANT(stat.corrupt),
      "A tenant's records dropped for a bad tag"},
+    {"larder_tenant_fell_back_sections_total", COUNTER, "", TENANT(stat.fell_back),
+     "A tenant's sections stored exact, because their recipe could not hold them"},
 };
 
 /* --- text ------------------------------------------------------------------------------------- */

@@ -75,7 +75,8 @@ static json_t *number(uint64_t value)
     X(bytes_not_admitted)                                                                          \
     X(bytes_demoted)                                                                               \
     X(bytes_hit_host)                                                                              \
-    X(bytes_hit_ssd)
+    X(bytes_hit_ssd)                                                                               \
+    X(fell_back)
 
 static json_t *status_json(const struct wire_admin_status_ok *status)
 {
@@ -126,6 +127,9 @@ static void print_use(const struct wire_admin_status_ok *status)
            larder_human_bytes(c, status->bytes_hit_ssd));
     printf("clients     %u connections, %u leases, %u requests in flight\n", status->connections,
            status->leases, status->in_flight);
+    printf(
+        "recipes     %llu times K or V of a layer was stored exact: the recipe could not hold it\n",
+        llu(status->fell_back));
     printf("errors      %llu corrupt records, %llu I/O errors, %llu malformed frames\n",
            llu(status->corrupt), llu(status->io_errors), llu(status->frames_refused));
     printf("start       %llu entries found in %.1f ms, %llu of them not yet in the index%s\n",
@@ -237,7 +241,7 @@ static json_t *tenant_json(const struct wire_admin_tenant_ok *tenant)
     return json_pack(
         "{s:i, s:s, s:s, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, "
         "s:I, "
-        "s:I}",
+        "s:I, s:I}",
         "index", (int)tenant->index, "name", tenant->name, "id", id, "connections",
         (int)tenant->connections, "entries", (json_int_t)stat->entries, "entries_host",
         (json_int_t)stat->entries_host, "entries_durable", (json_int_t)stat->entries_durable,
@@ -247,7 +251,8 @@ static json_t *tenant_json(const struct wire_admin_tenant_ok *tenant)
         "blocks_missed", (json_int_t)stat->blocks_missed, "corrupt", (json_int_t)stat->corrupt,
         "bytes_pinned", (json_int_t)stat->bytes_pinned, "bytes_slabs",
         (json_int_t)stat->bytes_slabs, "ssd_bytes_max", (json_int_t)stat->ssd_bytes_max,
-        "host_bytes_max", (json_int_t)stat->host_bytes_max);
+        "host_bytes_max", (json_int_t)stat->host_bytes_max, "fell_back",
+        (json_int_t)stat->fell_back);
 }
 
 /* "1.2 GB/4.0 GB"; without a quota the first alone. */

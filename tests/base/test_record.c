@@ -152,7 +152,12 @@ END_TEST
     X(s[1].layer_count = UINT16_MAX, LARDER_ECORRUPT)                                              \
     X(s[1].head_first = UINT16_MAX, LARDER_ECORRUPT)                                               \
     X(s[2].kind = 2, LARDER_ECORRUPT)                                                              \
-    X(s[2].reserved[6] = 1, LARDER_ECORRUPT)                                                       \
+    X(s[2].reserved[3] = 1, LARDER_ECORRUPT)                                                       \
+    X(s[2].flags = 4, LARDER_ECORRUPT)                                                             \
+    X(s[2].error = 1, LARDER_ECORRUPT) /* without the flag that says it was measured */            \
+    X((s[2].flags = 1, s[2].error = 0x7f80), LARDER_ECORRUPT) /* infinity */                       \
+    X((s[2].flags = 1, s[2].error = 0x7fc0), LARDER_ECORRUPT) /* not a number */                   \
+    X((s[2].flags = 1, s[2].error = 0x8001), LARDER_ECORRUPT) /* negative */                       \
     X(s[0].offset = 0, LARDER_ECORRUPT)                                                            \
     X(s[0].offset -= 64, LARDER_ECORRUPT)                                                          \
     X(s[1].offset += 8, LARDER_ECORRUPT)                                                           \
@@ -162,6 +167,28 @@ END_TEST
     X(s[3].bytes = UINT64_MAX, LARDER_ECORRUPT)                                                    \
     X(s[3].bytes = r->record_bytes - s[3].offset + 1, LARDER_ECORRUPT)                             \
     X(s[1].bytes = 1025, LARDER_ECORRUPT)
+
+START_TEST(errors_of_sections)
+{
+    static const float errors[] = {0, 1e-30f, 6.1e-5f, 0.01f, 0.0123456f, 1, 3.4e38f};
+    struct sample sample;
+    sample_open(&sample);
+    struct larder_section *section = &sample.sections[1];
+    ck_assert(larder_section_error(section) < 0);
+    section->flags = LARDER_SECTION_FELL_BACK;
+    ck_assert(larder_section_error(section) < 0);
+    for (size_t i = 0; i < LARDER_COUNT_OF(errors); i++) {
+        larder_section_set_error(section, errors[i]);
+        ck_assert_uint_eq(section->flags, LARDER_SECTION_MEASURED | LARDER_SECTION_FELL_BACK);
+        ck_assert_int_eq(larder_record_check(sample.record, sample.bytes), 0);
+        const float read = larder_section_error(section);
+        if (errors[i] < 3e38f)
+            ck_assert(read >= errors[i] && (double)read <= (double)errors[i] * (1 + 1.0 / 128));
+        ck_assert((read == 0) == (errors[i] == 0));
+    }
+    sample_close(&sample);
+}
+END_TEST
 
 START_TEST(each_field_out_of_range)
 {
@@ -290,6 +317,7 @@ int main(void)
     tcase_set_timeout(tests, 120);
     tcase_add_test(tests, offsets_of_parts);
     tcase_add_test(tests, a_good_record);
+    tcase_add_test(tests, errors_of_sections);
     tcase_add_test(tests, each_field_out_of_range);
     tcase_add_test(tests, tombstones);
     tcase_add_test(tests, damaged_records);

@@ -116,6 +116,7 @@ PLAIN = {
     "bytes_read": "larder_read_bytes_total",
     "io_errors": "larder_io_errors_total",
     "frames_refused": "larder_refused_frames_total",
+    "fell_back": "larder_fell_back_sections_total",
     "recovered_entries": "larder_recovered_entries",
     "recovered_from_tail": "larder_recovered_tail_entries",
     "read_only": "larder_read_only",
@@ -138,6 +139,7 @@ TENANT = {
     "puts": "larder_tenant_puts_total",
     "blocks_missed": "larder_tenant_missed_blocks_total",
     "corrupt": "larder_tenant_corrupt_total",
+    "fell_back": "larder_tenant_fell_back_sections_total",
 }
 TENANT_TIERED = {
     "larder_tenant_tier_entries": ("entries_host", "entries_durable"),

@@ -21,7 +21,7 @@ import xxhash
 
 PAGE = 4096
 RECORD = struct.Struct("<QHHHHQQQIIQ32s32s32s16s32sIIIIQHHBB2sff16s")
-SECTION = struct.Struct("<HHHHB7sQQ16s")
+SECTION = struct.Struct("<HHHHBBH4sQQ16s")
 MARK_OF = struct.Struct("<32sQQQQQQbB6s")
 MODEL = struct.Struct("<64s32sIIIIIIIIIIddddddd")
 ENTRY, TOMBSTONE, MARK, MODEL_RECORD = 1, 2, 3, 4
@@ -148,17 +148,19 @@ def read_record(data, offset, segment, keys):
 
     sections, end = [], round_up(head_bytes, 64)
     for number in range(section_count):
-        (layer, layers, head_first, heads, section_kind, zeros, at, size,
-         section_tag) = SECTION.unpack_from(record, directory_at + SECTION.size * number)
-        demand(zeros == bytes(7) and section_kind <= 1 and layers and heads, "section")
+        (layer, layers, head_first, heads, section_kind, flags, error, zeros, at,
+         size, section_tag) = SECTION.unpack_from(record, directory_at + SECTION.size * number)
+        demand(zeros == bytes(4) and section_kind <= 1 and layers and heads, "section")
+        demand(flags <= 3 and error < 0x7f80 and (flags & 1 or error == 0), "error of a section")
         demand(at % 64 == 0 and at >= end and at + size <= record_bytes, "place of a section")
         if keys:
             gcm_open(subkey, struct.pack("<III", page, number, 0), binding(*bound, number),
                      record[at:at + size], section_tag)
         else:
             demand(tag(record[at:at + size], *bound, number) == section_tag, "tag of a section")
+        known = struct.unpack("<f", struct.pack("<I", error << 16))[0] if flags & 1 else None
         sections.append({"layer": layer, "kind": "KV"[section_kind], "bytes": size,
-                         "heads": heads})
+                         "heads": heads, "error": known, "fell_back": bool(flags & 2)})
         end = at + size
     return {
         "kind": kind, "offset": offset, "record_bytes": record_bytes, "raw_bytes": raw_bytes,

@@ -39,6 +39,9 @@ larder recipe show exact | grep byte >/dev/null
 
 key=$(larder ls --json | jq -r 'sort_by(.depth) | .[-1].key')
 expect "show" "$key" "$(larder show "${key:0:12}" --json | jq -r .key)"
+expect "layers of show" "6 0 6" "$(larder show "$key" --json |
+    jq -r '.records[0] | [(.layers | length), ([.layers[].k.error] | add), .layers[5].layer + 1] | join(" ")')"
+larder show "$key" | grep -E 'bits +[0-9.]+ an element' >/dev/null
 fails_with 1 larder show 0000000000
 fails_with 2 larder show not-hex
 larder pin --for 1h "${key:0:12}" >/dev/null
