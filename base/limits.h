@@ -44,6 +44,8 @@
 #define LARDER_MARKS_MAX 43u
 /* Text of a recipe. */
 #define LARDER_RECIPE_BYTES_MAX 1024u
+/* A profile: bases of 128 x 128 numbers for K and V of 64 layers of 8 heads are 67 MB. */
+#define LARDER_PROFILE_BYTES_MAX (256ull << 20)
 /* Sections of a record: K and V of each layer, at one head group a layer. */
 #define LARDER_SECTIONS_MAX (2u * LARDER_LAYERS_MAX)
 /* A record, raw or stored: 256 tokens of the largest models are 84 MB. Must fit a slab and a

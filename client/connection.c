@@ -341,7 +341,7 @@ static int open_recipe_locked(struct larder *larder, const struct larder_recipe 
         return larder_fail(LARDER_ELIMIT, "more than %u recipes on one connection",
                            CLIENT_RECIPES_MAX);
     struct client_recipe_slot slot;
-    LARDER_TRY(larder_recipe_open(&slot.recipe, text));
+    LARDER_TRY(larder_recipe_open(&slot.recipe, text, NULL));
     slot.text = larder_strdup(text);
     if (!slot.text) {
         larder_recipe_close(slot.recipe);

@@ -121,6 +121,20 @@ static void set_sections(const struct larder_get_op *op, struct get_block *block
     block->bytes = all ? block->record_bytes : 0;
 }
 
+/* What was encoded with a profile is decoded with that one only. */
+static int check_profile(const struct larder_recipe *recipe, const struct larder_record *head)
+{
+    uint8_t name[sizeof(head->profile)];
+    larder_recipe_profile_name(recipe, name);
+    if (memcmp(name, head->profile, sizeof(name)) == 0)
+        return 0;
+    return larder_fail(LARDER_EUNSUPPORTED,
+                       "a record of recipe %s was made with profile %02x%02x%02x%02x..., which "
+                       "this client does not have",
+                       larder_recipe_text(recipe), head->profile[0], head->profile[1],
+                       head->profile[2], head->profile[3]);
+}
+
 static int read_head(struct larder_get_op *op, struct get_block *block)
 {
     const struct larder_record *head;
@@ -133,6 +147,8 @@ static int read_head(struct larder_get_op *op, struct get_block *block)
         head->section_count != larder_recipe_section_count(block->recipe, &op->model->desc))
         err = larder_fail(LARDER_ECORRUPT, "a record of recipe %s has %u sections",
                           larder_recipe_text(block->recipe), head->section_count);
+    if (err == 0)
+        err = check_profile(block->recipe, head);
     if (err == 0)
         err = fill_tables(op, block);
     if (err < 0) {

@@ -21,16 +21,27 @@
 #include "base/larder_base.h"
 
 struct larder_recipe;
+struct larder_profile;
 
 /* Parses a recipe's text, presets by name included: "raw", "exact", "kivi4". -EINVAL with a message
- * that names the position, what was found and what is allowed. The grammar: codec/recipe_tree.h. */
-int larder_recipe_open(struct larder_recipe **out, const char *text);
+ * that names the position, what was found and what is allowed. The grammar: codec/recipe_tree.h.
+ * `profile` (codec/profile.h) must outlive the recipe; when it lacks what a stage reads, the open
+ * fails with a message that names the tensor. NULL: none; a recipe that needs one can then be
+ * asked about, but fits no model. */
+int larder_recipe_open(struct larder_recipe **out, const char *text,
+                       const struct larder_profile *profile);
 void larder_recipe_close(struct larder_recipe *recipe);
+/* Whether it does nothing without a profile of the model, opened with one or not. */
+bool larder_recipe_needs_profile(const struct larder_recipe *recipe);
+/* Whether some stage reads the profile that it was opened with: then a record made by it names
+ * that profile, and is decoded with no other. Zeros when it does not. */
+bool larder_recipe_profile_name(const struct larder_recipe *recipe, uint8_t out[32]);
 /* The text to store: presets stay names, spaces are normalised. Lives as long as the recipe. */
 const char *larder_recipe_text(const struct larder_recipe *recipe);
 /* Of what comes out of decode, when what went in was exact. */
 enum larder_quality larder_recipe_quality(const struct larder_recipe *recipe);
-/* Whether it can encode blocks of this model: LARDER_EUNSUPPORTED with a message that says why. */
+/* Whether it can encode blocks of this model: LARDER_EUNSUPPORTED with a message that says why;
+ * LARDER_EMODEL when its profile was made for another one. */
 int larder_recipe_fits(const struct larder_recipe *recipe, const struct larder_model_desc *model);
 /* What encoding needs beside K and V: bits of larder_recipe_input. */
 enum larder_recipe_input {
@@ -106,7 +117,8 @@ struct larder_section_error {
 
 /* Encodes one section from its canonical planes. *out_bytes <= out_capacity, which is at least the
  * bound; -EINVAL when it is not, when the workspace is too small or not aligned, or when an input
- * that larder_recipe_needs() names is missing; LARDER_EUNSUPPORTED as larder_recipe_fits(). */
+ * that larder_recipe_needs() names is missing; LARDER_EUNSUPPORTED or LARDER_EMODEL as
+ * larder_recipe_fits(). */
 int larder_recipe_encode(const struct larder_recipe *recipe, void *out, uint64_t out_capacity,
                          uint64_t *out_bytes, struct larder_section_error *error,
                          const struct larder_block *block, uint32_t section, const void *planes,
@@ -114,7 +126,7 @@ int larder_recipe_encode(const struct larder_recipe *recipe, void *out, uint64_t
 
 /* Decodes one section into its canonical planes (exactly larder_slice_raw_bytes). LARDER_ECORRUPT
  * or LARDER_EVERSION with a message for bytes that no encode made; never reads or writes out of
- * bounds, and what the planes hold after a failure is undefined. -EINVAL like encode. */
+ * bounds, and what the planes hold after a failure is undefined. Other errors like encode. */
 int larder_recipe_decode(const struct larder_recipe *recipe, void *planes, uint64_t planes_bytes,
                          const struct larder_block *block, uint32_t section, const void *encoded,
                          uint64_t encoded_bytes, void *workspace, uint64_t workspace_bytes);

@@ -15,6 +15,9 @@
  * a wrapper has inner pipes in braces; a leaf turns numbers into bytes; a coder behind a leaf says
  * how its symbols are stored.
  *
+ * What a node reads from a profile is taken at open (`bind`). Whoever encodes or decodes has seen
+ * that the model's layers, heads and dims are those of the profile.
+ *
  * Contract of every node: deterministic on every machine, total and memory-safe on hostile bytes,
  * allocates nothing but from the run's scratch, whose need `scratch` states.
  */
@@ -26,6 +29,7 @@
 
 #include "base/larder_base.h"
 #include "codec/codec.h"
+#include "codec/profile.h"
 #include "codec/stage.h"
 
 /* Of a tile of symbols: groups of tokens are multiples of it. */
@@ -106,12 +110,19 @@ struct codec_node_ops {
     const struct codec_param *params;
     uint32_t param_count;
     bool needs_tables;                    /* larder_block.tables */
+    bool needs_profile;                   /* does nothing without one */
     const struct codec_stage_ops *planes; /* of CODEC_PLANES */
 
     /* Inputs of encoding that it reads, enum larder_recipe_input; NULL: none. */
     uint32_t (*needs)(const struct codec_node *node);
     /* Parameters against each other; -EINVAL with a message. May be NULL. */
     int (*check)(const struct codec_node *node);
+    /* Takes what it reads out of a profile, for all layers of one side, when the recipe is opened:
+     * *bound becomes the node's. It is one piece of larder_alloc(), and may point into the profile;
+     * NULL when this profile has nothing for it. LARDER_EUNSUPPORTED or LARDER_EFORMAT as
+     * larder_profile_find(). NULL: the node reads none. */
+    int (*bind)(void **bound, const struct codec_node *node, const struct larder_profile *profile,
+                uint8_t kind);
     /* Whether it can serve such sections, inner nodes included: LARDER_EUNSUPPORTED with a message.
      * May be NULL. */
     int (*fits)(const struct codec_node *node, const struct codec_size *size);
@@ -135,6 +146,7 @@ struct codec_node {
     const struct codec_node *next;  /* beside it in the node around both */
     bool entropy_coded;             /* of a leaf: rans stands behind it */
     double value[CODEC_PARAMS_MAX];
+    void *bound;          /* by `bind`; only read after open. NULL: nothing */
     uint32_t layer_first; /* inner nodes of layers() */
     uint32_t layer_last;
 };

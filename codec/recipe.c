@@ -7,8 +7,6 @@
 
 #include <assert.h>
 #include <errno.h>
-#include <stdarg.h>
-#include <stdio.h>
 #include <string.h>
 
 #include "base/bytes.h"
@@ -16,26 +14,49 @@
 #include "base/limits.h"
 #include "base/mem.h"
 #include "base/record.h"
+#include "codec/profile.h"
 #include "codec/recipe_tree.h"
 #include "codec/section.h"
 #include "codec/stage.h"
+#include "codec/text.h"
 #include "kernels/rope.h"
 
 #define WORKSPACE_ALIGN 64u
 
 struct larder_recipe {
     struct recipe_tree tree;
+    const struct larder_profile *profile; /* NULL: no node reads one */
 };
 
-int larder_recipe_open(struct larder_recipe **out, const char *text)
+/* Sets recipe->profile when a node reads it. */
+static int bind_nodes(struct larder_recipe *recipe, const struct larder_profile *profile)
+{
+    for (uint32_t i = 0; i < recipe->tree.node_count; i++) {
+        struct codec_node *node = &recipe->tree.nodes[i];
+        uint8_t kind = i < recipe->tree.v_node_first ? LARDER_SECTION_K : LARDER_SECTION_V;
+        if (!node->ops->bind)
+            continue;
+        int err = node->ops->bind(&node->bound, node, profile, kind);
+        if (err < 0)
+            return err;
+        if (node->bound)
+            recipe->profile = profile;
+    }
+    return 0;
+}
+
+int larder_recipe_open(struct larder_recipe **out, const char *text,
+                       const struct larder_profile *profile)
 {
     *out = NULL;
     struct larder_recipe *recipe = larder_alloc_zero(1, sizeof(*recipe));
     if (!recipe)
         return larder_fail(-ENOMEM, "no memory for a recipe");
     int err = recipe_parse(&recipe->tree, text);
+    if (err == 0 && profile)
+        err = bind_nodes(recipe, profile);
     if (err < 0) {
-        larder_free(recipe);
+        larder_recipe_close(recipe);
         return err;
     }
     *out = recipe;
@@ -44,6 +65,10 @@ int larder_recipe_open(struct larder_recipe **out, const char *text)
 
 void larder_recipe_close(struct larder_recipe *recipe)
 {
+    if (!recipe)
+        return;
+    for (uint32_t i = 0; i < recipe->tree.node_count; i++)
+        larder_free(recipe->tree.nodes[i].bound);
     larder_free(recipe);
 }
 
@@ -82,56 +107,58 @@ uint32_t larder_recipe_needs(const struct larder_recipe *recipe)
     return needs;
 }
 
-/* --- for people ------------------------------------------------------------------------------ */
-
-struct text {
-    char *out;
-    size_t room;
-    size_t bytes; /* wanted; more than `room` when it did not fit */
-};
-
-__attribute__((format(printf, 2, 3))) static void say(struct text *text, const char *format, ...)
+bool larder_recipe_needs_profile(const struct larder_recipe *recipe)
 {
-    va_list arguments;
-    va_start(arguments, format);
-    size_t left = text->bytes < text->room ? text->room - text->bytes : 0;
-    int written = vsnprintf(left ? text->out + text->bytes : NULL, left, format, arguments);
-    va_end(arguments);
-    assert(written >= 0);
-    text->bytes += (size_t)written;
+    for (uint32_t i = 0; i < recipe->tree.node_count; i++) {
+        if (recipe->tree.nodes[i].ops->needs_profile)
+            return true;
+    }
+    return false;
 }
+
+bool larder_recipe_profile_name(const struct larder_recipe *recipe, uint8_t out[32])
+{
+    if (recipe->profile)
+        larder_profile_name(recipe->profile, out);
+    else
+        memset(out, 0, 32);
+    return recipe->profile;
+}
+
+/* --- for people ------------------------------------------------------------------------------ */
 
 static void say_value(struct text *text, const struct codec_param *param, double value)
 {
     if (!param->words) {
-        say(text, " %s=%g", param->name, value);
+        text_say(text, " %s=%g", param->name, value);
         return;
     }
     const char *word = param->words;
     for (; value > 0; value--)
         word = strchr(word, ' ') + 1;
-    say(text, " %s=%.*s", param->name, (int)strcspn(word, " "), word);
+    text_say(text, " %s=%.*s", param->name, (int)strcspn(word, " "), word);
 }
 
 static void say_node(struct text *text, const struct codec_node *node, int indent)
 {
     for (; node; node = node->next) {
-        say(text, "%*s%s", indent, "", node->ops->name);
+        text_say(text, "%*s%s", indent, "", node->ops->name);
         for (uint32_t i = 0; i < node->ops->param_count; i++)
             say_value(text, &node->ops->params[i], node->value[i]);
-        say(text, " - %s\n", node->ops->summary);
+        text_say(text, " - %s\n", node->ops->summary);
         if (node->entropy_coded)
-            say(text, "%*s%s - %s\n", indent, "", codec_node_rans.name, codec_node_rans.summary);
+            text_say(text, "%*s%s - %s\n", indent, "", codec_node_rans.name,
+                     codec_node_rans.summary);
         if (node->ops->role == CODEC_TRANSFORM) {
             say_node(text, node->inner, indent);
             continue;
         }
         for (const struct codec_node *inner = node->inner; inner; inner = inner->next) {
             if (node->ops->role == CODEC_CASES && inner->layer_last == UINT32_MAX)
-                say(text, "%*sall other layers:\n", indent + 2, "");
+                text_say(text, "%*sall other layers:\n", indent + 2, "");
             else if (node->ops->role == CODEC_CASES)
-                say(text, "%*slayers %u-%u:\n", indent + 2, "", inner->layer_first,
-                    inner->layer_last);
+                text_say(text, "%*slayers %u-%u:\n", indent + 2, "", inner->layer_first,
+                         inner->layer_last);
             struct codec_node alone = *inner;
             alone.next = NULL;
             say_node(text, &alone, indent + 4);
@@ -144,7 +171,7 @@ int larder_recipe_describe(const struct larder_recipe *recipe, char *out, size_t
     struct text text = {.out = out, .room = out_bytes};
     static const char *const names[] = {[LARDER_SECTION_K] = "K:\n", [LARDER_SECTION_V] = "V:\n"};
     for (uint8_t kind = LARDER_SECTION_K; kind <= LARDER_SECTION_V; kind++) {
-        say(&text, "%s", names[kind]);
+        text_say(&text, "%s", names[kind]);
         say_node(&text, recipe->tree.side[kind], 2);
     }
     if (text.bytes >= out_bytes)
@@ -211,8 +238,21 @@ static struct codec_size size_of_side(const struct larder_model_desc *model, uin
         .heads = model->kv_heads, .tokens = token_count, .dims = dims_of(model, kind)};
 }
 
+static int check_profile(const struct larder_recipe *recipe, const struct larder_model_desc *model)
+{
+    if (recipe->profile)
+        return larder_profile_fits(recipe->profile, model);
+    if (larder_recipe_needs_profile(recipe))
+        return larder_fail(LARDER_EUNSUPPORTED,
+                           "recipe '%.80s' needs a profile of the model; `larder calibrate` makes "
+                           "one",
+                           larder_recipe_text(recipe));
+    return 0;
+}
+
 int larder_recipe_fits(const struct larder_recipe *recipe, const struct larder_model_desc *model)
 {
+    LARDER_TRY(check_profile(recipe, model));
     for (uint8_t kind = LARDER_SECTION_K; kind <= LARDER_SECTION_V; kind++) {
         struct codec_size size = size_of_side(model, kind, CODEC_TILE_TOKENS);
         LARDER_TRY(codec_fits(recipe->tree.side[kind], &size));
@@ -332,6 +372,7 @@ static int check_job(const struct job *job, const struct larder_recipe *recipe,
         return larder_fail(LARDER_ELIMIT, "a section of %llu bytes; the limit is %llu",
                            (unsigned long long)bytes, (unsigned long long)LARDER_RECORD_BYTES_MAX);
     const struct larder_block *block = job->tree.block;
+    LARDER_TRY(check_profile(recipe, block->model));
     if (!job->planes)
         LARDER_TRY(codec_fits(job->tree.tree, &job->tree.size));
     if (!job->planes && !block->tables &&

@@ -389,6 +389,8 @@ int recipe_parse(struct recipe_tree *out, const char *text)
     for (uint8_t kind = LARDER_SECTION_K; kind <= LARDER_SECTION_V; kind++) {
         struct parser parser = {
             .tree = out, .text = text, .at = text, .keeps = kind == LARDER_SECTION_K, .kind = kind};
+        if (kind == LARDER_SECTION_V)
+            out->v_node_first = out->node_count;
         struct codec_node *side;
         LARDER_TRY(parse_pipe(&parser, &side));
         struct word rest = peek(&parser);

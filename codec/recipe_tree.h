@@ -24,6 +24,7 @@ struct recipe_tree {
     const struct codec_node *side[2]; /* by enum larder_section_kind */
     struct codec_node nodes[CODEC_NODES_MAX];
     uint32_t node_count;
+    uint32_t v_node_first;                  /* nodes before it are K's */
     char text[LARDER_RECIPE_BYTES_MAX + 1]; /* what was read, spaces normalised */
 };
 

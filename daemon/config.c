@@ -496,7 +496,7 @@ int config_finish(struct config *config, const char *name)
     LARDER_TRY(check_slab(config, name));
     LARDER_TRY(check_sockets(config, name));
     struct larder_recipe *recipe;
-    if (larder_recipe_open(&recipe, config->recipe) < 0)
+    if (larder_recipe_open(&recipe, config->recipe, NULL) < 0)
         return larder_fail(LARDER_ECONFIG, "%s: recipe: %s", name, larder_error_message());
     larder_recipe_close(recipe);
     return 0;

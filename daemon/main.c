@@ -259,7 +259,7 @@ static int run(struct larderd *daemon)
     if (getrandom(&daemon->lease_hash, sizeof(daemon->lease_hash), 0) < 0)
         return larder_fail(-errno, "getrandom: %m");
     daemon->lease_hash |= 1;
-    LARDER_TRY(larder_recipe_open(&daemon->recipe, daemon->config.recipe));
+    LARDER_TRY(larder_recipe_open(&daemon->recipe, daemon->config.recipe, NULL));
     LARDER_TRY(open_events(daemon));
     LARDER_TRY(completions_open(&daemon->completions));
     notify_tell(&daemon->notify, "STATUS=Opens %s", daemon->config.directory);

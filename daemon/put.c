@@ -393,7 +393,7 @@ static int open_recipe(struct operation *operation)
     char text[LARDER_RECIPE_BYTES_MAX + 1];
     memcpy(text, wire->recipe, wire->recipe_bytes);
     text[wire->recipe_bytes] = 0;
-    LARDER_TRY(larder_recipe_open(&operation->recipe, text));
+    LARDER_TRY(larder_recipe_open(&operation->recipe, text, NULL));
     operation->recipe_is_own = true;
     return 0;
 }
@@ -499,6 +499,7 @@ static int reserve(struct operation *operation)
         .mark = wire->mark,
     };
     memcpy(desc->parent.bytes, wire->parent, sizeof(desc->parent.bytes));
+    larder_recipe_profile_name(operation->recipe, desc->profile);
     LARDER_TRY(plan_sections(operation, &desc->payload_bytes_max));
     desc->section_count_max = operation->section_count;
     LARDER_TRY(larder_store_put_reserve(put->session->daemon->store, &operation->slot, desc));

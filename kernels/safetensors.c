@@ -30,6 +30,7 @@ struct larder_weights {
     struct larder_weight *items; /* sorted by name once open; names are owned */
     size_t count;
     size_t room;
+    json_t *metadata; /* of the one file; NULL: none */
 };
 
 static const struct {
@@ -189,8 +190,11 @@ static int read_header(struct larder_weights *weights, const struct header *h, j
     json_t *entry;
     json_object_foreach(root, name, entry)
     {
-        if (strcmp(name, "__metadata__") == 0)
+        if (strcmp(name, "__metadata__") == 0) {
+            json_decref(weights->metadata);
+            weights->metadata = json_incref(entry);
             continue;
+        }
         struct larder_weight weight = {0};
         LARDER_TRY(read_tensor(&weight, h, name, entry));
         weight.name = larder_strdup(name);
@@ -203,34 +207,42 @@ static int read_header(struct larder_weights *weights, const struct header *h, j
     return check_cover(items, weights->count - first, h);
 }
 
-static int read_mapping(struct larder_weights *weights, const char *path,
-                        const struct mapping *mapping)
+static int read_bytes(struct larder_weights *weights, const char *path, const unsigned char *base,
+                      uint64_t bytes)
 {
     uint64_t length;
-    memcpy(&length, mapping->base, sizeof(length));
+    memcpy(&length, base, sizeof(length));
     if (length > LARDER_SAFETENSORS_HEADER_BYTES_MAX)
         return larder_fail(LARDER_EFORMAT,
                            "%s: header of %llu bytes is above %u; is this a .safetensors file?",
                            path, (unsigned long long)length, LARDER_SAFETENSORS_HEADER_BYTES_MAX);
-    if (length > mapping->bytes - 8)
+    if (length > bytes - 8)
         return larder_fail(LARDER_EFORMAT,
                            "%s: header of %llu bytes ends behind the file's %llu; is the download "
                            "complete?",
-                           path, (unsigned long long)length, (unsigned long long)mapping->bytes);
+                           path, (unsigned long long)length, (unsigned long long)bytes);
     json_error_t error;
     json_t *root =
-        json_loadb((const char *)mapping->base + 8, (size_t)length, JSON_REJECT_DUPLICATES, &error);
+        json_loadb((const char *)base + 8, (size_t)length, JSON_REJECT_DUPLICATES, &error);
     if (!root)
         return larder_fail(LARDER_EFORMAT, "%s: header, byte %d: %s", path, error.position,
                            error.text);
-    struct header header = {.path = path,
-                            .data = mapping->base + 8 + length,
-                            .data_bytes = mapping->bytes - 8 - length};
+    struct header header = {
+        .path = path, .data = base + 8 + length, .data_bytes = bytes - 8 - length};
     int err = json_is_object(root)
                   ? read_header(weights, &header, root)
                   : larder_fail(LARDER_EFORMAT, "%s: header is not a JSON object", path);
     json_decref(root);
     return err;
+}
+
+/* A file begins with its header's length. */
+static int check_bytes(const char *path, uint64_t bytes)
+{
+    if (bytes >= sizeof(uint64_t))
+        return 0;
+    return larder_fail(LARDER_EFORMAT, "%s: %llu bytes are too short for a .safetensors file", path,
+                       (unsigned long long)bytes);
 }
 
 /* Maps a file behind the others (there is room) and reads its header. */
@@ -245,9 +257,8 @@ static int add_file(struct larder_weights *weights, const char *path)
         err = larder_fail(-errno, "%s: %s", path, strerror(errno));
     else if (!S_ISREG(status.st_mode))
         err = larder_fail(LARDER_EFORMAT, "%s: not a regular file", path);
-    else if (status.st_size < 8)
-        err = larder_fail(LARDER_EFORMAT, "%s: %lld bytes are too short for a .safetensors file",
-                          path, (long long)status.st_size);
+    else
+        err = check_bytes(path, (uint64_t)status.st_size);
     struct mapping mapping = {0};
     if (err == 0) {
         mapping.bytes = (uint64_t)status.st_size;
@@ -259,7 +270,7 @@ static int add_file(struct larder_weights *weights, const char *path)
     close(fd);
     LARDER_TRY(err);
     weights->mappings[weights->mapping_count++] = mapping;
-    return read_mapping(weights, path, &mapping);
+    return read_bytes(weights, path, mapping.base, mapping.bytes);
 }
 
 /* Sorts by name; two files may hold a tensor of one name. */
@@ -296,17 +307,16 @@ void larder_weights_close(struct larder_weights *weights)
         larder_free((void *)(uintptr_t)weights->items[i].name);
     for (size_t i = 0; i < weights->mapping_count; i++)
         munmap(weights->mappings[i].base, weights->mappings[i].bytes);
+    json_decref(weights->metadata);
     larder_free(weights->items);
     larder_free(weights->mappings);
     larder_free(weights);
 }
 
-int larder_weights_open_file(struct larder_weights **out, const char *path)
+/* Ends an open: what was made is handed out, or closed again. */
+static int hand_out(struct larder_weights **out, struct larder_weights *weights, int err,
+                    const char *path)
 {
-    *out = NULL;
-    struct larder_weights *weights;
-    LARDER_TRY(new_weights(&weights, 1));
-    int err = add_file(weights, path);
     if (err == 0)
         err = finish(weights, path);
     if (err < 0) {
@@ -315,6 +325,24 @@ int larder_weights_open_file(struct larder_weights **out, const char *path)
     }
     *out = weights;
     return 0;
+}
+
+int larder_weights_open_file(struct larder_weights **out, const char *path)
+{
+    *out = NULL;
+    struct larder_weights *weights;
+    LARDER_TRY(new_weights(&weights, 1));
+    return hand_out(out, weights, add_file(weights, path), path);
+}
+
+int larder_weights_open_bytes(struct larder_weights **out, const char *name, const void *bytes,
+                              uint64_t byte_count)
+{
+    *out = NULL;
+    LARDER_TRY(check_bytes(name, byte_count));
+    struct larder_weights *weights;
+    LARDER_TRY(new_weights(&weights, 1));
+    return hand_out(out, weights, read_bytes(weights, name, bytes, byte_count), name);
 }
 
 /* The distinct file names of an index, as the members of an object. Names only: what lies
@@ -432,6 +460,26 @@ static bool put_part(EVP_MD_CTX *ctx, const void *bytes, uint64_t count)
 {
     return EVP_DigestUpdate(ctx, &count, sizeof(count)) == 1 &&
            EVP_DigestUpdate(ctx, bytes, count) == 1;
+}
+
+const char *larder_weights_metadata(const struct larder_weights *weights, const char *name)
+{
+    return json_string_value(json_object_get(weights->metadata, name));
+}
+
+const char *larder_weights_metadata_at(const struct larder_weights *weights, size_t index,
+                                       const char **name)
+{
+    const char *key;
+    json_t *value;
+    json_object_foreach(weights->metadata, key, value)
+    {
+        if (index-- > 0)
+            continue;
+        *name = key;
+        return json_string_value(value);
+    }
+    return NULL;
 }
 
 int larder_weights_digest(uint8_t out[32], const struct larder_weights *weights)

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* safetensors.h - the weights of a model directory, mapped read-only and looked up by name.
- * Owns:    the mappings of one or several .safetensors files; what it hands out points into them.
+ * Owns:    the mappings of one or several .safetensors files; what it hands out points into them,
+ *          or into the bytes that the caller opened.
  * Threads: after open everything is read-only and may be shared.
  *
  * A file is: u64 LE header length | header, a JSON object | data. It is taken iff
@@ -36,6 +37,10 @@ struct larder_weights;
 
 /* One file. */
 int larder_weights_open_file(struct larder_weights **out, const char *path);
+/* A file's bytes, which stay the caller's and must outlive what is opened; `name` is for
+ * messages. */
+int larder_weights_open_bytes(struct larder_weights **out, const char *name, const void *bytes,
+                              uint64_t byte_count);
 /* DIR/model.safetensors, or the files that DIR/model.safetensors.index.json names. */
 int larder_weights_open(struct larder_weights **out, const char *directory);
 void larder_weights_close(struct larder_weights *weights);
@@ -46,6 +51,14 @@ const struct larder_weight *larder_weights_at(const struct larder_weights *weigh
 /* NULL when there is none of this name. */
 const struct larder_weight *larder_weights_find(const struct larder_weights *weights,
                                                 const char *name);
+
+/* A text of the __metadata__ (of several files: the last one that has any); NULL: none of this
+ * name. */
+const char *larder_weights_metadata(const struct larder_weights *weights, const char *name);
+
+/* The same by index = 0, 1, ..., with its name; NULL at the end, or where it is no text. */
+const char *larder_weights_metadata_at(const struct larder_weights *weights, size_t index,
+                                       const char **name);
 
 /* SHA-256 over "larder weights 1" and, for each tensor in the order of names: name, dtype name,
  * rank and shape as u64 LE, bytes; every part behind its length as u64 LE. How tensors are spread

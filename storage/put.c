@@ -413,6 +413,7 @@ static void write_head(struct larder_put *put, const struct larder_put_desc *des
     record->position = desc->position;
     record->variant = put->number;
     record->recipe_bytes = (uint16_t)recipe_bytes;
+    memcpy(record->profile, desc->profile, sizeof(record->profile));
     record->quality = (uint8_t)desc->quality;
     record->computed_on = (uint8_t)desc->computed_on;
     record->k_error = desc->k_error;

@@ -228,7 +228,8 @@ struct larder_put_desc {
     const uint32_t *tokens;
     uint32_t token_count;
     uint64_t position;
-    const char *recipe; /* text */
+    const char *recipe;  /* text */
+    uint8_t profile[32]; /* that it reads: a hash; zeros: none */
     enum larder_quality quality;
     enum larder_quality computed_on;
     float k_error; /* 0: exact, or not known yet (larder_put_set_errors) */

@@ -46,7 +46,7 @@ static int recipe_show(const struct command_options *options, const char *text)
 {
     struct larder_recipe *recipe;
     char stages[DESCRIPTION_BYTES_MAX];
-    int err = larder_recipe_open(&recipe, text);
+    int err = larder_recipe_open(&recipe, text, NULL);
     if (err < 0)
         return command_failed(err);
     err = larder_recipe_describe(recipe, stages, sizeof(stages));

@@ -737,7 +737,7 @@ struct fake *fake_start(void)
     assert(err == 0);
     fake->staging_fd = -1;
     fake->random = 7;
-    err = larder_recipe_open(&fake->raw, "raw");
+    err = larder_recipe_open(&fake->raw, "raw", NULL);
     assert(err == 0);
     fake->listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
     struct sockaddr_un address = {.sun_family = AF_UNIX};

@@ -40,7 +40,7 @@ void scene_open(struct scene *s, const char *text, uint32_t dtype, uint32_t head
                                           .vocab = 10};
     s->model.rope = (struct larder_rope){
         .kind = LARDER_ROPE_PLAIN, .rotary_dims = dims & ~1u, .theta = 10000, .factor = 1};
-    ck_assert_msg(larder_recipe_open(&s->recipe, text) == 0, "%s", larder_error_message());
+    ck_assert_msg(larder_recipe_open(&s->recipe, text, NULL) == 0, "%s", larder_error_message());
     s->count = (uint64_t)heads * tokens * dims;
     s->planes_bytes = s->count * larder_dtype_bytes(dtype);
     s->planes = larder_alloc(s->planes_bytes);

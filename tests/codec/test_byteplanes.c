@@ -60,7 +60,7 @@ static void section_open(struct section *s, uint32_t dtype, uint32_t heads, uint
     s->model.v_dims = 1;
     s->model.dtype = dtype;
     s->model.vocab = 1;
-    ck_assert_int_eq(larder_recipe_open(&s->recipe, "exact"), 0);
+    ck_assert_int_eq(larder_recipe_open(&s->recipe, "exact", NULL), 0);
     s->planes_bytes = (uint64_t)heads * tokens * dims * larder_dtype_bytes(dtype);
     s->planes = larder_alloc(s->planes_bytes);
     s->workspace_bytes = larder_recipe_workspace_bytes(s->recipe, &s->model, tokens);

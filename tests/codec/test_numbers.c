@@ -307,7 +307,7 @@ START_TEST(what_a_model_cannot_have_is_said)
     };
     for (size_t i = 0; i < LARDER_COUNT_OF(cases); i++) {
         struct larder_recipe *recipe;
-        ck_assert_int_eq(larder_recipe_open(&recipe, cases[i].text), 0);
+        ck_assert_int_eq(larder_recipe_open(&recipe, cases[i].text, NULL), 0);
         ck_assert_msg(larder_recipe_fits(recipe, &model) == cases[i].fits, "%s", cases[i].text);
         if (cases[i].fits < 0)
             ck_assert_ptr_nonnull(strstr(larder_error_message(), "hadamard"));

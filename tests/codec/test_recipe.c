@@ -18,7 +18,7 @@
 static struct larder_recipe *open_recipe(const char *text)
 {
     struct larder_recipe *recipe = NULL;
-    ck_assert_int_eq(larder_recipe_open(&recipe, text), 0);
+    ck_assert_int_eq(larder_recipe_open(&recipe, text, NULL), 0);
     ck_assert_ptr_nonnull(recipe);
     return recipe;
 }
@@ -115,7 +115,7 @@ START_TEST(bad_texts)
     };
     for (size_t i = 0; i < LARDER_COUNT_OF(cases); i++) {
         struct larder_recipe *recipe = (struct larder_recipe *)&recipe;
-        ck_assert_int_eq(larder_recipe_open(&recipe, cases[i].text), -EINVAL);
+        ck_assert_int_eq(larder_recipe_open(&recipe, cases[i].text, NULL), -EINVAL);
         ck_assert_ptr_null(recipe);
         ck_assert_str_eq(larder_error_message(), cases[i].message);
     }
@@ -128,16 +128,16 @@ START_TEST(long_and_wild_texts)
     struct larder_recipe *recipe;
     memset(text, ' ', sizeof(text) - 1);
     memcpy(text, "raw", 3);
-    ck_assert_int_eq(larder_recipe_open(&recipe, text), -EINVAL);
+    ck_assert_int_eq(larder_recipe_open(&recipe, text, NULL), -EINVAL);
     text[LARDER_RECIPE_BYTES_MAX] = '\0';
-    ck_assert_int_eq(larder_recipe_open(&recipe, text), 0);
+    ck_assert_int_eq(larder_recipe_open(&recipe, text, NULL), 0);
     larder_recipe_close(recipe);
     memset(text, 'x', LARDER_RECIPE_BYTES_MAX);
-    ck_assert_int_eq(larder_recipe_open(&recipe, text), -EINVAL);
+    ck_assert_int_eq(larder_recipe_open(&recipe, text, NULL), -EINVAL);
     /* Short enough as it is given, too long with spaces in their places; too many stages. */
     for (uint32_t i = 0; i < LARDER_RECIPE_BYTES_MAX; i++)
         text[i] = "rope-off|"[i % 9];
-    ck_assert_int_eq(larder_recipe_open(&recipe, text), -EINVAL);
+    ck_assert_int_eq(larder_recipe_open(&recipe, text, NULL), -EINVAL);
     ck_assert_ptr_nonnull(strstr(larder_error_message(), "more than 64 stages"));
 
     srand(1);
@@ -148,7 +148,7 @@ START_TEST(long_and_wild_texts)
         text[0] = '\0';
         for (int i = rand() % 12; i > 0; i--)
             strcat(text, words[(size_t)rand() % LARDER_COUNT_OF(words)]);
-        if (larder_recipe_open(&recipe, text) == 0)
+        if (larder_recipe_open(&recipe, text, NULL) == 0)
             larder_recipe_close(recipe);
     }
 }
@@ -158,7 +158,7 @@ START_TEST(no_memory_is_an_error)
 {
     struct larder_recipe *recipe;
     larder_mem_fail_at(1);
-    ck_assert_int_eq(larder_recipe_open(&recipe, "raw"), -ENOMEM);
+    ck_assert_int_eq(larder_recipe_open(&recipe, "raw", NULL), -ENOMEM);
     larder_mem_fail_at(0);
 }
 END_TEST

@@ -372,7 +372,7 @@ static int decode(struct peer *peer, const struct larder_record *record, const s
     char text[LARDER_RECIPE_BYTES_MAX + 1] = {0};
     memcpy(text, larder_record_recipe(record), record->recipe_bytes);
     struct larder_recipe *recipe;
-    ck_assert_int_eq(larder_recipe_open(&recipe, text), 0);
+    ck_assert_int_eq(larder_recipe_open(&recipe, text, NULL), 0);
     uint64_t workspace_bytes =
         larder_recipe_workspace_bytes(recipe, &peer->desc, block->token_count);
     void *workspace = aligned_alloc(64, larder_round_up(workspace_bytes + 64, 64));

@@ -46,7 +46,7 @@ static void check_finished(struct config *config)
     assert(config->segment_bytes <= config->ssd_bytes);
     assert(config->staging_bytes_max <= config->staging_bytes_all);
     struct larder_recipe *recipe;
-    assert(larder_recipe_open(&recipe, config->recipe) == 0);
+    assert(larder_recipe_open(&recipe, config->recipe, NULL) == 0);
     larder_recipe_close(recipe);
 
     struct config running;

@@ -21,7 +21,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
     text[length] = 0;
 
     struct larder_recipe *recipe, *again;
-    int err = larder_recipe_open(&recipe, text);
+    int err = larder_recipe_open(&recipe, text, NULL);
     assert(err == 0 || err == -EINVAL);
     if (err < 0) {
         assert(!recipe && larder_error_message()[0]);
@@ -30,7 +30,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
     }
     free(text); /* the recipe keeps nothing of it */
     assert(strlen(larder_recipe_text(recipe)) <= LARDER_RECIPE_BYTES_MAX);
-    assert(larder_recipe_open(&again, larder_recipe_text(recipe)) == 0);
+    assert(larder_recipe_open(&again, larder_recipe_text(recipe), NULL) == 0);
     assert(strcmp(larder_recipe_text(recipe), larder_recipe_text(again)) == 0);
     assert(larder_recipe_is_raw(recipe) == larder_recipe_is_raw(again));
     assert(larder_recipe_quality(recipe) == larder_recipe_quality(again));

@@ -108,7 +108,8 @@ static bool open_scene(struct scene *scene, const uint8_t choice[5])
                              .theta = 100,
                              .factor = 1};
     uint32_t recipe = (choice[0] & 3u) | (choice[0] >> 6 << 2) | (choice[1] >> 2 << 4);
-    assert(larder_recipe_open(&scene->recipe, recipes[recipe % LARDER_COUNT_OF(recipes)]) == 0);
+    assert(larder_recipe_open(&scene->recipe, recipes[recipe % LARDER_COUNT_OF(recipes)], NULL) ==
+           0);
     if (larder_recipe_fits(scene->recipe, &scene->model) < 0)
         return false;
     static float tables[64 * 65];

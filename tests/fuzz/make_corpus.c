@@ -4,9 +4,11 @@
 #include <stdio.h>
 #include <sys/stat.h>
 
+#include "base/mem.h"
 #include "base/record.h"
 #include "base/wire.h"
 #include "codec/codec.h"
+#include "codec/profile_writer.h"
 #include "storage/tag.h"
 #include "tests/fuzz/fuzz.h"
 #include "tools/chain_file.h"
@@ -142,7 +144,7 @@ static void save_section(const char *name, uint8_t recipe_and_kind, uint8_t toke
         narrow[i] = (uint16_t)(bits >> 16);
     }
     struct larder_recipe *recipe;
-    assert(larder_recipe_open(&recipe, recipes[recipe_and_kind & 1]) == 0);
+    assert(larder_recipe_open(&recipe, recipes[recipe_and_kind & 1], NULL) == 0);
     uint64_t bound = larder_recipe_bound(recipe, &model, 0, tokens), bytes;
     uint64_t workspace_bytes = larder_recipe_workspace_bytes(recipe, &model, tokens);
     void *encoded = malloc(bound);
@@ -170,6 +172,34 @@ static void save_weights(const char *name, const char *header, size_t data_bytes
     memcpy(first, &length, 8);
     memcpy(first + 8, header, length);
     save("safetensors", name, first, 8 + length, data, data_bytes);
+}
+
+/* --- profiles --------------------------------------------------------------------------------- */
+
+static void save_profile(const char *name, const struct larder_profile_writer *writer)
+{
+    void *bytes;
+    uint64_t count;
+    assert(larder_profile_finish(writer, &bytes, &count) == 0);
+    save("profile", name, bytes, count, NULL, 0);
+    larder_free(bytes);
+}
+
+static void make_profiles(void)
+{
+    const struct larder_model_desc model = {
+        .weights = {1}, .layers = 1, .kv_heads = 1, .k_dims = 2, .v_dims = 2};
+    const float numbers[2] = {-1, 1};
+    struct larder_profile_writer *writer;
+    assert(larder_profile_writer_open(&writer, &model) == 0);
+    save_profile("bare", writer);
+    assert(larder_profile_put(writer, "some", LARDER_PROFILE_F32, (uint64_t[]){1, 2}, 2, numbers) ==
+           0);
+    assert(larder_profile_put_text(writer, "tokens", "7") == 0);
+    save_profile("tensor", writer);
+    assert(larder_profile_put_text(writer, "larder_profile", "2") == 0);
+    save_profile("version", writer);
+    larder_profile_writer_close(writer);
 }
 
 /* --- edits of the index ----------------------------------------------------------------------- */
@@ -258,6 +288,7 @@ int main(int argc, char **argv)
     save_weights("empty-tensor", "{\"e\":{\"dtype\":\"I64\",\"shape\":[0],\"data_offsets\":[0,0]}}",
                  0);
     make_edits();
+    make_profiles();
     save_chain("one-token", 1, 1, 0, 2);
     save_chain("pieces", 20, 8, 0, 2);
     save_chain("extra", 5, 4096, 7, 4);

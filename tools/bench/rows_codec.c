@@ -44,7 +44,7 @@ static int codec_open(const struct bench *bench, struct codec_bench *out)
     *out = (struct codec_bench){0};
     bench_model_large(&out->model);
     out->block = (struct larder_block){.model = &out->model, .token_count = BLOCK_TOKENS};
-    LARDER_TRY(larder_recipe_open(&out->recipe, "exact"));
+    LARDER_TRY(larder_recipe_open(&out->recipe, "exact", NULL));
     out->raw_bytes = (uint64_t)out->model.kv_heads * BLOCK_TOKENS * out->model.k_dims * 2;
     out->section_count = (uint32_t)(bench->corpus_bytes / 4 / out->raw_bytes);
     out->bound = larder_recipe_bound(out->recipe, &out->model, 0, BLOCK_TOKENS);
