@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "tools/eval/recipes.h"
+
+#include "base/bytes.h"
+
+#define KIVI(bits, group)                                                                          \
+    "k{quant bits=" #bits " axis=channel group=" #group "%} "                                      \
+    "v{quant bits=" #bits " axis=token group=" #group "%}"
+
+const struct eval_method eval_methods[] = {
+    {"exact", "raw", "raw", true},
+    {"exact", "exact", "exact", true},
+
+    {"uniform", "8 bits", "quant bits=8 group=0%", true},
+    {"uniform", "6 bits", "quant bits=6 group=0%", false},
+    {"uniform", "4 bits", "quant bits=4 group=64%", true},
+    {"uniform", "3 bits", "quant bits=3 group=64%", false},
+    {"uniform", "2 bits", "quant bits=2 group=64%", true},
+
+    {"kivi", "4 bits", KIVI(4, 32), true},
+    {"kivi", "4 bits, 128", KIVI(4, 128), false},
+    {"kivi", "3 bits", KIVI(3, 32), false},
+    {"kivi", "3 bits, 128", KIVI(3, 128), false},
+    {"kivi", "2 bits", KIVI(2, 32), true},
+    {"kivi", "2 bits, 128", KIVI(2, 128), false},
+
+    {"quarot", "int8", "hadamard | quant bits=8 axis=channel group=16 mode=sym%", false},
+    {"quarot", "int4", "hadamard | quant bits=4 axis=channel group=16 mode=sym%", true},
+    {"quarot", "int3", "hadamard | quant bits=3 axis=channel group=16 mode=sym%", false},
+    {"quarot", "int2", "hadamard | quant bits=2 axis=channel group=16 mode=sym%", true},
+};
+
+const uint32_t eval_method_count = LARDER_COUNT_OF(eval_methods);
