@@ -125,6 +125,9 @@ int section_encode(const struct section *section, void *out, uint64_t *out_bytes
     if (err == CODEC_CANNOT || *out_bytes >= codec_shape_bytes(&shape))
         return encode_exact(section, out, out_bytes, error, planes, workspace);
     measure(error, section, tile.x, planes);
+    /* What the largest numbers were rounded to may be beyond the dtype. */
+    if (!isfinite(error->error_energy))
+        return encode_exact(section, out, out_bytes, error, planes, workspace);
     return 0;
 }
 
