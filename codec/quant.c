@@ -6,9 +6,6 @@
  * whole number of scales, unclamped too; `sym` has none and an odd number of levels. The scale is
  * rounded to f16 before numbers are quantized with it.
  *
- * Tokens that fill no group of axis=channel stand raw behind the symbols: a short group would cost
- * more than it saves.
- *
  *   unit | scale and low of each block of groups | symbols | raw tokens
  *
  * A block of groups: those of one token, or of one run of g tokens: all scales, then all lows.
@@ -23,6 +20,7 @@
 
 #include "base/bytes.h"
 #include "base/error.h"
+#include "codec/groups.h"
 #include "codec/node.h"
 #include "codec/symbols.h"
 
@@ -44,13 +42,7 @@ static const struct codec_param params[] = {
 struct grid {
     uint32_t levels;
     uint32_t mode;
-    bool by_channel;
-    uint32_t group_tokens; /* by channel: tokens that share a block; else 1 */
-    uint32_t groups;       /* of a head in a block; 0: one for all heads */
-    uint32_t group_dims;   /* channels of a group */
-    uint32_t whole_tokens; /* tokens in whole groups */
-    uint32_t block_groups; /* groups of a block */
-    uint32_t block_count;
+    struct groups groups;
 };
 
 struct quant_state {
@@ -59,7 +51,6 @@ struct quant_state {
     const uint8_t *blocks;
     const uint8_t *raw;
     float unit;
-    uint32_t raw_tokens;
     uint32_t loaded; /* block whose numbers stand in scale and low; UINT32_MAX: none */
     float *scale;
     float *low;
@@ -69,70 +60,47 @@ struct quant_state {
 static void make_grid(struct grid *out, const struct codec_node *node,
                       const struct codec_size *size)
 {
-    uint32_t group = (uint32_t)node->value[GROUP];
     uint32_t levels = (uint32_t)node->value[LEVELS];
     *out = (struct grid){
         .mode = (uint32_t)node->value[MODE],
-        .by_channel = (uint32_t)node->value[AXIS] == AXIS_CHANNEL,
         .levels = levels ? levels : 1u << (uint32_t)node->value[BITS],
     };
     if (out->mode == MODE_SYM)
         out->levels -= out->levels % 2 == 0;
-    if (out->by_channel) {
-        out->group_tokens = group ? group : size->tokens;
-        out->groups = size->dims;
-        out->group_dims = 1;
-    } else {
-        out->group_tokens = 1;
-        out->groups = group ? (size->dims + group - 1) / group : 0;
-        out->group_dims = group ? group : size->dims;
-    }
-    out->block_groups = out->groups ? size->heads * out->groups : 1;
-    out->block_count = size->tokens / out->group_tokens;
-    out->whole_tokens = out->block_count * out->group_tokens;
+    groups_make(&out->groups, size, (uint32_t)node->value[AXIS] == AXIS_CHANNEL,
+                (uint32_t)node->value[GROUP]);
 }
 
 static int quant_check(const struct codec_node *node)
 {
     uint32_t levels = (uint32_t)node->value[LEVELS];
-    uint32_t group = (uint32_t)node->value[GROUP];
     bool sym = (uint32_t)node->value[MODE] == MODE_SYM;
     if (levels == 1 || (sym && (levels == 2 || (levels == 0 && node->value[BITS] < 2))))
         return larder_fail(-EINVAL, "quant: %s has too few levels; sym needs 3, the others 2",
                            sym ? "mode=sym" : "levels=1");
-    if ((uint32_t)node->value[AXIS] == AXIS_CHANNEL && group % CODEC_TILE_TOKENS != 0)
-        return larder_fail(-EINVAL,
-                           "quant: group=%u with axis=channel; it must be a multiple of %u", group,
-                           CODEC_TILE_TOKENS);
-    return 0;
+    return groups_check("quant", (uint32_t)node->value[AXIS] == AXIS_CHANNEL,
+                        (uint32_t)node->value[GROUP]);
 }
 
 static uint64_t block_bytes(const struct grid *grid)
 {
-    return (uint64_t)grid->block_groups * (grid->mode == MODE_SYM ? 2 : 4);
-}
-
-static struct codec_size whole_part(const struct grid *grid, const struct codec_size *size)
-{
-    return (struct codec_size){
-        .heads = size->heads, .tokens = grid->whole_tokens, .dims = size->dims};
+    return (uint64_t)grid->groups.block_groups * (grid->mode == MODE_SYM ? 2 : 4);
 }
 
 static uint64_t quant_bound(const struct codec_node *node, const struct codec_size *size)
 {
     struct grid grid;
     make_grid(&grid, node, size);
-    struct codec_size whole = whole_part(&grid, size);
-    uint64_t raw = (uint64_t)(size->tokens - grid.whole_tokens) * size->heads * size->dims;
-    return CODEC_UNIT_BYTES + grid.block_count * block_bytes(&grid) +
-           symbols_bound(node, &whole, grid.levels) + raw * sizeof(float);
+    struct codec_size whole = groups_whole(&grid.groups, size);
+    return CODEC_UNIT_BYTES + grid.groups.block_count * block_bytes(&grid) +
+           symbols_bound(node, &whole, grid.levels) + groups_tail_bound(&grid.groups, size);
 }
 
 static uint64_t quant_scratch(const struct codec_node *node, const struct codec_size *size)
 {
     struct grid grid;
     make_grid(&grid, node, size);
-    uint64_t numbers = larder_round_up(grid.block_groups * sizeof(float), 64);
+    uint64_t numbers = larder_round_up(grid.groups.block_groups * sizeof(float), 64);
     uint64_t tile = larder_round_up(symbols_tile_bytes(size), 64);
     uint64_t symbols = larder_round_up(codec_elems(size), 64);
     return larder_round_up(sizeof(struct quant_state), 64) + 2 * numbers + tile + symbols +
@@ -160,20 +128,21 @@ static void widen_one(float *low, float *high, const float *x, uint64_t count)
 static void find_ranges(float *low, float *high, const struct grid *grid,
                         const struct codec_tile *tile, uint32_t first)
 {
-    for (uint32_t i = 0; i < grid->block_groups; i++) {
+    for (uint32_t i = 0; i < grid->groups.block_groups; i++) {
         low[i] = INFINITY;
         high[i] = -INFINITY;
     }
     uint32_t dims = tile->size.dims;
     for (uint32_t head = 0; head < tile->size.heads; head++) {
-        for (uint32_t token = first; token < first + grid->group_tokens; token++) {
+        for (uint32_t token = first; token < first + grid->groups.tokens; token++) {
             const float *row = tile->x + ((uint64_t)head * tile->size.tokens + token) * dims;
-            uint32_t at = head * grid->groups;
-            if (grid->by_channel)
+            uint32_t at = head * grid->groups.per_head;
+            if (grid->groups.by_channel)
                 widen_each(low + at, high + at, row, dims);
-            for (uint32_t dim = 0; dim < dims && !grid->by_channel; dim += grid->group_dims, at++)
+            for (uint32_t dim = 0; dim < dims && !grid->groups.by_channel;
+                 dim += grid->groups.dims, at++)
                 widen_one(low + at, high + at, row + dim,
-                          larder_min_u64(grid->group_dims, dims - dim));
+                          larder_min_u64(grid->groups.dims, dims - dim));
         }
     }
 }
@@ -183,7 +152,7 @@ static int store_block(uint8_t *out, float *low, float *high, const struct grid 
                        float unit)
 {
     float top = (float)(grid->levels - 1);
-    for (uint32_t i = 0; i < grid->block_groups; i++) {
+    for (uint32_t i = 0; i < grid->groups.block_groups; i++) {
         float from = low[i] * (float)clip;
         float to = high[i] * (float)clip;
         float scale = (to - from) / top;
@@ -194,14 +163,14 @@ static int store_block(uint8_t *out, float *low, float *high, const struct grid 
         low[i] = from;
         high[i] = scale;
     }
-    codec_store_f16(out, high, grid->block_groups, unit);
-    uint8_t *lows = out + 2ul * grid->block_groups;
+    codec_store_f16(out, high, grid->groups.block_groups, unit);
+    uint8_t *lows = out + 2ul * grid->groups.block_groups;
     if (grid->mode == MODE_ASYM)
-        codec_store_f16(lows, low, grid->block_groups, unit);
+        codec_store_f16(lows, low, grid->groups.block_groups, unit);
     if (grid->mode != MODE_INT)
         return 0;
-    codec_load_f16(high, out, grid->block_groups, unit);
-    for (uint32_t i = 0; i < grid->block_groups; i++) {
+    codec_load_f16(high, out, grid->groups.block_groups, unit);
+    for (uint32_t i = 0; i < grid->groups.block_groups; i++) {
         float steps = high[i] > 0 ? roundf(low[i] / high[i]) : 0;
         if (fabsf(steps) > 32767)
             return CODEC_CANNOT;
@@ -214,7 +183,7 @@ static int store_block(uint8_t *out, float *low, float *high, const struct grid 
 static void load_block(float *scale, float *low, const uint8_t *in, const struct grid *grid,
                        float unit)
 {
-    uint32_t count = grid->block_groups;
+    uint32_t count = grid->groups.block_groups;
     codec_load_f16(scale, in, count, unit);
     const uint8_t *lows = in + 2ul * count;
     if (grid->mode == MODE_ASYM)
@@ -289,14 +258,15 @@ static void quantize_block(uint8_t *q, struct codec_tile *tile, const struct gri
     float top = (float)(grid->levels - 1);
     uint32_t dims = tile->size.dims;
     for (uint32_t head = 0; head < tile->size.heads; head++) {
-        for (uint32_t token = first; token < first + grid->group_tokens; token++) {
+        for (uint32_t token = first; token < first + grid->groups.tokens; token++) {
             float *x = tile->x + ((uint64_t)head * tile->size.tokens + token) * dims;
-            uint8_t *row = q + ((uint64_t)head * grid->whole_tokens + token) * dims;
-            uint32_t at = head * grid->groups;
-            if (grid->by_channel)
+            uint8_t *row = q + ((uint64_t)head * grid->groups.whole_tokens + token) * dims;
+            uint32_t at = head * grid->groups.per_head;
+            if (grid->groups.by_channel)
                 quantize_each(row, x, dims, scale + at, low + at, top);
-            for (uint32_t dim = 0; dim < dims && !grid->by_channel; dim += grid->group_dims, at++)
-                quantize_one(row + dim, x + dim, larder_min_u64(grid->group_dims, dims - dim),
+            for (uint32_t dim = 0; dim < dims && !grid->groups.by_channel;
+                 dim += grid->groups.dims, at++)
+                quantize_one(row + dim, x + dim, larder_min_u64(grid->groups.dims, dims - dim),
                              scale[at], low[at], top);
         }
     }
@@ -308,32 +278,24 @@ static int quant_encode(const struct codec_node *node, struct codec_run *run,
     struct grid grid;
     make_grid(&grid, node, &tile->size);
     uint8_t *mark = run->scratch;
-    float *low = codec_take_scratch(run, grid.block_groups * sizeof(float));
-    float *scale = codec_take_scratch(run, grid.block_groups * sizeof(float));
+    float *low = codec_take_scratch(run, grid.groups.block_groups * sizeof(float));
+    float *scale = codec_take_scratch(run, grid.groups.block_groups * sizeof(float));
     uint8_t *q = codec_take_scratch(run, codec_elems(&tile->size));
     float unit;
     int err = codec_append_unit(run, &unit, tile->x, codec_elems(&tile->size));
-    for (uint32_t i = 0; i < grid.block_count && err == 0; i++) {
+    for (uint32_t i = 0; i < grid.groups.block_count && err == 0; i++) {
         uint8_t *out = codec_append(run, block_bytes(&grid));
-        find_ranges(low, scale, &grid, tile, i * grid.group_tokens);
+        find_ranges(low, scale, &grid, tile, i * grid.groups.tokens);
         err = store_block(out, low, scale, &grid, node->value[CLIP], unit);
         if (err != 0)
             break;
         load_block(scale, low, out, &grid, unit);
-        quantize_block(q, tile, &grid, i * grid.group_tokens, scale, low);
+        quantize_block(q, tile, &grid, i * grid.groups.tokens, scale, low);
     }
     if (err == 0) {
-        struct codec_size whole = whole_part(&grid, &tile->size);
+        struct codec_size whole = groups_whole(&grid.groups, &tile->size);
         symbols_encode(node, run, q, &whole, grid.levels);
-        uint32_t dtype = run->block->model->dtype;
-        uint64_t rest = (uint64_t)(tile->size.tokens - grid.whole_tokens) * tile->size.dims;
-        for (uint32_t head = 0; head < tile->size.heads; head++) {
-            uint64_t row = (uint64_t)head * tile->size.tokens + grid.whole_tokens;
-            float *x = tile->x + row * tile->size.dims;
-            uint8_t *out = codec_append(run, rest * larder_dtype_bytes(dtype));
-            codec_store_elems(out, x, rest, dtype);
-            codec_load_elems(x, out, rest, dtype);
-        }
+        groups_append_tail(&grid.groups, run, tile);
     }
     run->scratch = mark;
     return err;
@@ -346,34 +308,17 @@ static int quant_decode_begin(const struct codec_node *node, struct codec_run *r
     *quant = (struct quant_state){.loaded = UINT32_MAX};
     struct grid *grid = &quant->grid;
     make_grid(grid, node, size);
-    quant->scale = codec_take_scratch(run, grid->block_groups * sizeof(float));
-    quant->low = codec_take_scratch(run, grid->block_groups * sizeof(float));
+    quant->scale = codec_take_scratch(run, grid->groups.block_groups * sizeof(float));
+    quant->low = codec_take_scratch(run, grid->groups.block_groups * sizeof(float));
     quant->q = codec_take_scratch(run, symbols_tile_bytes(size));
     LARDER_TRY(codec_take_unit(run, &quant->unit));
-    quant->blocks = codec_take(run, grid->block_count * block_bytes(grid), "scales");
+    quant->blocks = codec_take(run, grid->groups.block_count * block_bytes(grid), "scales");
     if (!quant->blocks)
         return LARDER_ECORRUPT;
-    struct codec_size whole = whole_part(grid, size);
+    struct codec_size whole = groups_whole(&grid->groups, size);
     LARDER_TRY(symbols_begin(&quant->symbols, node, run, &whole, grid->levels));
-    quant->raw_tokens = size->tokens - grid->whole_tokens;
-    quant->raw = codec_take(run,
-                            (uint64_t)quant->raw_tokens * size->heads * size->dims *
-                                larder_dtype_bytes(run->block->model->dtype),
-                            "raw tokens");
     *state = quant;
-    return quant->raw ? 0 : LARDER_ECORRUPT;
-}
-
-static void restore_raw(const struct quant_state *quant, const struct codec_run *run,
-                        uint32_t first, struct codec_tile *tile)
-{
-    uint32_t dtype = run->block->model->dtype;
-    uint64_t row_bytes = tile->size.dims * larder_dtype_bytes(dtype);
-    uint64_t count = (uint64_t)tile->size.tokens * tile->size.dims;
-    for (uint32_t head = 0; head < tile->size.heads; head++) {
-        uint64_t row = (uint64_t)head * quant->raw_tokens + (first - quant->grid.whole_tokens);
-        codec_load_elems(tile->x + head * count, quant->raw + row * row_bytes, count, dtype);
-    }
+    return groups_take_tail(&grid->groups, &quant->raw, run, size);
 }
 
 static void quant_decode_rows(const struct codec_node *node, const struct codec_run *run,
@@ -382,19 +327,19 @@ static void quant_decode_rows(const struct codec_node *node, const struct codec_
     (void)node;
     struct quant_state *quant = state;
     const struct grid *grid = &quant->grid;
-    if (first >= grid->whole_tokens) {
-        restore_raw(quant, run, first, tile);
+    if (first >= grid->groups.whole_tokens) {
+        groups_restore_tail(&grid->groups, quant->raw, run, first, tile);
         return;
     }
     uint32_t dims = tile->size.dims;
     uint32_t in_tile = first % CODEC_TILE_TOKENS;
     struct codec_size symbols = tile->size;
     symbols.tokens =
-        (uint32_t)larder_min_u64(grid->whole_tokens - (first - in_tile), CODEC_TILE_TOKENS);
+        (uint32_t)larder_min_u64(grid->groups.whole_tokens - (first - in_tile), CODEC_TILE_TOKENS);
     if (in_tile == 0)
         symbols_rows(&quant->symbols, first, &symbols, quant->q);
     for (uint32_t token = 0; token < tile->size.tokens; token++) {
-        uint32_t block = (first + token) / grid->group_tokens;
+        uint32_t block = (first + token) / grid->groups.tokens;
         if (block != quant->loaded) {
             load_block(quant->scale, quant->low, quant->blocks + block * block_bytes(grid), grid,
                        quant->unit);
@@ -404,11 +349,11 @@ static void quant_decode_rows(const struct codec_node *node, const struct codec_
             float *x = tile->x + ((uint64_t)head * tile->size.tokens + token) * dims;
             const uint8_t *q =
                 quant->q + ((uint64_t)head * symbols.tokens + in_tile + token) * dims;
-            uint32_t at = head * grid->groups;
-            if (grid->by_channel)
+            uint32_t at = head * grid->groups.per_head;
+            if (grid->groups.by_channel)
                 restore_each(x, q, dims, quant->scale + at, quant->low + at);
             else
-                restore_groups(x, q, dims, grid->group_dims, quant->scale + at, quant->low + at);
+                restore_groups(x, q, dims, grid->groups.dims, quant->scale + at, quant->low + at);
         }
     }
 }
