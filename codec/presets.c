@@ -14,6 +14,18 @@ const struct recipe_preset recipe_presets[] = {
      "hadamard | quant bits=4 axis=channel group=16 mode=sym"},
     {"quarot-int2", "QuaRot's rotation, 2 bits (three levels)",
      "hadamard | quant bits=2 axis=channel group=16 mode=sym"},
+    {"turboquant2", "TurboQuant, 2 bits: rotated rows on the levels of a normal number",
+     "hadamard signs=1 | lloyd bits=2"},
+    {"turboquant3", "TurboQuant, 3 bits", "hadamard signs=1 | lloyd bits=3"},
+    {"turboquant4", "TurboQuant, 4 bits", "hadamard signs=1 | lloyd bits=4"},
+    {"itq3", "ITQ3's grid: a rotation, then three levels, five numbers to a byte",
+     "hadamard | ternary group=128"},
+    {"mxfp4", "4-bit floats with a power of two for 32 channels, rotated within them",
+     "hadamard block=32 | fp4"},
+    {"fp8-e4m3", "8-bit floats, a scale for each token", "fp8 format=e4m3"},
+    {"fp8-e5m2", "8-bit floats with a wider range", "fp8 format=e5m2"},
+    {"bfp4", "block floating point: 4 bits, an exponent for 32 channels; K not sorted",
+     "bfp mantissa=4 block=32"},
 };
 
 const uint32_t recipe_preset_count = LARDER_COUNT_OF(recipe_presets);

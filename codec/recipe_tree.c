@@ -12,6 +12,7 @@
 #include "base/bytes.h"
 #include "base/error.h"
 #include "base/record.h"
+#include "codec/grid.h"
 #include "codec/stage.h"
 
 #define NUMBER_BYTES_MAX 31u
@@ -31,9 +32,10 @@ static const struct codec_node_ops byteplanes_node = {
 };
 
 static const struct codec_node_ops *const stages[] = {
-    &plain_node,          &byteplanes_node,    &codec_node_rope_off,
-    &codec_node_hadamard, &codec_node_quant,   &codec_node_rans,
-    &codec_node_sinks,    &codec_node_balance, &codec_node_normalize,
+    &plain_node,         &byteplanes_node,      &codec_node_rope_off,    &codec_node_hadamard,
+    &codec_node_quant,   &codec_node_lloyd.ops, &codec_node_ternary.ops, &codec_node_fp4.ops,
+    &codec_node_fp8.ops, &codec_node_bfp.ops,   &codec_node_rans,        &codec_node_sinks,
+    &codec_node_balance, &codec_node_normalize,
 };
 
 const struct codec_node_ops *recipe_stage(uint32_t index)

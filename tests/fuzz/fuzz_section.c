@@ -86,6 +86,18 @@ static bool open_scene(struct scene *scene, const uint8_t choice[5])
         "quant bits=6 mode=int | rans",
         "quant bits=7 mode=sym axis=channel group=32",
         "hadamard block=2 | sinks{hadamard block=1 | quant bits=8}",
+        "hadamard block=16 signs=9 | lloyd bits=3 group=7",
+        "lloyd levels=11 scale=fit | rans",
+        "lloyd bits=1 axis=channel group=16 scale=fit",
+        "sinks{lloyd bits=4 axis=channel group=0}",
+        "ternary axis=channel group=32 scale=mean | rans",
+        "ternary group=0",
+        "fp4",
+        "hadamard block=4 | fp4 clip=none | rans",
+        "fp8 format=e4m3",
+        "fp8 format=e5m2 axis=channel group=16 | rans",
+        "bfp mantissa=4 block=32",
+        "bfp mantissa=7 block=0 | rans",
         "balance | normalize | quant group=0",
     };
     static const uint32_t dtypes[] = {LARDER_BF16, LARDER_F16, LARDER_F32, LARDER_BF16};
