@@ -55,7 +55,7 @@ static void scene_open(struct scene *s, const char *text, uint32_t heads, uint32
                                           .dtype = LARDER_F32,
                                           .vocab = 10};
     s->block = (struct larder_block){.model = &s->model, .token_count = tokens};
-    ck_assert_msg(larder_recipe_open(&s->recipe, text) == 0, "%s", larder_error_message());
+    ck_assert_msg(larder_recipe_open(&s->recipe, text, NULL) == 0, "%s", larder_error_message());
     s->x = larder_alloc(s->count * sizeof(float));
     s->decoded = larder_alloc(s->count * sizeof(float));
     s->encoded = larder_alloc(larder_recipe_bound(s->recipe, &s->model, 1, tokens));
@@ -358,7 +358,7 @@ START_TEST(bad_parameters)
     };
     for (size_t i = 0; i < LARDER_COUNT_OF(cases); i++) {
         struct larder_recipe *recipe;
-        ck_assert_int_lt(larder_recipe_open(&recipe, cases[i].text), 0);
+        ck_assert_int_lt(larder_recipe_open(&recipe, cases[i].text, NULL), 0);
         ck_assert_msg(strstr(larder_error_message(), cases[i].message) != NULL, "%s",
                       larder_error_message());
     }
