@@ -25,6 +25,8 @@ struct eval_engine {
     uint64_t block_bytes;
     uint64_t query_floats; /* of one layer */
 
+    struct eval_inputs *inputs; /* NULL: not wanted */
+
     /* of the loaded prefix */
     const struct eval_prefix *prefix;
     uint8_t *planes;
@@ -93,10 +95,16 @@ int eval_engine_open(struct eval_engine **out, const char *model_directory, uint
     return 0;
 }
 
+int eval_engine_want_inputs(struct eval_engine *engine)
+{
+    return engine->inputs ? 0 : eval_inputs_open(&engine->inputs, engine->config);
+}
+
 void eval_engine_close(struct eval_engine *engine)
 {
     if (!engine)
         return;
+    eval_inputs_close(engine->inputs);
     larder_free(engine->logits);
     larder_free(engine->energy);
     larder_free(engine->attended);
@@ -120,6 +128,11 @@ const struct larder_model_config *eval_engine_config(const struct eval_engine *e
 const struct larder_model_desc *eval_engine_desc(const struct eval_engine *engine)
 {
     return &engine->desc;
+}
+
+const struct eval_inputs *eval_engine_inputs(const struct eval_engine *engine)
+{
+    return engine->inputs;
 }
 
 uint64_t eval_engine_planes_bytes(const struct eval_engine *engine)
@@ -293,16 +306,51 @@ static int run_reference(struct eval_engine *engine)
     return 0;
 }
 
+static void take_inputs(void *context, uint32_t layer, uint32_t first,
+                        const struct larder_tensor *q)
+{
+    eval_inputs_take(context, layer, first, q);
+}
+
+static void score_inputs(struct eval_engine *engine)
+{
+    const struct larder_model_desc *desc = &engine->desc;
+    uint64_t head = (uint64_t)EVAL_BLOCK_TOKENS * desc->k_dims;
+    uint64_t block_elems = engine->block_bytes / larder_dtype_bytes(desc->dtype);
+    for (uint32_t layer = 0; layer < desc->layers; layer++) {
+        for (uint32_t kv_head = 0; kv_head < desc->kv_heads; kv_head++) {
+            const float *keys[EVAL_BLOCKS];
+            for (uint32_t i = 0; i < EVAL_BLOCKS; i++)
+                keys[i] = engine->wide + i * block_elems + layer * (block_elems / desc->layers) +
+                          kv_head * head;
+            eval_inputs_score(engine->inputs, layer, kv_head, keys);
+        }
+    }
+}
+
+static int run_prefix(struct eval_engine *engine)
+{
+    if (engine->inputs) {
+        eval_inputs_clear(engine->inputs);
+        larder_llama_watch(engine->model, take_inputs, engine->inputs);
+    }
+    engine->cache->count = 0;
+    int err = larder_llama_forward(engine->model, engine->cache, NULL, LARDER_LOGITS_NONE,
+                                   engine->prefix->tokens, EVAL_PREFIX_TOKENS);
+    larder_llama_watch(engine->model, NULL, NULL);
+    return err;
+}
+
 int eval_engine_load(struct eval_engine *engine, const struct eval_prefix *prefix)
 {
     engine->prefix = prefix;
-    engine->cache->count = 0;
-    LARDER_TRY(larder_llama_forward(engine->model, engine->cache, NULL, LARDER_LOGITS_NONE,
-                                    prefix->tokens, EVAL_PREFIX_TOKENS));
+    LARDER_TRY(run_prefix(engine));
     move_planes(engine, engine->planes, FROM_CACHE);
     memset(engine->energy, 0, engine->config->layers * EVAL_PARTS * sizeof(*engine->energy));
     LARDER_TRY(run_reference(engine));
     LARDER_TRY(sum_planes(engine, engine->energy, engine->planes));
+    if (engine->inputs)
+        score_inputs(engine);
     return sum_attention(engine, engine->energy, true);
 }
 

@@ -16,6 +16,7 @@
 
 #include "base/larder_base.h"
 #include "kernels/model_config.h"
+#include "tools/eval/inputs.h"
 #include "tools/eval/samples.h"
 
 /* Rows of queries behind the prefix by which the error of attention is judged. */
@@ -42,6 +43,8 @@ struct eval_figures {
 
 /* `threads` of the device. */
 int eval_engine_open(struct eval_engine **out, const char *model_directory, uint32_t threads);
+/* From the next load on the inputs of encoding are there, too. */
+int eval_engine_want_inputs(struct eval_engine *engine);
 void eval_engine_close(struct eval_engine *engine);
 
 const struct larder_model_config *eval_engine_config(const struct eval_engine *engine);
@@ -52,6 +55,8 @@ uint64_t eval_engine_planes_bytes(const struct eval_engine *engine);
 int eval_engine_load(struct eval_engine *engine, const struct eval_prefix *prefix);
 /* Of the loaded prefix; they hold until the next load. */
 const uint8_t *eval_engine_planes(const struct eval_engine *engine);
+/* NULL: they were not wanted. */
+const struct eval_inputs *eval_engine_inputs(const struct eval_engine *engine);
 /* [layer][EVAL_PARTS]: sum of squares. */
 const double *eval_engine_energy(const struct eval_engine *engine);
 

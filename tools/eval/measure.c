@@ -153,12 +153,17 @@ static int code_prefix(struct hand *hand, const struct eval_trial *trial,
 {
     uint64_t all = eval_engine_planes_bytes(hand->engine);
     const uint8_t *planes = eval_engine_planes(hand->engine);
+    const struct eval_inputs *inputs = eval_engine_inputs(hand->engine);
     for (uint32_t i = 0; i < EVAL_BLOCKS; i++) {
         uint64_t first = i * (all / EVAL_BLOCKS);
         struct larder_block block = {.model = hand->model,
                                      .position = (uint64_t)i * EVAL_BLOCK_TOKENS,
                                      .tables = hand->tables[i],
                                      .token_count = EVAL_BLOCK_TOKENS};
+        if (inputs) {
+            block.importance = eval_inputs_importance(inputs, i);
+            block.q_max = eval_inputs_q_max(inputs);
+        }
         double started = now_s();
         LARDER_TRY(encode_block(hand, trial, outcome, &block, planes + first));
         double encoded = now_s();
@@ -299,6 +304,8 @@ static int open_hand(struct hand *hand)
             hand->workspace_bytes,
             larder_recipe_workspace_bytes(trial->recipe, hand->model, EVAL_BLOCK_TOKENS));
         LARDER_TRY(fill_tables(hand, trial));
+        if (larder_recipe_needs(trial->recipe))
+            LARDER_TRY(eval_engine_want_inputs(hand->engine));
     }
     hand->decoded = larder_alloc_aligned(64, eval_engine_planes_bytes(hand->engine));
     hand->encoded = larder_alloc_aligned(64, encoded);
