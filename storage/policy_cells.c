@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "storage/policy_cells.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <float.h>
 
@@ -9,9 +10,11 @@
 
 #define SPAN_TICKS 32u /* half a second; older spans are longer */
 
+/* A leaf stands in the last span that starts no later than its last use: so a span starts after
+ * all that was used before it was made. */
 struct cells_span {
     uint32_t start_ticks;
-    uint32_t last_ticks;
+    uint32_t last_ticks; /* no leaf of it was used later */
     uint32_t leaf_count;
     uint64_t occupied[CELLS_LANE_WORDS]; /* a bit for each list that is not empty */
     struct policy_list lists[CELLS_LANES];
@@ -137,7 +140,8 @@ int cells_open_span(struct larder_policy *policy, struct cells *cells)
     uint32_t now_ticks = reuse_now(cells->reuse);
     if (cells->span_count > 0) {
         struct cells_span *newest = cells->spans[cells->span_count - 1];
-        if (now_ticks - newest->start_ticks < SPAN_TICKS) {
+        /* After a restart, leaves that were used in this very tick stand in it. */
+        if (now_ticks - newest->start_ticks < SPAN_TICKS || newest->last_ticks == now_ticks) {
             newest->last_ticks = now_ticks;
             return 0;
         }
@@ -189,6 +193,8 @@ void cells_add(struct larder_policy *policy, struct cells *cells, uint32_t id, u
     policy_list_append(policy, &span->lists[node->list], id);
     span->leaf_count++;
     cells->leaf_count++;
+    if (node->used > span->last_ticks)
+        span->last_ticks = node->used;
     span->occupied[node->list / 64] |= 1ull << node->list % 64;
     if (cells->best.span < CELLS_SPANS_MAX && cells->best_at == now) {
         float value = cell_value(cells, index, node->list);
@@ -201,6 +207,7 @@ void cells_remove(struct larder_policy *policy, struct cells *cells, uint32_t id
 {
     const struct larder_policy_node *node = policy_node(policy, id);
     struct cells_span *span = cells->spans[span_of(cells, node->used)];
+    assert(span->lists[node->list].count > 0);
     policy_list_remove(policy, &span->lists[node->list], id);
     span->leaf_count--;
     cells->leaf_count--;

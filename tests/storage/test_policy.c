@@ -306,6 +306,23 @@ START_TEST(it_goes_on_after_a_restart)
 }
 END_TEST
 
+/* A start that is over within the tick of the last use of all; nothing may stay behind for good. */
+START_TEST(a_request_right_after_a_restart)
+{
+    const char *name = larder_policy_name((uint32_t)_i);
+    begin(name, CAPACITY);
+    random_requests(100);
+    request(1, 40, CAPACITY);
+    for (uint32_t again = 0; again < 3; again++) {
+        restart(name);
+        request(401 + again * 40, 3, CAPACITY);
+    }
+    make_room(1);
+    ck_assert_uint_eq(model.count, 0);
+    finish();
+}
+END_TEST
+
 START_TEST(flipped_state_never_harms)
 {
     begin("value", CAPACITY);
@@ -433,6 +450,7 @@ int main(void)
     tcase_add_loop_test(every, without_memory_nothing_breaks, 0, policies);
     tcase_add_test(every, what_is_wrong_is_refused);
     tcase_add_loop_test(every, it_goes_on_after_a_restart, 0, policies);
+    tcase_add_loop_test(every, a_request_right_after_a_restart, 0, policies);
     suite_add_tcase(suite, every);
     TCase *learned = tcase_create("value");
     tcase_set_timeout(learned, 120);
