@@ -56,11 +56,16 @@ static bool run_completions(struct larder_store *store)
 
 /* --- the storage thread ----------------------------------------------------------------------- */
 
+/* Whether the store is closing is asked first: what was queued before that is then seen below. */
 static bool may_stop(struct larder_store *store)
 {
-    bool idle = writer_idle(store);
     pthread_mutex_lock(&store->lock);
-    bool stop = store->stopping && idle && load_idle(store) && !store->completions.first;
+    bool stopping = store->stopping;
+    pthread_mutex_unlock(&store->lock);
+    if (!stopping || !writer_idle(store))
+        return false;
+    pthread_mutex_lock(&store->lock);
+    bool stop = load_idle(store) && !store->completions.first;
     pthread_mutex_unlock(&store->lock);
     return stop;
 }

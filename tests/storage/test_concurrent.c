@@ -2,22 +2,26 @@
 /* Goal: many threads may use a store at once: no race, no wrong byte, no callback lost or called
  * twice, and the invariants hold at every moment.
  * Method: threads put, get, remove, look up, list, verify and revoke over the same chains for a
- * while; run under the thread sanitizer in CI. */
+ * while; run under the thread sanitizer in CI. Once more while threads are held up by chance
+ * (delays.h); so too a close right behind what was asked for. */
 #include <check.h>
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "base/error.h"
 #include "base/key.h"
+#include "delays.h"
 #include "fixture.h"
 #include "storage/store.h"
 
 #define THREADS    4
 #define CHAINS     24
 #define DEPTH      5
-#define RUN_TIME_S 3
+#define RUN_TIME_S 1
 
 static struct fixture f;
 
@@ -181,6 +185,87 @@ START_TEST(all_at_once_over_uring)
 }
 END_TEST
 
+START_TEST(all_at_once_held_up)
+{
+    delays_set(30, 2000);
+    run_with("threads");
+    delays_set(0, 0);
+}
+END_TEST
+
+#define CLOSINGS 40u
+#define AT_CLOSE 3u
+
+static _Atomic uint32_t told;
+
+static void count_end(void *context, int err)
+{
+    (void)context;
+    must(err == 0);
+    told++;
+}
+
+static void count_removal(void *context, int err, uint64_t removed)
+{
+    (void)removed;
+    count_end(context, err);
+}
+
+static struct larder_put *reserve(uint64_t seed)
+{
+    const uint32_t token = block_token(seed, 0);
+    const struct larder_put_desc desc = {
+        .tenant = f.tenant.index,
+        .model = f.model.index,
+        .key = block_key(seed),
+        .parent = larder_key_root,
+        .tokens = &token,
+        .token_count = 1,
+        .recipe = "raw",
+        .section_count_max = 1,
+        .payload_bytes_max = LARDER_PAGE_BYTES,
+    };
+    struct larder_put *put;
+    ck_assert_int_eq(larder_store_put_reserve(f.store, &put, &desc), 0);
+    uint64_t offset;
+    memset(larder_put_payload(put, &offset), (int)seed, LARDER_PAGE_BYTES);
+    larder_put_directory(put)[0] = (struct larder_section){
+        .layer_count = 1, .head_count = 1, .offset = offset, .bytes = LARDER_PAGE_BYTES};
+    return put;
+}
+
+/* What was asked for before a close ends before it does, and is there after it. */
+START_TEST(a_close_ends_what_was_asked_for)
+{
+    fixture_begin(&f);
+    ck_assert_int_eq(fixture_open(&f), 0);
+    for (uint64_t i = 1; i <= CLOSINGS; i++) {
+        told = 0;
+        uint32_t asked = 1;
+        struct larder_put *put = reserve(i);
+        delays_set(500, 3000);
+        /* The storage thread looks around for something to do. */
+        larder_store_put_abort(f.store, reserve(1000));
+        usleep((useconds_t)(i * 377 % 15000));
+        larder_store_put_commit(f.store, put, 1, LARDER_PAGE_BYTES, LARDER_DURABLE, count_end,
+                                NULL);
+        if (i > AT_CLOSE) {
+            const struct larder_key key = block_key(i - AT_CLOSE);
+            larder_store_remove(f.store, f.tenant.index, &key, LARDER_KEEP_PINNED, count_removal,
+                                NULL);
+            asked++;
+        }
+        fixture_close(&f);
+        delays_set(0, 0);
+        ck_assert_uint_eq(told, asked);
+        ck_assert_int_eq(fixture_open(&f), 0);
+        for (uint64_t seed = 1; seed <= i; seed++)
+            ck_assert_int_eq(fixture_has(&f, seed), seed + AT_CLOSE > i || i <= AT_CLOSE);
+    }
+    fixture_end(&f);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("concurrent");
@@ -188,6 +273,8 @@ int main(void)
     tcase_set_timeout(tcase, 120);
     tcase_add_test(tcase, all_at_once_over_threads);
     tcase_add_test(tcase, all_at_once_over_uring);
+    tcase_add_test(tcase, all_at_once_held_up);
+    tcase_add_test(tcase, a_close_ends_what_was_asked_for);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);
