@@ -196,6 +196,9 @@ int evict_take_locked(struct larder_store *store, uint32_t *out, uint32_t tenant
             continue;
         if (may_grow && retire_slab_of_another_locked(store, tenant))
             continue;
+        /* Another thread makes the tenant's next slab: that is to be waited for. */
+        if (store->tenants[tenant].growing)
+            return -EAGAIN;
         quota_refused_locked(store, tenant);
         return larder_fail(-EBUSY,
                            "no room for %llu bytes in the host tier: all %s is leased or being "
@@ -216,9 +219,11 @@ int evict_grow(struct larder_store *store, uint32_t tenant)
         return 0;
     }
     uint32_t slab_id;
-    int err = host_grow_begin(&store->host, tenant, &slab_id);
+    int err = quota_may_grow_locked(store, tenant)
+                  ? host_grow_begin(&store->host, tenant, &slab_id)
+                  : -ENOBUFS;
     if (err < 0) {
-        /* Another tenant was faster; there may be something to evict. */
+        /* Another tenant, or thread, was faster; there may be room now, or something to evict. */
         pthread_mutex_unlock(&store->lock);
         return 0;
     }

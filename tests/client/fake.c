@@ -772,12 +772,17 @@ const char *fake_socket(const struct fake *fake)
     return fake->socket;
 }
 
+/* A client does not look whether its connection is open when it has read from it within a moment of
+ * 2 ms: no daemon is back so soon. */
+#define MOMENT_US 3000u
+
 /* Each fault meets a new connection and a fresh slab. */
 static void drop_connection(struct fake *fake)
 {
     fake->drop = true;
-    while (fake->drop)
-        usleep(1000);
+    do
+        usleep(MOMENT_US);
+    while (fake->drop);
 }
 
 void fake_set_fault(struct fake *fake, enum fake_fault fault)

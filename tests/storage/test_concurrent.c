@@ -193,23 +193,7 @@ START_TEST(all_at_once_held_up)
 }
 END_TEST
 
-#define CLOSINGS 40u
-#define AT_CLOSE 3u
-
-static _Atomic uint32_t told;
-
-static void count_end(void *context, int err)
-{
-    (void)context;
-    must(err == 0);
-    told++;
-}
-
-static void count_removal(void *context, int err, uint64_t removed)
-{
-    (void)removed;
-    count_end(context, err);
-}
+#define FIRSTS 20u
 
 static struct larder_put *reserve(uint64_t seed)
 {
@@ -226,12 +210,58 @@ static struct larder_put *reserve(uint64_t seed)
         .payload_bytes_max = LARDER_PAGE_BYTES,
     };
     struct larder_put *put;
-    ck_assert_int_eq(larder_store_put_reserve(f.store, &put, &desc), 0);
+    must(larder_store_put_reserve(f.store, &put, &desc) == 0);
     uint64_t offset;
     memset(larder_put_payload(put, &offset), (int)seed, LARDER_PAGE_BYTES);
     larder_put_directory(put)[0] = (struct larder_section){
         .layer_count = 1, .head_count = 1, .offset = offset, .bytes = LARDER_PAGE_BYTES};
     return put;
+}
+
+static void *reserve_first(void *argument)
+{
+    pthread_barrier_wait(argument);
+    larder_store_put_abort(f.store, reserve(1 + (uint64_t)(uintptr_t)pthread_self() % 1000000));
+    return NULL;
+}
+
+/* All of the host tier is one slab, which is being made: nobody is told that there is no room. */
+START_TEST(who_comes_while_a_slab_is_made_waits)
+{
+    fixture_begin(&f);
+    f.options.host_bytes = f.options.slab_bytes;
+    for (uint32_t round = 0; round < FIRSTS; round++) {
+        ck_assert_int_eq(fixture_open(&f), 0);
+        pthread_barrier_t start;
+        pthread_barrier_init(&start, NULL, THREADS);
+        pthread_t threads[THREADS];
+        for (uint32_t i = 0; i < THREADS; i++)
+            ck_assert_int_eq(pthread_create(&threads[i], NULL, reserve_first, &start), 0);
+        for (uint32_t i = 0; i < THREADS; i++)
+            pthread_join(threads[i], NULL);
+        pthread_barrier_destroy(&start);
+        fixture_close(&f);
+    }
+    fixture_end(&f);
+}
+END_TEST
+
+#define CLOSINGS 40u
+#define AT_CLOSE 3u
+
+static _Atomic uint32_t told;
+
+static void count_end(void *context, int err)
+{
+    (void)context;
+    must(err == 0);
+    told++;
+}
+
+static void count_removal(void *context, int err, uint64_t removed)
+{
+    (void)removed;
+    count_end(context, err);
 }
 
 /* What was asked for before a close ends before it does, and is there after it. */
@@ -274,6 +304,7 @@ int main(void)
     tcase_add_test(tcase, all_at_once_over_threads);
     tcase_add_test(tcase, all_at_once_over_uring);
     tcase_add_test(tcase, all_at_once_held_up);
+    tcase_add_test(tcase, who_comes_while_a_slab_is_made_waits);
     tcase_add_test(tcase, a_close_ends_what_was_asked_for);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);
