@@ -219,9 +219,8 @@ int evict_grow(struct larder_store *store, uint32_t tenant)
         return 0;
     }
     uint32_t slab_id;
-    int err = quota_may_grow_locked(store, tenant)
-                  ? host_grow_begin(&store->host, tenant, &slab_id)
-                  : -ENOBUFS;
+    int err = quota_may_grow_locked(store, tenant) ? host_grow_begin(&store->host, tenant, &slab_id)
+                                                   : -ENOBUFS;
     if (err < 0) {
         /* Another tenant, or thread, was faster; there may be room now, or something to evict. */
         pthread_mutex_unlock(&store->lock);

@@ -21,7 +21,7 @@
 #define TIMEOUT_MS      20000u
 #define TIMEOUT_HANG_MS 500u
 #define PATIENCE_MS     60000
-#define COUNT      (3u * FAKE_BLOCK_TOKENS) /* tokens: all blocks are whole */
+#define COUNT           (3u * FAKE_BLOCK_TOKENS) /* tokens: all blocks are whole */
 
 static struct fake *fake;
 static struct larder *larder;
