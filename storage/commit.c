@@ -404,6 +404,7 @@ static void end_round(struct larder_store *store)
         commits->make_err = round->make_err;
     commits->is_ahead = false;
     commits->look = true;
+    store->clear.look = true;
     larder_free(round->punches);
     larder_free(commits->dead.extents);
     commits->dead = (struct dead_list){0};

@@ -34,42 +34,48 @@ static void run_move(struct larder_store *store, struct completion *completion)
     larder_free(move);
 }
 
+int move_begin_locked(struct larder_store *store, uint32_t id, uint32_t live_percent,
+                      larder_put_done done, void *context)
+{
+    const struct entry *entry = table_entry(&store->table, id);
+    if (store->read_only)
+        return LARDER_EREADONLY;
+    if (!find_sees(store, id, entry->tenant) || !(entry->flags & ENTRY_DURABLE) ||
+        store->tenants[entry->tenant].closed)
+        return LARDER_ENOTFOUND;
+    struct move *move = larder_alloc_zero(1, sizeof(*move));
+    struct load *load = move ? load_new(entry, HOST_NONE, HOST_LAYERS_ALL) : NULL;
+    if (!load) {
+        larder_free(move);
+        return -ENOMEM;
+    }
+    move->completion.run = run_move;
+    move->key = entry->key;
+    move->from = load->variant;
+    move->number = load->number;
+    move->tenant = entry->tenant;
+    move->model = entry->model;
+    move->live_percent = live_percent;
+    move->done = done;
+    move->context = context;
+    load->move = move;
+    store->tenants[entry->tenant].moves++;
+    load_queue_locked(store, load);
+    return 0;
+}
+
 void larder_store_move(struct larder_store *store, const struct larder_key *key, uint32_t variant,
                        uint32_t live_percent, larder_put_done done, void *context)
 {
-    struct move *move = larder_alloc_zero(1, sizeof(*move));
-    int err = move ? LARDER_ENOTFOUND : -ENOMEM;
     pthread_mutex_lock(&store->lock);
     uint32_t id = table_find_variant(&store->table, key, variant);
-    const struct entry *entry = id != TABLE_NONE ? table_entry(&store->table, id) : NULL;
-    if (move && store->read_only)
-        err = LARDER_EREADONLY;
-    else if (move && entry && find_sees(store, id, entry->tenant) &&
-             (entry->flags & ENTRY_DURABLE) && !store->tenants[entry->tenant].closed) {
-        struct load *load = load_new(entry, HOST_NONE, HOST_LAYERS_ALL);
-        err = load ? 0 : -ENOMEM;
-        if (load) {
-            move->completion.run = run_move;
-            move->key = *key;
-            move->from = load->variant;
-            move->number = load->number;
-            move->tenant = entry->tenant;
-            move->model = entry->model;
-            move->live_percent = live_percent;
-            move->done = done;
-            move->context = context;
-            load->move = move;
-            store->tenants[entry->tenant].moves++;
-            load_queue_locked(store, load);
-        }
-    }
+    int err = id == TABLE_NONE ? LARDER_ENOTFOUND
+                               : move_begin_locked(store, id, live_percent, done, context);
     pthread_mutex_unlock(&store->lock);
-    if (err < 0) {
-        larder_free(move);
+    if (err < 0)
         done(context, err);
-        return;
-    }
-    store_wake(store);
+    else
+        store_wake(store);
 }
 
 bool move_is_wanted(const struct larder_store *store, const struct move *move,

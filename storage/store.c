@@ -70,6 +70,14 @@ static bool may_stop(struct larder_store *store)
     return stop;
 }
 
+/* Until time alone brings something to do; -1: never. */
+static int timeout_ms(const struct larder_store *store)
+{
+    int commit_ms = commit_timeout_ms(store);
+    int clear_ms = clear_timeout_ms(store);
+    return commit_ms < 0 || (clear_ms >= 0 && clear_ms < commit_ms) ? clear_ms : commit_ms;
+}
+
 static void *storage_thread(void *argument)
 {
     struct larder_store *store = argument;
@@ -78,10 +86,11 @@ static void *storage_thread(void *argument)
         load_pump(store);
         /* A completion may have queued something; a step may have left something to do at once. */
         bool again = run_completions(store);
-        again = purge_step(store) || again || writer_must_step(store);
+        again = purge_step(store) || again;
+        again = clear_step(store) || again || writer_must_step(store);
         if (may_stop(store))
             break;
-        int count = store->io->ops->poll(store->io, again ? 0 : commit_timeout_ms(store));
+        int count = store->io->ops->poll(store->io, again ? 0 : timeout_ms(store));
         if (count < 0) {
             /* The disk may still write to slots, and nobody could be told anything any more: what
              * is left is what a power loss leaves, and a start mends that. */

@@ -9,7 +9,8 @@
  *   load.c     reads from SSD into slots; verification
  *   writer.c   groups: segment writes, sync, acknowledgement
  *   commit.c   what the index is to learn, in batches;  space.c  room for what is to be written
- *   move.c     records written again elsewhere, so that their segments can go
+ *   move.c     records written again elsewhere, so that their segments can go;  clear.c  when the
+ *              store does so by itself
  *   purge.c    the end of all that a tenant has
  *   remove.c   removal of subtrees: by request, after damage, of replaced tails
  *   marking.c  pins, expiry and priority of entries
@@ -233,6 +234,7 @@ struct group {
     uint64_t bytes;
     uint64_t end_bytes; /* of the segment, behind its members */
     uint64_t tombstone_bytes;
+    uint64_t move_bytes;
     uint32_t members; /* changes of the index */
     uint32_t in_flight;
     uint64_t in_flight_bytes;
@@ -376,6 +378,24 @@ struct commits {
     struct dead_list dead; /* given back by the round */
 };
 
+/* The oldest segments, being emptied (clear.c). */
+struct clear {
+    bool look;          /* there may be reason to begin */
+    bool running;       /* a pass over the table */
+    bool failed;        /* a move of this pass */
+    uint32_t last_id;   /* of the segments that are emptied */
+    uint32_t cursor;    /* of entries */
+    uint32_t begun;     /* moves of this pass */
+    uint32_t in_vain;   /* looks in a row */
+    uint32_t in_flight; /* of those */
+    uint64_t in_flight_bytes;
+    uint64_t begun_us;    /* the first of those in flight */
+    uint64_t wait_us;     /* nothing is done before */
+    bool resting;         /* ... unless it is urgent */
+    uint64_t asked_bytes; /* of tombstones, when it was not worth it */
+    uint64_t began_bytes; /* ... when it was; 0: it is not now */
+};
+
 struct tenant_state {
     uint32_t root;     /* entry */
     bool growing;      /* a thread is making a slab for it */
@@ -457,6 +477,7 @@ struct larder_store {
     struct larder_index *index; /* the keeper's, once it is there */
     struct keeper *keeper;
     struct commits commits;
+    struct clear clear;
     struct group groups[2];
     struct group *filling;
     struct group *syncing;
@@ -680,6 +701,9 @@ void remove_slice_done_locked(struct larder_store *store, struct slice *slice, i
 void remove_dead_locked(struct larder_store *store, uint32_t entry);
 
 /* move.c */
+/* The entry's record is to be moved; `done` is called once if this gives 0. */
+int move_begin_locked(struct larder_store *store, uint32_t entry, uint32_t live_percent,
+                      larder_put_done done, void *context);
 /* Storage thread: has its segment room enough to gain? */
 bool move_is_wanted(const struct larder_store *store, const struct move *move,
                     const struct segment *segment);
@@ -749,6 +773,12 @@ void commit_close(struct larder_store *store);
 void commit_publish_usage(struct larder_store *store);
 int dead_add(struct dead_list *list, struct dead_extent extent);
 void writer_extent_dead_locked(struct larder_store *store, const struct entry_variant *variant);
+
+/* clear.c */
+/* Storage thread. True: there is more to do at once. */
+bool clear_step(struct larder_store *store);
+/* Until there is something to do; -1: something else will tell. */
+int clear_timeout_ms(const struct larder_store *store);
 
 /* purge.c */
 /* Storage thread. True: there is more to do at once. */

@@ -450,6 +450,7 @@ static int add_move(struct larder_store *store, struct group *group)
         place(store, group, &move->append, move->append.record, bytes);
         move->next = group->moves;
         group->moves = move;
+        group->move_bytes += bytes;
         group->members++;
         move_place_locked(store, move, group->segment);
     } else {
@@ -475,8 +476,10 @@ static void gather(struct larder_store *store, struct group *group)
         pthread_mutex_unlock(&store->lock);
         if (!puts && !removals && !marks && !moves)
             return;
-        /* One a group, before what callers wait for, so that it gets on under any load. */
-        if (moves && (!group->moves || (!puts && !removals && !marks))) {
+        /* Up to half of the group, and one before what callers wait for, so that it gets on under
+         * any load. */
+        bool has_share = group->move_bytes <= group->bytes / 2;
+        if (moves && (has_share || (!puts && !removals && !marks))) {
             group->closed = add_move(store, group) == 1;
             continue;
         }
