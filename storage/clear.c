@@ -8,9 +8,9 @@
  * go, then those of the tombstones.
  *
  * It begins when segments in a row, from the oldest on, hold GAIN_SHARE of ssd_bytes in tombstones
- * and marks that say nothing any more, and no more than PRICE times as much that lives. So a byte of
- * a tombstone costs at most PRICE bytes of moving, and in the long run tombstones take no more than
- * the larger of those two shares: of ssd_bytes, or of what lives in front of them.
+ * and marks that say nothing any more, and no more than PRICE times as much that lives. So a byte
+ * of a tombstone costs at most PRICE bytes of moving, and in the long run tombstones take no more
+ * than the larger of those two shares: of ssd_bytes, or of what lives in front of them.
  *
  * A pass over the table, some entries at a time, finds what is to be moved; a few moves are under
  * way at once, and after them there is a pause of REST times what they took: whatever the disk can
