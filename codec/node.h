@@ -218,8 +218,11 @@ extern const struct codec_node_ops codec_node_balance;
 extern const struct codec_node_ops codec_node_cases;
 extern const struct codec_node_ops codec_node_hadamard;
 extern const struct codec_node_ops codec_node_normalize;
+extern const struct codec_node_ops codec_node_qjl;
 extern const struct codec_node_ops codec_node_quant;
 extern const struct codec_node_ops codec_node_rans;
+extern const struct codec_node_ops codec_node_reorder;
+extern const struct codec_node_ops codec_node_rfft;
 extern const struct codec_node_ops codec_node_rope_off;
 extern const struct codec_node_ops codec_node_sinks;
 

@@ -26,6 +26,8 @@ const struct recipe_preset recipe_presets[] = {
     {"fp8-e5m2", "8-bit floats with a wider range", "fp8 format=e5m2"},
     {"bfp4", "block floating point: 4 bits, an exponent for 32 channels; K not sorted",
      "bfp mantissa=4 block=32"},
+    {"bfp4-ksort", "the same, K's channels sorted by the profile",
+     "k{reorder by=bfp | bfp mantissa=4 block=32} v{bfp mantissa=4 block=32}"},
 };
 
 const uint32_t recipe_preset_count = LARDER_COUNT_OF(recipe_presets);

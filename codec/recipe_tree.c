@@ -32,10 +32,11 @@ static const struct codec_node_ops byteplanes_node = {
 };
 
 static const struct codec_node_ops *const stages[] = {
-    &plain_node,         &byteplanes_node,      &codec_node_rope_off,    &codec_node_hadamard,
-    &codec_node_quant,   &codec_node_lloyd.ops, &codec_node_ternary.ops, &codec_node_fp4.ops,
-    &codec_node_fp8.ops, &codec_node_bfp.ops,   &codec_node_rans,        &codec_node_sinks,
-    &codec_node_balance, &codec_node_normalize,
+    &plain_node,           &byteplanes_node,      &codec_node_rope_off,    &codec_node_hadamard,
+    &codec_node_quant,     &codec_node_lloyd.ops, &codec_node_ternary.ops, &codec_node_fp4.ops,
+    &codec_node_fp8.ops,   &codec_node_bfp.ops,   &codec_node_qjl,         &codec_node_rfft,
+    &codec_node_reorder,   &codec_node_rans,      &codec_node_sinks,       &codec_node_balance,
+    &codec_node_normalize,
 };
 
 const struct codec_node_ops *recipe_stage(uint32_t index)

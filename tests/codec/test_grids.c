@@ -6,6 +6,7 @@
  *         levels themselves; examples by hand; all symbols through each lookup. */
 #include <check.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -15,6 +16,7 @@
 #include "base/record.h"
 #include "codec/codec.h"
 #include "codec/grid.h"
+#include "codec/profile_writer.h"
 #include "kernels/cpu/cpu_math.h"
 
 static uint64_t random_state = 1;
@@ -35,6 +37,7 @@ struct scene {
     struct larder_recipe *recipe;
     struct larder_model_desc model;
     struct larder_block block;
+    uint32_t section;
     uint64_t count;
     float *x;
     float *decoded;
@@ -47,7 +50,7 @@ struct scene {
 static void scene_open(struct scene *s, const char *text, uint32_t heads, uint32_t tokens,
                        uint32_t dims)
 {
-    *s = (struct scene){.count = (uint64_t)heads * tokens * dims};
+    *s = (struct scene){.section = 1, .count = (uint64_t)heads * tokens * dims};
     s->model = (struct larder_model_desc){.layers = 1,
                                           .kv_heads = heads,
                                           .k_dims = dims,
@@ -80,11 +83,11 @@ static void scene_run(struct scene *s)
     uint64_t workspace_bytes = larder_recipe_workspace_bytes(s->recipe, &s->model, tokens);
     ck_assert_msg(larder_recipe_encode(s->recipe, s->encoded,
                                        larder_recipe_bound(s->recipe, &s->model, 1, tokens),
-                                       &s->encoded_bytes, &s->error, &s->block, 1, s->x,
+                                       &s->encoded_bytes, &s->error, &s->block, s->section, s->x,
                                        s->workspace, workspace_bytes) == 0,
                   "%s", larder_error_message());
     ck_assert_msg(larder_recipe_decode(s->recipe, s->decoded, s->count * sizeof(float), &s->block,
-                                       1, s->encoded, s->encoded_bytes, s->workspace,
+                                       s->section, s->encoded, s->encoded_bytes, s->workspace,
                                        workspace_bytes) == 0,
                   "%s", larder_error_message());
 }
@@ -408,6 +411,126 @@ START_TEST(magnitudes)
 }
 END_TEST
 
+/* A wave of one frequency is one number behind the transform, and the others are 0: two levels keep
+ * it, whatever the number of channels. */
+START_TEST(a_wave_is_one_number)
+{
+    static const uint32_t sizes[] = {2, 3, 8, 12, 15, 64, 100};
+    for (size_t n = 0; n < LARDER_COUNT_OF(sizes); n++) {
+        for (uint32_t wave = 0; wave < sizes[n]; wave++) {
+            struct scene s;
+            uint32_t dims = sizes[n];
+            scene_open(&s, "rfft | quant bits=1 group=4096", 2, 3, dims);
+            bool is_sine = wave > dims / 2;
+            double turns = (double)(is_sine ? wave - dims / 2 : wave) / dims;
+            for (uint64_t i = 0; i < s.count; i++) {
+                double angle = 2 * 3.14159265358979323846 * turns * (double)(i % dims);
+                s.x[i] = (float)(7 * (is_sine ? sin(angle) : cos(angle)));
+            }
+            scene_run(&s);
+            ck_assert_msg(mean_square_error(&s) < 1e-6, "wave %u of %u: %g", wave, dims,
+                          mean_square_error(&s));
+            scene_close(&s);
+        }
+    }
+}
+END_TEST
+
+/* Its copies are noisy, but products with them are right on average: over seeds the copies of one
+ * number come to it. The noise is pi / 2 of the energy. */
+START_TEST(sketches_are_right_on_average)
+{
+    enum { SEEDS = 400, DIMS = 32 };
+    double sum[DIMS] = {0};
+    double noise = 0;
+    struct scene s;
+    for (int seed = 0; seed < SEEDS; seed++) {
+        char text[32];
+        snprintf(text, sizeof(text), "qjl seed=%d", seed);
+        scene_open(&s, text, 1, 1, DIMS);
+        for (int i = 0; i < DIMS; i++)
+            s.x[i] = (float)(i - 7);
+        scene_run(&s);
+        for (int i = 0; i < DIMS; i++)
+            sum[i] += (double)s.decoded[i];
+        noise += mean_square_error(&s);
+        if (seed + 1 < SEEDS)
+            scene_close(&s);
+    }
+    double off = 0;
+    double all = 0;
+    for (int i = 0; i < DIMS; i++) {
+        off += pow(sum[i] / SEEDS - (double)s.x[i], 2);
+        all += pow((double)s.x[i], 2);
+    }
+    scene_close(&s);
+    ck_assert_msg(fabs(noise / SEEDS - 3.14159265 / 2) < 0.1, "noise %g", noise / SEEDS);
+    /* What is left of the noise after so many, with room. */
+    ck_assert_msg(off / all < 2 * 1.571 / SEEDS, "mean off by %g", off / all);
+}
+END_TEST
+
+/* Reordered numbers are coded as if they had stood so; V is left alone. */
+START_TEST(channels_in_a_profiles_order)
+{
+    enum { HEADS = 2, DIMS = 64, CHANNELS = HEADS * DIMS, TOKENS = 20 };
+    struct scene plain;
+    struct scene s;
+    scene_open(&plain, "bfp", HEADS, TOKENS, DIMS);
+    scene_open(&s, "bfp", HEADS, TOKENS, DIMS);
+    int32_t order[CHANNELS];
+    for (int32_t i = 0; i < CHANNELS; i++)
+        order[i] = (i * 37 + 11) % CHANNELS;
+    uint64_t shape[2] = {1, CHANNELS};
+    for (int damage = 0; damage < 3; damage++) {
+        struct larder_profile_writer *writer;
+        struct larder_profile *profile;
+        struct larder_recipe *recipe;
+        void *bytes;
+        uint64_t byte_count;
+        int32_t was = order[5];
+        order[5] = damage == 0 ? was : damage == 1 ? order[6] : -1;
+        ck_assert_int_eq(larder_profile_writer_open(&writer, &s.model), 0);
+        ck_assert_int_eq(
+            larder_profile_put(writer, "bfp.order", LARDER_PROFILE_I32, shape, 2, order), 0);
+        ck_assert_int_eq(larder_profile_finish(writer, &bytes, &byte_count), 0);
+        ck_assert_int_eq(larder_profile_open(&profile, bytes, byte_count), 0);
+        int err = larder_recipe_open(&recipe, "reorder by=bfp | bfp", profile);
+        ck_assert_int_eq(err, damage ? LARDER_EFORMAT : 0);
+        order[5] = was;
+        for (uint32_t section = 0; section < 2 && err == 0; section++) {
+            for (uint64_t i = 0; i < s.count; i++)
+                s.x[i] = (float)(next_normal() * exp2((double)(i * 5 % 7)));
+            for (uint64_t i = 0; i < s.count; i++) {
+                uint64_t head = i / DIMS / TOKENS;
+                uint64_t token = i / DIMS % TOKENS;
+                uint64_t from =
+                    section ? head * DIMS + i % DIMS : (uint64_t)order[head * DIMS + i % DIMS];
+                plain.x[i] = s.x[(from / DIMS * TOKENS + token) * DIMS + from % DIMS];
+            }
+            plain.section = s.section = section;
+            scene_run(&plain);
+            struct larder_recipe *unordered = s.recipe;
+            s.recipe = recipe;
+            scene_run(&s);
+            s.recipe = unordered;
+            ck_assert_uint_eq(s.encoded_bytes, plain.encoded_bytes);
+            ck_assert_mem_eq(s.encoded, plain.encoded, plain.encoded_bytes);
+            ck_assert(fabs(mean_square_error(&s) / mean_square_error(&plain) - 1) < 1e-9);
+        }
+        larder_recipe_close(recipe);
+        ck_assert_int_eq(larder_recipe_open(&recipe, "reorder by=rotatekv | quant", profile),
+                         LARDER_EUNSUPPORTED);
+        ck_assert_ptr_nonnull(strstr(larder_error_message(), "rotatekv.order"));
+        larder_profile_close(profile);
+        larder_free(bytes);
+        larder_profile_writer_close(writer);
+    }
+    scene_close(&s);
+    scene_close(&plain);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("grids");
@@ -424,6 +547,9 @@ int main(void)
     tcase_add_test(tests, bad_parameters);
     tcase_add_test(tests, no_number_as_a_power);
     tcase_add_test(tests, magnitudes);
+    tcase_add_test(tests, a_wave_is_one_number);
+    tcase_add_test(tests, sketches_are_right_on_average);
+    tcase_add_test(tests, channels_in_a_profiles_order);
     suite_add_tcase(suite, tests);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);

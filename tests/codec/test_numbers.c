@@ -58,6 +58,10 @@ static const struct {
     {"fp8 format=e5m2 axis=channel group=32", 0.06, 8.6},
     {"bfp4", 0.3, 4.26},
     {"bfp mantissa=7 block=0 | rans", 0.2, 7.1},
+    {"rfft | lloyd bits=1 axis=channel group=32 scale=fit", 0.65, 1.6},
+    {"rope-off | rfft | quant bits=8", 0.02, 9.1},
+    {"qjl", 1.4, 1.13},
+    {"sinks{hadamard signs=2 | qjl seed=7 | rans}", 1.4, 1.7},
     {"normalize | quant bits=4 axis=token group=0", 0.2, 4.2},
     {"balance | quant bits=4 axis=token group=64", 0.35, 4.7},
 };

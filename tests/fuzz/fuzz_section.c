@@ -11,6 +11,8 @@
 
 #include "base/bytes.h"
 #include "base/error.h"
+#include "base/mem.h"
+#include "codec/profile_writer.h"
 #include "tests/fuzz/fuzz.h"
 
 #define GUARD_BYTES         64u
@@ -59,12 +61,36 @@ static void close_room(struct room *room)
 
 struct scene {
     struct larder_recipe *recipe;
+    struct larder_profile *profile; /* NULL where the recipe needs none */
+    void *profile_bytes;
     struct larder_model_desc model;
     struct larder_block block; /* of the model above */
     uint32_t section;
     uint64_t raw_bytes;
     uint64_t workspace_bytes;
 };
+
+/* Channels of the model in an order that is not theirs. */
+static void make_profile(struct scene *scene)
+{
+    int32_t order[4 * 65];
+    uint64_t shape[2] = {1, (uint64_t)scene->model.kv_heads * scene->model.k_dims};
+    for (uint64_t i = 0; i < shape[1]; i++)
+        order[i] = (int32_t)((i + 3) % shape[1]);
+    struct larder_profile_writer *writer;
+    int err = larder_profile_writer_open(&writer, &scene->model);
+    if (err == 0)
+        err = larder_profile_put(writer, "bfp.order", LARDER_PROFILE_I32, shape, 2, order);
+    if (err == 0)
+        err = larder_profile_put(writer, "rotatekv.order", LARDER_PROFILE_I32, shape, 2, order);
+    uint64_t bytes;
+    if (err == 0)
+        err = larder_profile_finish(writer, &scene->profile_bytes, &bytes);
+    if (err == 0)
+        err = larder_profile_open(&scene->profile, scene->profile_bytes, bytes);
+    assert(err == 0);
+    larder_profile_writer_close(writer);
+}
 
 /* False when the recipe is not for such a model. */
 static bool open_scene(struct scene *scene, const uint8_t choice[5])
@@ -99,6 +125,10 @@ static bool open_scene(struct scene *scene, const uint8_t choice[5])
         "bfp mantissa=4 block=32",
         "bfp mantissa=7 block=0 | rans",
         "balance | normalize | quant group=0",
+        "rfft | lloyd bits=1 axis=channel group=16 scale=fit",
+        "qjl seed=3 | rans",
+        "reorder by=bfp | bfp",
+        "rope-off | reorder by=rotatekv | quant bits=2 group=128 mode=int",
     };
     static const uint32_t dtypes[] = {LARDER_BF16, LARDER_F16, LARDER_F32, LARDER_BF16};
     *scene = (struct scene){.section = choice[0] >> 2 & 1};
@@ -120,8 +150,13 @@ static bool open_scene(struct scene *scene, const uint8_t choice[5])
                              .theta = 100,
                              .factor = 1};
     uint32_t recipe = (choice[0] & 3u) | (choice[0] >> 6 << 2) | (choice[1] >> 2 << 4);
-    assert(larder_recipe_open(&scene->recipe, recipes[recipe % LARDER_COUNT_OF(recipes)], NULL) ==
-           0);
+    const char *text = recipes[recipe % LARDER_COUNT_OF(recipes)];
+    assert(larder_recipe_open(&scene->recipe, text, NULL) == 0);
+    if (larder_recipe_needs_profile(scene->recipe)) {
+        larder_recipe_close(scene->recipe);
+        make_profile(scene);
+        assert(larder_recipe_open(&scene->recipe, text, scene->profile) == 0);
+    }
     if (larder_recipe_fits(scene->recipe, &scene->model) < 0)
         return false;
     static float tables[64 * 65];
@@ -218,5 +253,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
         round_trip(&scene, data + 5, bytes - 5);
     }
     larder_recipe_close(scene.recipe);
+    larder_profile_close(scene.profile);
+    larder_free(scene.profile_bytes);
     return 0;
 }
