@@ -10,6 +10,8 @@ const struct recipe_preset recipe_presets[] = {
      "k{quant bits=2 axis=channel group=32} v{quant bits=2 axis=token group=32}"},
     {"kivi4", "KIVI, 4 bits",
      "k{quant bits=4 axis=channel group=32} v{quant bits=4 axis=token group=32}"},
+    {"kivi8", "KIVI, 8 bits: what KVTuner gives the layers that need it",
+     "k{quant bits=8 axis=channel group=32} v{quant bits=8 axis=token group=32}"},
     {"quarot-int4", "QuaRot's rotation, 4 bits, one scale for 16 tokens of a channel",
      "hadamard | quant bits=4 axis=channel group=16 mode=sym"},
     {"quarot-int2", "QuaRot's rotation, 2 bits (three levels)",

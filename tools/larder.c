@@ -26,6 +26,7 @@ struct command {
     int (*run)(const struct command_options *options, int argc, char **argv);
 };
 
+static const struct argp calibrate_parser;
 static const struct argp export_parser;
 static const struct argp fsck_parser;
 static const struct argp import_parser;
@@ -68,6 +69,8 @@ static const struct command commands[] = {
     {"fsck", "DIR", "Check a store that no larderd uses", 1, 1, &fsck_parser, command_fsck},
     {"models", "", "List models", 0, 0, NULL, command_models},
     {"tenants", "", "List tenants and what each holds", 0, 0, NULL, command_tenants},
+    {"calibrate", "", "Make a model's profile from a text", 0, 0, &calibrate_parser,
+     command_calibrate},
     {"recipe", "ls | show RECIPE", "List recipes; show the stages of one", 1, 2, NULL,
      command_recipe},
 };
@@ -94,6 +97,11 @@ enum {
     OPTION_PINNED,
     OPTION_YES,
     OPTION_KEY_FILE,
+    OPTION_TEXT,
+    OPTION_WINDOW,
+    OPTION_KL_WINDOWS,
+    OPTION_BUDGET,
+    OPTION_THREADS,
 };
 
 struct input {
@@ -152,6 +160,21 @@ static const struct argp_option export_options[] = {
 static const struct argp_option import_options[] = {
     {"tenant", OPTION_TENANT, "NAME", 0, "For this tenant; default: the only one", 0},
     {"recipe", OPTION_RECIPE, "RECIPE", 0, "Encode with this one; default: exact", 0},
+    {0},
+};
+
+static const struct argp_option calibrate_options[] = {
+    {"model", OPTION_MODEL, "DIR", 0, "The model's directory", 0},
+    {"text", OPTION_TEXT, "FILE", 0, "What it reads, each byte a token", 0},
+    {"tokens", OPTION_TOKENS, "FILE", 0, "Instead: token ids, as decimal numbers", 0},
+    {"output", 'o', "FILE", 0, "Where to; default: profile.safetensors", 0},
+    {"out", 'o', "FILE", OPTION_ALIAS, NULL, 0},
+    {"budget", OPTION_BUDGET, "BITS", 0, "Bits an element of the bit map, 2 to 8; default: 3.25",
+     0},
+    {"window", OPTION_WINDOW, "N", 0, "Tokens read in one piece; default: 1024", 0},
+    {"kl-windows", OPTION_KL_WINDOWS, "N", 0,
+     "Measure what layers cost on N windows; 0: not at all; default: 8", 0},
+    {"threads", OPTION_THREADS, "N", 0, "Default: as many as there are cores", 0},
     {0},
 };
 
@@ -348,6 +371,47 @@ static error_t parse_import(int key, char *argument, struct argp_state *state)
     }
 }
 
+static error_t parse_calibrate(int key, char *argument, struct argp_state *state)
+{
+    struct input *input = state->input;
+    char *end;
+    double bits;
+    switch (key) {
+    case OPTION_TEXT:
+        input->options.text = argument;
+        return 0;
+    case OPTION_WINDOW:
+        input->options.window_tokens =
+            (uint32_t)larder_min_u64(parse_count(state, argument, "tokens"), UINT32_MAX);
+        if (input->options.window_tokens < 2)
+            argp_error(state, "a window has at least 2 tokens");
+        return 0;
+    case OPTION_KL_WINDOWS:
+        if (strcmp(argument, "0") == 0)
+            input->options.kl_windows = 0;
+        else
+            input->options.kl_windows =
+                (uint32_t)larder_min_u64(parse_count(state, argument, "windows"), UINT32_MAX);
+        return 0;
+    case OPTION_THREADS:
+        input->options.threads =
+            (uint32_t)larder_min_u64(parse_count(state, argument, "threads"), 1024);
+        return 0;
+    case OPTION_BUDGET:
+        bits = strtod(argument, &end);
+        if (*end || !*argument || !(bits >= 2 && bits <= 8))
+            argp_error(state, "'%s' is not a number of bits from 2 to 8", argument);
+        input->options.budget_bits = bits;
+        return 0;
+    case OPTION_MODEL:
+    case OPTION_TOKENS:
+    case 'o':
+        return parse_export(key, argument, state);
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
 static error_t parse_purge(int key, char *argument, struct argp_state *state)
 {
     struct input *input = state->input;
@@ -433,6 +497,8 @@ static error_t parse_top_options(int key, char *argument, struct argp_state *sta
 static const struct argp common_parser = {.options = common_options, .parser = parse_common};
 static const struct argp list_parser = {.options = list_options, .parser = parse_list};
 static const struct argp export_parser = {.options = export_options, .parser = parse_export};
+static const struct argp calibrate_parser = {.options = calibrate_options,
+                                             .parser = parse_calibrate};
 static const struct argp import_parser = {.options = import_options, .parser = parse_import};
 static const struct argp fsck_parser = {.options = fsck_options, .parser = parse_fsck};
 static const struct argp scrub_parser = {.options = scrub_options, .parser = parse_scrub};
@@ -563,7 +629,11 @@ int main(int argc, char **argv)
                                        .doc = "larder - looks into a running larderd\v ",
                                        .children = children,
                                        .help_filter = list_commands};
-    struct input input = {.options = {.interval_ms = 1000, .variant = WIRE_VARIANT_ALL}};
+    struct input input = {.options = {.interval_ms = 1000,
+                                      .variant = WIRE_VARIANT_ALL,
+                                      .window_tokens = 1024,
+                                      .kl_windows = 8,
+                                      .budget_bits = 3.25}};
     argp_err_exit_status = COMMAND_USAGE;
     argp_parse(&parser, argc, argv, ARGP_IN_ORDER, NULL, &input);
     return run_command(&input, argc - input.argument_first, argv + input.argument_first);

@@ -48,6 +48,12 @@ struct command_options {
     const char *output; /* NULL: stdout */
     /* import */
     const char *recipe;
+    /* calibrate; and model, tokens, output */
+    const char *text;
+    uint32_t window_tokens;
+    uint32_t kl_windows;
+    uint32_t threads; /* 0: as many as there are cores */
+    double budget_bits;
     /* top */
     uint32_t interval_ms;
     uint64_t count; /* 0: until it is told to end */
@@ -74,6 +80,7 @@ int command_ttl(const struct command_options *options, int argc, char **argv);
 int command_priority(const struct command_options *options, int argc, char **argv);
 int command_purge(const struct command_options *options, int argc, char **argv);
 int command_rm(const struct command_options *options, int argc, char **argv);
+int command_calibrate(const struct command_options *options, int argc, char **argv);
 int command_recipe(const struct command_options *options, int argc, char **argv);
 
 /* Says the last error and gives the exit code that goes with it. */

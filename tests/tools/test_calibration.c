@@ -1,0 +1,279 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Goal: calibration learns what it says it learns, and gives the same bytes whatever the machine.
+ * Method: the small model reads a short text; each tensor is checked by what defines it; the choice
+ * of bits is compared with all choices there are.
+ */
+#include "tools/calibrate/calibrate.h"
+
+#include <check.h>
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "base/mem.h"
+#include "codec/codec.h"
+
+#define MODEL       "tests/models/tiny"
+#define TEXT        MODEL "/calibration.txt"
+#define TEXT_TOKENS 4000u
+#define WINDOW      400u
+#define LAYERS      6u
+#define CHANNELS    128u
+#define DIMS        64u
+
+static uint32_t text[TEXT_TOKENS];
+
+static void read_text(void)
+{
+    static uint8_t bytes[TEXT_TOKENS];
+    FILE *file = fopen(TEXT, "re");
+    ck_assert_ptr_nonnull(file);
+    ck_assert_uint_eq(fread(bytes, 1, sizeof(bytes), file), sizeof(bytes));
+    fclose(file);
+    for (uint32_t i = 0; i < TEXT_TOKENS; i++)
+        text[i] = bytes[i];
+}
+
+static struct calibration_options options(void)
+{
+    return (struct calibration_options){.model = MODEL,
+                                        .tokens = text,
+                                        .token_count = TEXT_TOKENS,
+                                        .window_tokens = WINDOW,
+                                        .threads = 1,
+                                        .kl_windows = 1};
+}
+
+struct made {
+    void *bytes;
+    uint64_t count;
+    struct calibration_cost *costs;
+};
+
+static void make(struct made *out, const struct calibration_options *wanted)
+{
+    struct calibration *c;
+    struct larder_profile_writer *writer;
+    ck_assert_msg(calibration_open(&c, wanted) == 0, "%s", larder_error_message());
+    ck_assert_int_eq(larder_profile_writer_open(&writer, &c->model), 0);
+    ck_assert_int_eq(calibration_read(c, writer), 0);
+    ck_assert_int_eq(calibration_sort_weights(c, writer), 0);
+    ck_assert_msg(calibration_measure_costs(c, &out->costs, writer) == 0, "%s",
+                  larder_error_message());
+    ck_assert_int_eq(larder_profile_finish(writer, &out->bytes, &out->count), 0);
+    larder_profile_writer_close(writer);
+    calibration_close(c);
+}
+
+static void drop(struct made *made)
+{
+    larder_free(made->costs);
+    larder_free(made->bytes);
+}
+
+static const void *find(const struct larder_profile *profile, const char *name,
+                        enum larder_profile_type type, uint64_t a, uint64_t b, uint64_t c,
+                        uint64_t d)
+{
+    uint64_t shape[] = {a, b, c, d};
+    const void *found;
+    int err =
+        larder_profile_find(profile, &found, name, type, shape, 1u + (b > 0) + (c > 0) + (d > 0));
+    ck_assert_msg(err == 0, "%s: %s", name, larder_error_message());
+    return found;
+}
+
+static void check_order(const struct larder_profile *profile, const char *name, uint32_t group)
+{
+    const int32_t *order = find(profile, name, LARDER_PROFILE_I32, LAYERS, CHANNELS, 0, 0);
+    for (uint32_t layer = 0; layer < LAYERS; layer++) {
+        bool seen[CHANNELS] = {false};
+        for (uint32_t i = 0; i < CHANNELS; i++) {
+            int32_t channel = order[layer * CHANNELS + i];
+            ck_assert_int_ge(channel, 0);
+            ck_assert_int_lt(channel, (int32_t)CHANNELS);
+            ck_assert_uint_eq((uint32_t)channel / group, i / group);
+            ck_assert(!seen[channel]);
+            seen[channel] = true;
+        }
+    }
+}
+
+static void check_levels(const struct larder_profile *profile, const char *side, uint32_t count)
+{
+    char name[32];
+    snprintf(name, sizeof(name), "kvquant.%s.lut%u", side, count);
+    const float *levels = find(profile, name, LARDER_PROFILE_F32, LAYERS, count, 0, 0);
+    snprintf(name, sizeof(name), "kvquant.%s.norm%u", side, count);
+    const float *norms = find(profile, name, LARDER_PROFILE_F32, LAYERS, 2, 0, 0);
+    for (uint32_t layer = 0; layer < LAYERS; layer++) {
+        for (uint32_t i = 0; i < count; i++) {
+            float level = levels[layer * count + i];
+            ck_assert(level >= -1 && level <= 1);
+            ck_assert(i == 0 || level > levels[layer * count + i - 1]);
+        }
+        /* Levels lie closer together than what they stand for. */
+        ck_assert(norms[2 * layer] >= 1 && norms[2 * layer] < 1.3f);
+        ck_assert(fabsf(norms[2 * layer + 1]) < 0.1f);
+    }
+}
+
+START_TEST(test_tensors)
+{
+    struct calibration_options wanted = options();
+    struct made made;
+    make(&made, &wanted);
+    struct larder_profile *profile;
+    ck_assert_int_eq(larder_profile_open(&profile, made.bytes, made.count), 0);
+    check_order(profile, "rotatekv.order", CHANNELS);
+    check_order(profile, "bfp.order", DIMS);
+    for (uint32_t count = 4; count <= 16; count *= 2) {
+        check_levels(profile, "k", count);
+        check_levels(profile, "v", count);
+    }
+    const float *low = find(profile, "kvquant.k.low", LARDER_PROFILE_F32, LAYERS, CHANNELS, 0, 0);
+    const float *high = find(profile, "kvquant.k.high", LARDER_PROFILE_F32, LAYERS, CHANNELS, 0, 0);
+    const float *mean = find(profile, "moments.k.mean", LARDER_PROFILE_F32, LAYERS, 2, DIMS, 0);
+    const float *second = find(profile, "moments.k", LARDER_PROFILE_F32, LAYERS, 2, DIMS, DIMS);
+    find(profile, "moments.v", LARDER_PROFILE_F32, LAYERS, 2, DIMS, DIMS);
+    find(profile, "moments.q", LARDER_PROFILE_F32, LAYERS, 2, DIMS, DIMS);
+    find(profile, "sinks.k_norm", LARDER_PROFILE_F32, LAYERS, 16, 0, 0);
+    for (uint32_t i = 0; i < LAYERS * CHANNELS; i++) {
+        uint32_t dim = i % DIMS;
+        float square = second[((uint64_t)i / DIMS * DIMS + dim) * DIMS + dim];
+        ck_assert(low[i] < mean[i] && mean[i] < high[i]);
+        ck_assert(square > mean[i] * mean[i]);
+        ck_assert(square < fmaxf(low[i] * low[i], high[i] * high[i]));
+        uint32_t other = (dim * 7 + 3) % DIMS;
+        ck_assert(second[((uint64_t)i / DIMS * DIMS + dim) * DIMS + other] ==
+                  second[((uint64_t)i / DIMS * DIMS + other) * DIMS + dim]);
+    }
+    /* More bits cost less; 2 bits of everything cost something. */
+    double sums[CALIBRATION_WIDTHS] = {0};
+    for (uint32_t i = 0; i < LAYERS * 2 * CALIBRATION_WIDTHS; i++) {
+        sums[i % CALIBRATION_WIDTHS] += (double)made.costs[i].kl;
+        ck_assert(i % CALIBRATION_WIDTHS == 0 || made.costs[i].mse < made.costs[i - 1].mse / 8);
+    }
+    ck_assert(sums[0] > 4 * sums[1] && sums[1] > sums[2] && sums[2] >= 0 && sums[0] > 0.001);
+    larder_profile_close(profile);
+    drop(&made);
+}
+END_TEST
+
+START_TEST(test_same_bytes)
+{
+    struct calibration_options wanted = options();
+    struct made first;
+    struct made second;
+    make(&first, &wanted);
+    wanted.threads = 3;
+    make(&second, &wanted);
+    ck_assert_uint_eq(first.count, second.count);
+    ck_assert_mem_eq(first.bytes, second.bytes, first.count);
+    drop(&second);
+    drop(&first);
+}
+END_TEST
+
+/* Layers of any costs, few enough that all choices can be tried. */
+START_TEST(test_bits)
+{
+    enum { COUNT = 3 };
+    struct calibration_cost costs[COUNT * 2 * CALIBRATION_WIDTHS];
+    srand(1);
+    for (int round = 0; round < 200; round++) {
+        for (uint32_t i = 0; i < COUNT * 2 * CALIBRATION_WIDTHS; i++)
+            costs[i].kl = (float)rand() / (float)RAND_MAX / (float)(1 << 2 * (i % 3));
+        double budget = 2 + (double)(round % 25) / 4;
+        uint8_t choice[2 * COUNT];
+        double kl;
+        ck_assert_int_eq(calibration_choose_bits(choice, &kl, costs, COUNT, 1, budget), 0);
+        double best = INFINITY;
+        for (uint32_t code = 0; code < 729; code++) {
+            double sum = 0;
+            uint32_t bits = 0;
+            for (uint32_t i = 0, rest = code; i < 2 * COUNT; i++, rest /= 3) {
+                bits += calibration_widths[rest % 3];
+                sum += (double)costs[i * CALIBRATION_WIDTHS + rest % 3].kl;
+            }
+            if (bits <= budget * 2 * COUNT && sum < best)
+                best = sum;
+        }
+        ck_assert(fabs(best - kl) < 1e-6);
+        double sum = 0;
+        for (uint32_t i = 0; i < 2 * COUNT; i++)
+            sum += (double)costs[i * CALIBRATION_WIDTHS + choice[i]].kl;
+        ck_assert(fabs(sum - kl) < 1e-6);
+    }
+    uint8_t choice[2 * COUNT];
+    double kl;
+    ck_assert_int_eq(calibration_choose_bits(choice, &kl, costs, COUNT, 1, 1.5), -EINVAL);
+    ck_assert_int_eq(calibration_choose_bits(choice, &kl, costs, COUNT, 2, 3), 0);
+    ck_assert(choice[0] == choice[2] && choice[1] == choice[3]);
+}
+END_TEST
+
+START_TEST(test_recipe)
+{
+    char text_of[256];
+    const uint8_t choice[] = {0, 1, 2, 2, 2, 2, 1, 0};
+    ck_assert_int_eq(calibration_bits_recipe(text_of, sizeof(text_of), choice, 4), 0);
+    ck_assert_str_eq(text_of, "layers(0){k{kivi2}v{kivi4}}layers(1-2){k{kivi8}v{kivi8}}"
+                              "else{k{kivi4}v{kivi2}}");
+    struct larder_recipe *recipe;
+    ck_assert_int_eq(larder_recipe_open(&recipe, text_of, NULL), 0);
+    larder_recipe_close(recipe);
+    ck_assert_int_eq(calibration_bits_recipe(text_of, sizeof(text_of), choice + 2, 2), 0);
+    ck_assert_str_eq(text_of, "k{kivi8}v{kivi8}");
+    ck_assert_int_eq(calibration_bits_recipe(text_of, 10, choice, 4), -ENOSPC);
+}
+END_TEST
+
+START_TEST(test_bad_input)
+{
+    struct calibration *c;
+    struct calibration_options wanted = options();
+    wanted.token_count = WINDOW - 2;
+    ck_assert_int_eq(calibration_open(&c, &wanted), -EINVAL);
+    ck_assert_ptr_null(c);
+    wanted = options();
+    text[17] = 272;
+    ck_assert_int_eq(calibration_open(&c, &wanted), -EINVAL);
+    ck_assert_ptr_nonnull(strstr(larder_error_message(), "272"));
+    text[17] = 'x';
+    wanted.model = "tests/models/none";
+    ck_assert_int_eq(calibration_open(&c, &wanted), -ENOENT);
+    wanted = options();
+    wanted.window_tokens = 100; /* too short to measure on */
+    ck_assert_int_eq(calibration_open(&c, &wanted), 0);
+    struct larder_profile_writer *writer;
+    struct calibration_cost *costs;
+    ck_assert_int_eq(larder_profile_writer_open(&writer, &c->model), 0);
+    ck_assert_int_eq(calibration_measure_costs(c, &costs, writer), -EINVAL);
+    ck_assert_ptr_null(costs);
+    larder_profile_writer_close(writer);
+    calibration_close(c);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("calibration");
+    TCase *tests = tcase_create("calibration");
+    tcase_set_timeout(tests, 200);
+    tcase_add_checked_fixture(tests, read_text, NULL);
+    tcase_add_test(tests, test_tensors);
+    tcase_add_test(tests, test_same_bytes);
+    tcase_add_test(tests, test_bits);
+    tcase_add_test(tests, test_recipe);
+    tcase_add_test(tests, test_bad_input);
+    suite_add_tcase(suite, tests);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_NORMAL);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}
