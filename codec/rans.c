@@ -12,12 +12,25 @@
 
 /* --- models ----------------------------------------------------------------------------------- */
 
+bool rans_model_set(struct rans_model *out, const uint16_t *frequency, uint32_t levels)
+{
+    assert(levels <= RANS_LEVELS_MAX);
+    *out = (struct rans_model){.levels = levels};
+    uint32_t sum = 0;
+    for (uint32_t i = 0; i < levels; i++) {
+        out->frequency[i] = frequency[i];
+        out->start[i] = (uint16_t)sum;
+        sum += frequency[i];
+    }
+    return sum == RANS_SCALE;
+}
+
 /* Rounded shares, then the difference goes to or comes from the symbols that it costs least: one
  * part at a time, by what it changes in bits. */
 void rans_model_fit(struct rans_model *out, const uint64_t *counts, uint32_t levels)
 {
     assert(levels <= RANS_LEVELS_MAX);
-    *out = (struct rans_model){.levels = levels};
+    uint16_t frequencies[RANS_LEVELS_MAX] = {0};
     uint64_t total = 0;
     for (uint32_t i = 0; i < levels; i++)
         total += counts[i];
@@ -28,7 +41,7 @@ void rans_model_fit(struct rans_model *out, const uint64_t *counts, uint32_t lev
             continue;
         double share = (double)counts[i] * RANS_SCALE / (double)total;
         uint16_t frequency = (uint16_t)(share < 1 ? 1 : share + 0.5);
-        out->frequency[i] = frequency;
+        frequencies[i] = frequency;
         left -= frequency;
     }
     while (left != 0) {
@@ -36,7 +49,7 @@ void rans_model_fit(struct rans_model *out, const uint64_t *counts, uint32_t lev
         uint32_t best = RANS_LEVELS_MAX;
         double best_gain = -INFINITY;
         for (uint32_t i = 0; i < levels; i++) {
-            double frequency = out->frequency[i];
+            double frequency = frequencies[i];
             if (frequency == 0 || frequency + step < 1)
                 continue;
             double gain = (double)counts[i] * log((frequency + step) / frequency);
@@ -46,9 +59,11 @@ void rans_model_fit(struct rans_model *out, const uint64_t *counts, uint32_t lev
             }
         }
         assert(best < RANS_LEVELS_MAX);
-        out->frequency[best] = (uint16_t)(out->frequency[best] + step);
+        frequencies[best] = (uint16_t)(frequencies[best] + step);
         left -= step;
     }
+    bool whole = rans_model_set(out, frequencies, levels);
+    assert(whole);
 }
 
 double rans_model_bits(const struct rans_model *model, const uint64_t *counts)
@@ -77,9 +92,8 @@ size_t rans_model_store(const struct rans_model *model, uint8_t *out)
 
 size_t rans_model_load(struct rans_model *out, const uint8_t *in, size_t bytes, uint32_t levels)
 {
-    *out = (struct rans_model){.levels = levels};
+    uint16_t frequencies[RANS_LEVELS_MAX];
     size_t at = 0;
-    uint32_t total = 0;
     for (uint32_t i = 0; i < levels; i++) {
         if (at == bytes)
             return 0;
@@ -91,10 +105,9 @@ size_t rans_model_load(struct rans_model *out, const uint8_t *in, size_t bytes, 
         }
         if (frequency > RANS_SCALE)
             return 0;
-        out->frequency[i] = (uint16_t)frequency;
-        total += frequency;
+        frequencies[i] = (uint16_t)frequency;
     }
-    return total == RANS_SCALE ? at : 0;
+    return rans_model_set(out, frequencies, levels) ? at : 0;
 }
 
 void rans_table_fill(struct rans_table *out, const struct rans_model *model)
@@ -116,36 +129,64 @@ uint64_t rans_bound(uint64_t count)
     return RANS_LANES * sizeof(uint32_t) + 2 * count;
 }
 
+/* A symbol onto a lane's state; what does not fit goes before `at`. */
+static inline uint8_t *push(uint32_t *state, uint8_t *at, uint32_t frequency, uint32_t start)
+{
+    assert(frequency > 0);
+    /* 64 bits: the limit of a symbol that has all slots is 2^32. */
+    if (*state >= (uint64_t)frequency << (32 - RANS_SCALE_BITS)) {
+        uint16_t word = (uint16_t)*state;
+        at -= sizeof(word);
+        memcpy(at, &word, sizeof(word));
+        *state >>= 16;
+    }
+    *state = (*state / frequency << RANS_SCALE_BITS) + *state % frequency + start;
+    return at;
+}
+
+static void start_states(uint32_t states[RANS_LANES])
+{
+    for (uint32_t i = 0; i < RANS_LANES; i++)
+        states[i] = STATE_LOW;
+}
+
+static uint64_t store_states(const uint8_t *end, uint8_t *at, const uint32_t states[RANS_LANES])
+{
+    at -= RANS_LANES * sizeof(*states);
+    memcpy(at, states, RANS_LANES * sizeof(*states));
+    return (uint64_t)(end - at);
+}
+
 uint64_t rans_encode(uint8_t *out, uint64_t room, const uint8_t *symbols, uint64_t count,
                      const struct rans_model *model)
 {
     assert(room >= rans_bound(count));
-    uint32_t start[RANS_LEVELS_MAX];
-    uint32_t sum = 0;
-    for (uint32_t i = 0; i < model->levels; i++) {
-        start[i] = sum;
-        sum += model->frequency[i];
-    }
     uint32_t states[RANS_LANES];
-    for (uint32_t i = 0; i < RANS_LANES; i++)
-        states[i] = STATE_LOW;
+    start_states(states);
     uint8_t *at = out + room;
-    for (uint64_t i = count; i-- > 0;) {
-        uint32_t *state = &states[i % RANS_LANES];
-        uint32_t frequency = model->frequency[symbols[i]];
-        assert(frequency > 0);
-        /* 64 bits: the limit of a symbol that has all slots is 2^32. */
-        if (*state >= (uint64_t)frequency << (32 - RANS_SCALE_BITS)) {
-            uint16_t word = (uint16_t)*state;
-            at -= sizeof(word);
-            memcpy(at, &word, sizeof(word));
-            *state >>= 16;
+    for (uint64_t i = count; i-- > 0;)
+        at = push(&states[i % RANS_LANES], at, model->frequency[symbols[i]],
+                  model->start[symbols[i]]);
+    return store_states(out + room, at, states);
+}
+
+uint64_t rans_encode_runs(uint8_t *out, uint64_t room, const uint8_t *symbols,
+                          const struct rans_model *models, const uint8_t *which, uint64_t run_count)
+{
+    assert(run_count % 2 == 0);
+    assert(room >= rans_bound(run_count * RANS_RUN));
+    uint32_t states[RANS_LANES];
+    start_states(states);
+    uint8_t *at = out + room;
+    for (uint64_t run = run_count; run-- > 0;) {
+        const struct rans_model *model = &models[which[run]];
+        uint32_t *lanes = states + run % 2 * RANS_RUN;
+        for (uint32_t i = RANS_RUN; i-- > 0;) {
+            uint8_t symbol = symbols[run * RANS_RUN + i];
+            at = push(&lanes[i], at, model->frequency[symbol], model->start[symbol]);
         }
-        *state = (*state / frequency << RANS_SCALE_BITS) + *state % frequency + start[symbols[i]];
     }
-    at -= sizeof(states);
-    memcpy(at, states, sizeof(states));
-    return (uint64_t)(out + room - at);
+    return store_states(out + room, at, states);
 }
 
 /* --- decoding --------------------------------------------------------------------------------- */
@@ -169,22 +210,36 @@ bool rans_decoder_is_done(const struct rans_decoder *decoder)
     return decoder->in == decoder->end;
 }
 
+/* The symbol of a lane; the state takes a word when it is low. */
+static inline uint8_t pop(struct rans_decoder *decoder, uint32_t *state, const uint32_t *slots)
+{
+    uint32_t slot = slots[*state % RANS_SCALE];
+    *state = ((slot >> 8 & 0xfffu) + 1) * (*state >> RANS_SCALE_BITS) + (slot >> 20);
+    if (*state < STATE_LOW) {
+        uint16_t word = 0;
+        if (decoder->end - decoder->in >= (ptrdiff_t)sizeof(word)) {
+            memcpy(&word, decoder->in, sizeof(word));
+            decoder->in += sizeof(word);
+        }
+        *state = *state << 16 | word;
+    }
+    return (uint8_t)slot;
+}
+
 void rans_decode_scalar(struct rans_decoder *decoder, const struct rans_table *table,
                         uint8_t *symbols, uint64_t count)
 {
-    for (uint64_t i = 0; i < count; i++) {
-        uint32_t *state = &decoder->states[i % RANS_LANES];
-        uint32_t slot = table->slots[*state % RANS_SCALE];
-        symbols[i] = (uint8_t)slot;
-        *state = ((slot >> 8 & 0xfffu) + 1) * (*state >> RANS_SCALE_BITS) + (slot >> 20);
-        if (*state < STATE_LOW) {
-            uint16_t word = 0;
-            if (decoder->end - decoder->in >= (ptrdiff_t)sizeof(word)) {
-                memcpy(&word, decoder->in, sizeof(word));
-                decoder->in += sizeof(word);
-            }
-            *state = *state << 16 | word;
-        }
+    for (uint64_t i = 0; i < count; i++)
+        symbols[i] = pop(decoder, &decoder->states[i % RANS_LANES], table->slots);
+}
+
+void rans_decode_runs_scalar(struct rans_decoder *decoder, const struct rans_table *tables,
+                             const uint8_t *which, uint8_t *symbols, uint64_t run_count)
+{
+    for (uint64_t run = 0; run < run_count; run++) {
+        uint32_t *lanes = decoder->states + run % 2 * RANS_RUN;
+        for (uint32_t i = 0; i < RANS_RUN; i++)
+            symbols[run * RANS_RUN + i] = pop(decoder, &lanes[i], tables[which[run]].slots);
     }
 }
 
@@ -202,4 +257,21 @@ void rans_decode(struct rans_decoder *decoder, const struct rans_table *table, u
         atomic_store_explicit(&chosen, decode, memory_order_relaxed);
     }
     decode(decoder, table, symbols, count);
+}
+
+void rans_decode_runs(struct rans_decoder *decoder, const struct rans_table *tables,
+                      const uint8_t *which, uint8_t *symbols, uint64_t run_count)
+{
+    static _Atomic(rans_decode_runs_function) chosen;
+    rans_decode_runs_function decode = atomic_load_explicit(&chosen, memory_order_relaxed);
+    if (!decode) {
+        decode = rans_decode_runs_avx512();
+        if (!decode)
+            decode = rans_decode_runs_avx2();
+        if (!decode)
+            decode = rans_decode_runs_scalar;
+        atomic_store_explicit(&chosen, decode, memory_order_relaxed);
+    }
+    assert(run_count % 2 == 0);
+    decode(decoder, tables, which, symbols, run_count);
 }

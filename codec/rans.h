@@ -27,6 +27,7 @@
 /* Frequencies of `levels` symbols; they add up to RANS_SCALE, and what occurs has at least 1. */
 struct rans_model {
     uint16_t frequency[RANS_LEVELS_MAX];
+    uint16_t start[RANS_LEVELS_MAX]; /* sums of those before */
     uint32_t levels;
 };
 
@@ -34,6 +35,8 @@ struct rans_model {
 void rans_model_fit(struct rans_model *out, const uint64_t *counts, uint32_t levels);
 /* Bits that symbols of these counts take with this model; infinite when one cannot be coded. */
 double rans_model_bits(const struct rans_model *model, const uint64_t *counts);
+/* From frequencies; false when they do not add up to RANS_SCALE. */
+bool rans_model_set(struct rans_model *out, const uint16_t *frequency, uint32_t levels);
 /* As bytes: at most RANS_MODEL_BYTES_MAX of them; returns how many. */
 #define RANS_MODEL_BYTES_MAX (2u * RANS_LEVELS_MAX)
 size_t rans_model_store(const struct rans_model *model, uint8_t *out);
@@ -64,6 +67,15 @@ bool rans_decoder_open(struct rans_decoder *out, const uint8_t *in, uint64_t byt
  * words read as 0. */
 void rans_decode(struct rans_decoder *decoder, const struct rans_table *table, uint8_t *symbols,
                  uint64_t count);
+/* Streams whose symbols have different models: each run of RANS_RUN symbols has one, `which[i]` of
+ * `tables` or `models` for run i. Two runs are a step; a stream is of an even number of them. */
+#define RANS_RUN 16u
+uint64_t rans_encode_runs(uint8_t *out, uint64_t room, const uint8_t *symbols,
+                          const struct rans_model *models, const uint8_t *which,
+                          uint64_t run_count);
+/* The next `run_count` runs, an even number. */
+void rans_decode_runs(struct rans_decoder *decoder, const struct rans_table *tables,
+                      const uint8_t *which, uint8_t *symbols, uint64_t run_count);
 /* Whether all was read, and what was read was a stream. */
 bool rans_decoder_is_done(const struct rans_decoder *decoder);
 
@@ -74,5 +86,13 @@ void rans_decode_scalar(struct rans_decoder *decoder, const struct rans_table *t
                         uint8_t *symbols, uint64_t count);
 rans_decode_function rans_decode_avx2(void);
 rans_decode_function rans_decode_avx512(void);
+
+typedef void (*rans_decode_runs_function)(struct rans_decoder *decoder,
+                                          const struct rans_table *tables, const uint8_t *which,
+                                          uint8_t *symbols, uint64_t run_count);
+void rans_decode_runs_scalar(struct rans_decoder *decoder, const struct rans_table *tables,
+                             const uint8_t *which, uint8_t *symbols, uint64_t run_count);
+rans_decode_runs_function rans_decode_runs_avx2(void);
+rans_decode_runs_function rans_decode_runs_avx512(void);
 
 #endif

@@ -63,6 +63,33 @@ AVX512 static void decode_512(struct rans_decoder *decoder, const struct rans_ta
     rans_decode_scalar(decoder, table, symbols + done, count - done);
 }
 
+AVX512 static void decode_runs_512(struct rans_decoder *decoder, const struct rans_table *tables,
+                                   const uint8_t *which, uint8_t *symbols, uint64_t run_count)
+{
+    uint64_t done = 0;
+    __m512i first = _mm512_loadu_si512(decoder->states);
+    __m512i second = _mm512_loadu_si512(decoder->states + 16);
+    while (done < run_count) {
+        uint64_t left = words_left(decoder);
+        if (left < WORDS_AHEAD)
+            break;
+        uint64_t steps = (left - 16) / RANS_LANES;
+        uint64_t wanted = (run_count - done) / 2;
+        const uint8_t *in = decoder->in;
+        for (uint64_t i = steps < wanted ? steps : wanted; i > 0; i--, done += 2) {
+            __m128i low = step_512(&first, &in, tables[which[done]].slots);
+            __m128i high = step_512(&second, &in, tables[which[done + 1]].slots);
+            _mm_storeu_si128((__m128i *)(void *)(symbols + done * RANS_RUN), low);
+            _mm_storeu_si128((__m128i *)(void *)(symbols + (done + 1) * RANS_RUN), high);
+        }
+        decoder->in = in;
+    }
+    _mm512_storeu_si512(decoder->states, first);
+    _mm512_storeu_si512(decoder->states + 16, second);
+    rans_decode_runs_scalar(decoder, tables, which + done, symbols + done * RANS_RUN,
+                            run_count - done);
+}
+
 AVX2 static inline void step_256(__m256i *states, const uint8_t **in, const uint32_t *slots,
                                  uint8_t *symbols)
 {
@@ -118,17 +145,62 @@ AVX2 static void decode_256(struct rans_decoder *decoder, const struct rans_tabl
     rans_decode_scalar(decoder, table, symbols + done, count - done);
 }
 
+AVX2 static void decode_runs_256(struct rans_decoder *decoder, const struct rans_table *tables,
+                                 const uint8_t *which, uint8_t *symbols, uint64_t run_count)
+{
+    uint64_t done = 0;
+    __m256i states[RANS_LANES / 8];
+    for (uint32_t i = 0; i < RANS_LANES / 8; i++)
+        states[i] = _mm256_loadu_si256((const __m256i *)(const void *)(decoder->states + 8 * i));
+    while (done < run_count) {
+        uint64_t left = words_left(decoder);
+        if (left < WORDS_AHEAD)
+            break;
+        uint64_t steps = (left - 16) / RANS_LANES;
+        uint64_t wanted = (run_count - done) / 2;
+        const uint8_t *in = decoder->in;
+        for (uint64_t n = steps < wanted ? steps : wanted; n > 0; n--, done += 2) {
+            for (uint32_t i = 0; i < RANS_LANES / 8; i++)
+                step_256(&states[i], &in, tables[which[done + i / 2]].slots,
+                         symbols + done * RANS_RUN + 8ul * i);
+        }
+        decoder->in = in;
+    }
+    for (uint32_t i = 0; i < RANS_LANES / 8; i++)
+        _mm256_storeu_si256((__m256i *)(void *)(decoder->states + 8 * i), states[i]);
+    rans_decode_runs_scalar(decoder, tables, which + done, symbols + done * RANS_RUN,
+                            run_count - done);
+}
+
+static bool has_avx2(void)
+{
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2");
+}
+
+static bool has_avx512(void)
+{
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl");
+}
+
 rans_decode_function rans_decode_avx2(void)
 {
-    bool runs = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2");
-    return runs ? decode_256 : NULL;
+    return has_avx2() ? decode_256 : NULL;
 }
 
 rans_decode_function rans_decode_avx512(void)
 {
-    bool runs = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                __builtin_cpu_supports("avx512vl");
-    return runs ? decode_512 : NULL;
+    return has_avx512() ? decode_512 : NULL;
+}
+
+rans_decode_runs_function rans_decode_runs_avx2(void)
+{
+    return has_avx2() ? decode_runs_256 : NULL;
+}
+
+rans_decode_runs_function rans_decode_runs_avx512(void)
+{
+    return has_avx512() ? decode_runs_512 : NULL;
 }
 
 #else
@@ -139,6 +211,16 @@ rans_decode_function rans_decode_avx2(void)
 }
 
 rans_decode_function rans_decode_avx512(void)
+{
+    return NULL;
+}
+
+rans_decode_runs_function rans_decode_runs_avx2(void)
+{
+    return NULL;
+}
+
+rans_decode_runs_function rans_decode_runs_avx512(void)
 {
     return NULL;
 }

@@ -148,6 +148,66 @@ START_TEST(any_bytes_decode_alike)
 }
 END_TEST
 
+/* Runs of symbols of quite different models, and the same with bytes changed or cut off. */
+START_TEST(each_run_has_its_model)
+{
+    enum { MODELS = 5, RUNS = 600, COUNT = RUNS * RANS_RUN };
+    static struct rans_table tables[MODELS];
+    struct rans_model models[MODELS];
+    uint8_t which[RUNS];
+    uint8_t symbols[COUNT];
+    uint8_t first[COUNT];
+    uint8_t again[COUNT];
+    double bits = 0;
+    for (uint32_t m = 0; m < MODELS; m++) {
+        uint64_t counts[RANS_LEVELS_MAX];
+        fill(symbols, COUNT, 2u << m, m == 0 ? 1 : 2u << m);
+        count_symbols(counts, symbols, COUNT);
+        rans_model_fit(&models[m], counts, RANS_LEVELS_MAX);
+        rans_table_fill(&tables[m], &models[m]);
+    }
+    for (uint32_t run = 0; run < RUNS; run++) {
+        which[run] = (uint8_t)(next_random() % MODELS);
+        for (uint32_t i = 0; i < RANS_RUN; i++) {
+            uint8_t *symbol = &symbols[run * RANS_RUN + i];
+            do
+                *symbol = (uint8_t)(next_random() % (2u << which[run]));
+            while (models[which[run]].frequency[*symbol] == 0);
+            bits += 12 - log2(models[which[run]].frequency[*symbol]);
+        }
+    }
+    uint64_t room = rans_bound(COUNT);
+    uint8_t *out = larder_alloc(room);
+    uint64_t bytes = rans_encode_runs(out, room, symbols, models, which, RUNS);
+    ck_assert_double_le((double)bytes, bits / 8 + RANS_LANES * 4);
+    const rans_decode_runs_function decoders[] = {rans_decode_runs_scalar, rans_decode_runs_avx2(),
+                                                  rans_decode_runs_avx512(), rans_decode_runs};
+    for (int round = 0; round < 200; round++) {
+        uint64_t cut = round == 0 ? bytes : RANS_LANES * 4 + next_random() % (bytes - 127);
+        uint8_t *stream = larder_alloc(cut);
+        memcpy(stream, out + room - bytes, cut);
+        if (round > 0)
+            stream[next_random() % cut] ^= 0x41;
+        for (size_t v = 0; v < LARDER_COUNT_OF(decoders); v++) {
+            struct rans_decoder decoder;
+            ck_assert(rans_decoder_open(&decoder, stream, cut));
+            memset(again, 0xee, sizeof(again));
+            for (uint32_t run = 0; run < RUNS && decoders[v]; run += 60)
+                decoders[v](&decoder, tables, which + run, again + run * RANS_RUN, 60);
+            if (v == 0)
+                memcpy(first, again, sizeof(first));
+            if (!decoders[v])
+                continue;
+            ck_assert_mem_eq(again, first, sizeof(first));
+            ck_assert(round > 0 || rans_decoder_is_done(&decoder));
+        }
+        ck_assert(round > 0 || memcmp(first, symbols, sizeof(first)) == 0);
+        larder_free(stream);
+    }
+    larder_free(out);
+}
+END_TEST
+
 START_TEST(models_are_read_as_written)
 {
     for (int round = 0; round < 500; round++) {
@@ -184,6 +244,7 @@ int main(void)
     tcase_set_timeout(tests, 60);
     tcase_add_test(tests, symbols_come_back_at_their_entropy);
     tcase_add_test(tests, any_bytes_decode_alike);
+    tcase_add_test(tests, each_run_has_its_model);
     tcase_add_test(tests, models_are_read_as_written);
     suite_add_tcase(suite, tests);
     SRunner *runner = srunner_create(suite);
