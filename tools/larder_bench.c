@@ -18,6 +18,7 @@
 
 #include "base/bytes.h"
 #include "base/error.h"
+#include "codec/codec.h"
 #include "tools/bench/bench.h"
 #include "tools/bench/process.h"
 #include "tools/bench/rows.h"
@@ -42,45 +43,127 @@ struct row {
     enum aim aim;
     double limit;
     int (*run)(const struct bench *bench, struct bench_result *out);
+    const char *recipe; /* NULL: not about one */
 };
+
+#define PRESETS_MAX 64u
+/* Encoding may be slower than decoding: it happens once. */
+#define ENCODE_AIM 0.25
 
 static const struct row rows[] = {
     {"get_host_vs_memcpy", "GET, host tier, raw", "memcpy", "GB/s", RATIO_AT_LEAST, 0.9,
-     row_get_host},
+     row_get_host, NULL},
     {"get_host_first_vs_memcpy", "the same, first touch", "memcpy", "GB/s", RATIO_AT_LEAST, 0.7,
-     row_get_host_first},
+     row_get_host_first, NULL},
     {"get_host_exact", "GET, host tier, exact, one core", NULL, "GB/s", VALUE_AT_LEAST, 1.0,
-     row_get_host_exact},
+     row_get_host_exact, NULL},
     {"get_ssd_vs_raw_read", "GET, SSD, raw", "io_uring read", "GB/s", RATIO_AT_LEAST, 0.95,
-     row_get_ssd},
+     row_get_ssd, NULL},
     {"put_durable_vs_raw_write", "PUT, durable, raw", "io_uring write + sync", "GB/s",
-     RATIO_AT_LEAST, 0.85, row_put_durable},
+     RATIO_AT_LEAST, 0.85, row_put_durable, NULL},
     {"get_ssd_encrypted_vs_plain", "GET, SSD, raw, encrypted", "not encrypted", "GB/s", AIM_NONE, 0,
-     row_get_ssd_encrypted},
+     row_get_ssd_encrypted, NULL},
     {"put_durable_encrypted_vs_plain", "PUT, durable, raw, encrypted", "not encrypted", "GB/s",
-     AIM_NONE, 0, row_put_durable_encrypted},
+     AIM_NONE, 0, row_put_durable_encrypted, NULL},
     {"put_small_durable_vs_sync", "small PUT, durable, p50", "4 KiB write + sync", "us",
-     RATIO_AT_MOST, 4, row_put_small},
+     RATIO_AT_MOST, 4, row_put_small, NULL},
     {"stall_ms_max", "longest PUT or GET, SSD tier full", "longest write or read", "ms",
-     VALUE_AT_MOST, 50, row_stall},
+     VALUE_AT_MOST, 50, row_stall, NULL},
     {"lookup_128k_vs_hash", "lookup of 128k tokens, p50", "hashing them", "us", RATIO_AT_MOST, 2,
-     row_lookup},
+     row_lookup, NULL},
     {"rtt_vs_pingpong", "small request, p50", "socket ping-pong", "us", RATIO_AT_MOST, 2,
-     row_round_trip},
+     row_round_trip, NULL},
     {"clients_8_vs_1", "GET, host tier, raw, 8 clients", "one client", "GB/s", RATIO_AT_LEAST, 0.9,
-     row_clients_8},
+     row_clients_8, NULL},
     {"clients_64_vs_1", "the same, 64 clients", "one client", "GB/s", RATIO_AT_LEAST, 0.9,
-     row_clients_64},
+     row_clients_64, NULL},
     {"lookups_8_vs_1", "lookups, 8 clients", "one client", "k/s", RATIO_AT_LEAST, 0.9,
-     row_lookups_8},
+     row_lookups_8, NULL},
     {"lookups_64_vs_1", "lookups, 64 clients", "one client", "k/s", RATIO_AT_LEAST, 0.9,
-     row_lookups_64},
-    {"start", "start, of many entries", NULL, "us/entry", VALUE_AT_MOST, 1, row_start},
-    {"exact_decode", "exact: decode, one core", "memcpy", "GB/s", VALUE_AT_LEAST, 1.5,
-     row_exact_decode},
-    {"exact_encode", "exact: encode, one core", "memcpy", "GB/s", AIM_NONE, 0, row_exact_encode},
-    {"exact_size", "exact: stored size", "raw size", "GB", RATIO_AT_MOST, 0.72, row_exact_size},
+     row_lookups_64, NULL},
+    {"start", "start, of many entries", NULL, "us/entry", VALUE_AT_MOST, 1, row_start, NULL},
+    {"exact_size", "exact: stored size", "raw size", "GB", RATIO_AT_MOST, 0.72, row_exact_size,
+     "exact"},
+    {"decode_exact", "exact: decode, one core", "memcpy", "GB/s", VALUE_AT_LEAST, 1.5,
+     row_codec_decode, "exact"},
+    {"decode_kivi4", "kivi4: decode, one core", "memcpy", "GB/s", RATIO_AT_LEAST, 1.0,
+     row_codec_decode, "kivi4"},
+    {"decode_kivi4_rans", "the same behind rans", "memcpy", "GB/s", VALUE_AT_LEAST, 2.0,
+     row_codec_decode,
+     "k{quant bits=4 axis=channel group=32 | rans} v{quant bits=4 group=32 | rans}"},
+    {"decode_turned4", "4 bits, rope-off, hadamard", "memcpy", "GB/s", RATIO_AT_LEAST, 0.4,
+     row_codec_decode, "rope-off | hadamard | quant bits=4 group=128"},
+    {"encode_turned4", "the same: encode", "decode", "GB/s", RATIO_AT_LEAST, ENCODE_AIM,
+     row_codec_encode, "rope-off | hadamard | quant bits=4 group=128"},
+    {"rans_avx512", "rans, AVX-512, symbols", "memcpy", "G/s", VALUE_AT_LEAST, 1.5, row_rans_avx512,
+     NULL},
+    {"rans_avx2", "rans, AVX2, symbols", "memcpy", "G/s", VALUE_AT_LEAST, 0.3, row_rans_avx2, NULL},
+    {"rans_scalar", "rans, scalar, symbols", "memcpy", "G/s", AIM_NONE, 0, row_rans_scalar, NULL},
 };
+
+/* Those, and behind them each preset that needs nothing but K and V. */
+struct row_list {
+    struct row rows[LARDER_COUNT_OF(rows) + 2 * PRESETS_MAX];
+    size_t count;
+    char names[2 * PRESETS_MAX][48];
+    char texts[2 * PRESETS_MAX][64];
+    size_t made;
+};
+
+static struct row_list all;
+
+static bool is_listed(const char *name)
+{
+    for (size_t i = 0; i < all.count; i++)
+        if (strcmp(all.rows[i].name, name) == 0)
+            return true;
+    return false;
+}
+
+static void add_preset(const char *preset, const char *verb, const struct row *like)
+{
+    char *name = all.names[all.made];
+    char *text = all.texts[all.made];
+    snprintf(name, sizeof(all.names[0]), "%s_%.30s", verb, preset);
+    if (is_listed(name))
+        return;
+    snprintf(text, sizeof(all.texts[0]), "%.30s: %s, one core", preset, verb);
+    all.made++;
+    all.rows[all.count] = *like;
+    all.rows[all.count].name = name;
+    all.rows[all.count].what = text;
+    all.rows[all.count++].recipe = preset;
+}
+
+static void add_presets(void)
+{
+    const struct row decode = {.plain = "memcpy", .unit = "GB/s", .run = row_codec_decode};
+    const struct row encode = {.plain = "decode",
+                               .unit = "GB/s",
+                               .aim = RATIO_AT_LEAST,
+                               .limit = ENCODE_AIM,
+                               .run = row_codec_encode};
+    const char *name;
+    const char *summary;
+    for (uint32_t i = 0; i < PRESETS_MAX && (name = larder_recipe_preset(i, &summary)); i++) {
+        struct larder_recipe *recipe;
+        if (larder_recipe_open(&recipe, name, NULL) < 0)
+            continue;
+        bool alone = !larder_recipe_needs_profile(recipe) && larder_recipe_needs(recipe) == 0;
+        larder_recipe_close(recipe);
+        if (!alone || strcmp(name, "raw") == 0)
+            continue;
+        add_preset(name, "decode", &decode);
+        add_preset(name, "encode", &encode);
+    }
+}
+
+static void make_rows(void)
+{
+    for (size_t i = 0; i < LARDER_COUNT_OF(rows); i++)
+        all.rows[all.count++] = rows[i];
+    add_presets();
+}
 
 /* --- command line ---------------------------------------------------------------------------- */
 
@@ -91,7 +174,7 @@ struct command_line {
     bool quick;
     bool list;
     bool verbose;
-    bool wanted[LARDER_COUNT_OF(rows)];
+    bool wanted[LARDER_COUNT_OF(all.rows)];
     bool any_wanted;
 };
 
@@ -104,6 +187,23 @@ static const struct argp_option options[] = {
     {"verbose", 'v', NULL, 0, "Print every round on stderr", 0},
     {0},
 };
+
+/* A row by name; "codec": all that are about a recipe or its coder. */
+static void want(struct argp_state *state, struct command_line *line, const char *name)
+{
+    bool found = false;
+    for (size_t i = 0; i < all.count; i++) {
+        const struct row *row = &all.rows[i];
+        bool is_codec = row->recipe || strncmp(row->name, "rans_", 5) == 0;
+        if (strcmp(name, row->name) == 0 || (is_codec && strcmp(name, "codec") == 0)) {
+            line->wanted[i] = true;
+            found = true;
+        }
+    }
+    line->any_wanted = true;
+    if (!found)
+        argp_error(state, "'%s' is not a row; --list names them", name);
+}
 
 static error_t parse_option(int key, char *argument, struct argp_state *state)
 {
@@ -131,14 +231,7 @@ static error_t parse_option(int key, char *argument, struct argp_state *state)
         line->verbose = true;
         return 0;
     case ARGP_KEY_ARG:
-        for (size_t i = 0; i < LARDER_COUNT_OF(rows); i++) {
-            if (strcmp(argument, rows[i].name) == 0) {
-                line->wanted[i] = true;
-                line->any_wanted = true;
-                return 0;
-            }
-        }
-        argp_error(state, "'%s' is not a row; --list names them", argument);
+        want(state, line, argument);
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;
@@ -300,25 +393,27 @@ static int run_rows(const struct command_line *line)
     json_t *list = json_array();
     if (!line->json)
         print_head();
-    for (size_t i = 0; i < LARDER_COUNT_OF(rows) && !bench_stop; i++) {
+    for (size_t i = 0; i < all.count && !bench_stop; i++) {
+        const struct row *row = &all.rows[i];
         if (line->any_wanted && !line->wanted[i])
             continue;
         struct bench_result result = {0};
-        bench_say(&bench, "%s", rows[i].name);
-        int err = rows[i].run(&bench, &result);
+        bench_say(&bench, "%s", row->name);
+        bench.recipe = row->recipe;
+        int err = row->run(&bench, &result);
         failed += err < 0;
         if (line->json)
-            json_array_append_new(list, row_to_json(&rows[i], &result, err));
+            json_array_append_new(list, row_to_json(row, &result, err));
         else
-            print_row(&rows[i], &result, err);
+            print_row(row, &result, err);
         fflush(stdout);
     }
     if (line->json) {
-        json_t *all = json_pack("{s:s, s:b, s:i, s:o}", "version", LARDER_VERSION, "quick",
+        json_t *out = json_pack("{s:s, s:b, s:i, s:o}", "version", LARDER_VERSION, "quick",
                                 (int)line->quick, "rounds", (int)bench.rounds, "rows", list);
-        json_dumpf(all, stdout, JSON_INDENT(1) | JSON_REAL_PRECISION(6));
+        json_dumpf(out, stdout, JSON_INDENT(1) | JSON_REAL_PRECISION(6));
         putchar('\n');
-        json_decref(all);
+        json_decref(out);
     } else {
         json_decref(list);
     }
@@ -329,11 +424,13 @@ int main(int argc, char **argv)
 {
     struct command_line line = {.directory = ".", .seconds = 0};
     argp_err_exit_status = 2;
+    make_rows();
     argp_parse(&parser, argc, argv, 0, NULL, &line);
     if (line.list) {
-        for (size_t i = 0; i < LARDER_COUNT_OF(rows); i++)
-            printf("%-28s %s%s%s\n", rows[i].name, rows[i].what, rows[i].plain ? " - beside " : "",
-                   rows[i].plain ? rows[i].plain : "");
+        for (size_t i = 0; i < all.count; i++)
+            printf("%-28s %s%s%s\n", all.rows[i].name, all.rows[i].what,
+                   all.rows[i].plain ? " - beside " : "",
+                   all.rows[i].plain ? all.rows[i].plain : "");
         return 0;
     }
     bench.rounds = line.quick ? 3 : 5;

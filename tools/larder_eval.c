@@ -20,6 +20,7 @@
 #include "codec/profile.h"
 #include "tools/eval/claims.h"
 #include "tools/eval/measure.h"
+#include "tools/eval/plot.h"
 #include "tools/eval/recipes.h"
 #include "tools/eval/report.h"
 #include "tools/eval/summary.h"
@@ -38,6 +39,7 @@ struct command_line {
     const char *questions; /* NULL: the model's eval_samples.json, if there is one */
     const char *profile;   /* NULL: the model's profile.safetensors, if there is one */
     const char *csv;
+    const char *png;
     const char *recipes[RECIPES_MAX];
     const char *families[RECIPES_MAX];
     uint32_t recipe_count;
@@ -52,6 +54,7 @@ struct command_line {
 enum {
     OPTION_CSV = 256,
     OPTION_LIST,
+    OPTION_PNG,
 };
 
 static const struct argp_option options[] = {
@@ -67,6 +70,7 @@ static const struct argp_option options[] = {
     {"quick", 'q', NULL, 0, "Eight samples, the main sizes: a look in less than 45 s", 0},
     {"json", 'j', NULL, 0, "Print JSON for programs", 0},
     {"csv", OPTION_CSV, "FILE", 0, "Write the rows as CSV", 0},
+    {"png", OPTION_PNG, "FILE", 0, "Draw size against KL (needs gnuplot)", 0},
     {"list", OPTION_LIST, NULL, 0, "List the table's recipes", 0},
     {0},
 };
@@ -135,6 +139,9 @@ static error_t parse_option(int key, char *argument, struct argp_state *state)
         return 0;
     case OPTION_CSV:
         line->csv = argument;
+        return 0;
+    case OPTION_PNG:
+        line->png = argument;
         return 0;
     case OPTION_LIST:
         line->list = true;
@@ -208,7 +215,9 @@ static int add_method(struct trials *trials, const struct eval_method *method)
         return 0;
     LARDER_TRY(fill_mark(text, method->text, " | rans"));
     snprintf(name, sizeof(name), "%s, rans", method->label);
-    return add_trial(trials, method->family, name, text);
+    LARDER_TRY(add_trial(trials, method->family, name, text));
+    trials->list[trials->count - 1].is_coded = true;
+    return 0;
 }
 
 static bool is_wanted(const struct command_line *line, const struct eval_method *method)
@@ -270,6 +279,8 @@ static int print(const struct eval_report *report, const struct command_line *li
 {
     if (line->csv)
         LARDER_TRY(write_csv(report, line->csv));
+    if (line->png)
+        LARDER_TRY(eval_plot(report, line->png));
     if (!line->json) {
         eval_print_table(report, stdout);
         if (report->claims)

@@ -8,6 +8,7 @@ python3 - <<'PYTHON'
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -81,6 +82,15 @@ check("one thread and three", without_times(run(*few, "-J", "1")) == without_tim
 
 table = run("-n", "1", "--family", "kivi", "-J", "1")
 check("a table for people", "4 bits, rans" in table and "GB/s" in table and "uniform" not in table)
+with tempfile.TemporaryDirectory() as folder:
+    path = os.path.join(folder, "picture.png")
+    done = subprocess.run([EVAL, "-n", "1", "-f", "kivi", "-f", "exact", "--png", path],
+                          capture_output=True, text=True)
+    if shutil.which("gnuplot"):
+        with open(path, "rb") as file:
+            check("a picture", file.read(8) == b"\x89PNG\r\n\x1a\n" and done.returncode == 0)
+    else:
+        check("no gnuplot", done.returncode == 1 and "gnuplot" in done.stderr)
 check("the list", "quant bits=8" in run("--list"))
 
 for options, text in ((["--recipe", "nothing"], "nothing"),

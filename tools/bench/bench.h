@@ -19,6 +19,7 @@ struct bench {
     char sockets[64];      /* ours too; short, for socket paths are */
     char programs[256];    /* where larderd is */
     bool verbose;          /* say what is being done, on stderr */
+    const char *recipe;    /* of the row, where it is about one */
 };
 
 struct bench_result {
@@ -46,6 +47,8 @@ int bench_measure(const struct bench *bench, struct bench_result *out, bench_sid
                   void *context);
 
 double bench_now_s(void);
+/* Of the processor, for this thread: what work on one core takes, whoever else runs. */
+double bench_cpu_s(void);
 /* Sorts the values. */
 double bench_median(double *values, size_t count);
 

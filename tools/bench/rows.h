@@ -5,10 +5,13 @@
 
 #include "tools/bench/bench.h"
 
-/* rows_codec.c */
-int row_exact_encode(const struct bench *bench, struct bench_result *out);
-int row_exact_decode(const struct bench *bench, struct bench_result *out);
+/* rows_codec.c; the recipe is bench->recipe */
+int row_codec_encode(const struct bench *bench, struct bench_result *out);
+int row_codec_decode(const struct bench *bench, struct bench_result *out);
 int row_exact_size(const struct bench *bench, struct bench_result *out);
+int row_rans_scalar(const struct bench *bench, struct bench_result *out);
+int row_rans_avx2(const struct bench *bench, struct bench_result *out);
+int row_rans_avx512(const struct bench *bench, struct bench_result *out);
 
 /* rows_host.c */
 int row_get_host(const struct bench *bench, struct bench_result *out);

@@ -32,6 +32,7 @@ struct eval_outcome {
 struct eval_trial {
     char name[64];
     char family[32];
+    bool is_coded; /* the entropy-coded twin of another */
     struct larder_recipe *recipe;
     atomic_bool failed;
     char error[256]; /* why it could not be measured; empty: it was */
