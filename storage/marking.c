@@ -1,16 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* marking.c - marks in the store: applied at once, then written behind what they are about.
+/* marking.c - marks in the store: applied at once, then written behind what they are about
+ * (mark_disk.c).
  *
  * A pin holds its entry and all ancestors (ENTRY_HELD): they are not evicted, do not expire, and a
  * removal by request is refused. What has expired is a miss at once; larder_store_expire() removes
  * it, with all behind it, as a request would.
- *
- * On disk a mark is a record of its own, written in a group as everything else is. Of the marks of
- * a key the highest generation holds, and only for a record that is older than it: so a mark never
- * outlives its entry into another one of the same key, and an entry that is replaced has its mark
- * written again. A mark that says nothing takes the ones before it away, as a tombstone does an
- * entry; so a segment with marks stays until no older one is left (seglog.h, S2), and the marks of
- * the oldest one that still hold are written again before it goes.
  */
 #include <assert.h>
 #include <errno.h>
@@ -27,12 +21,10 @@
 #define EXPIRE_MAX 256u
 /* A removal that could not be written is tried again after this. */
 #define RETRY_S 60u
-/* Of one batch for the index. */
-#define ROWS_MAX 400u
 
 /* --- pins hold chains ------------------------------------------------------------------------- */
 
-static struct mark *mark_of(const struct larder_store *store, uint32_t id)
+struct mark *mark_of(const struct larder_store *store, uint32_t id)
 {
     if (!(table_entry(&store->table, id)->flags & ENTRY_MARKED))
         return NULL;
@@ -206,33 +198,6 @@ static struct larder_mark_value changed_value(struct larder_store *store, uint32
     return value;
 }
 
-static void run_write(struct larder_store *store, struct completion *completion)
-{
-    (void)store;
-    struct mark_write *write = (struct mark_write *)completion;
-    if (write->done)
-        write->done(write->context, write->err);
-    larder_free(write);
-}
-
-static struct mark_write *new_write(const struct larder_key *key)
-{
-    struct mark_write *write = larder_alloc_zero(1, sizeof(*write));
-    if (!write)
-        return NULL;
-    write->completion.run = run_write;
-    write->key = *key;
-    return write;
-}
-
-static void queue_write_locked(struct larder_store *store, struct mark_write *write)
-{
-    write->next = NULL;
-    *store->mark_queue_end = write;
-    store->mark_queue_end = &write->next;
-    store->mark_moves += write->is_moved;
-}
-
 /* Its entry became durable, or will not. */
 static void entry_is_durable(void *context, int err)
 {
@@ -244,7 +209,7 @@ static void entry_is_durable(void *context, int err)
         return;
     }
     pthread_mutex_lock(&store->lock);
-    queue_write_locked(store, write);
+    mark_queue_locked(store, write);
     pthread_mutex_unlock(&store->lock);
     store_wake(store);
 }
@@ -262,7 +227,7 @@ static int apply_locked(struct larder_store *store, struct mark_write *write, ui
     LARDER_TRY(mark_set_locked(store, id, &write->value));
     *durable = (table_entry(&store->table, id)->flags & ENTRY_DURABLE) != 0;
     if (*durable)
-        queue_write_locked(store, write);
+        mark_queue_locked(store, write);
     return 0;
 }
 
@@ -273,7 +238,7 @@ void larder_store_mark(struct larder_store *store, uint32_t tenant, const struct
     bool durable = false;
     int err = mark_check(change);
     if (err == 0) {
-        write = new_write(key);
+        write = mark_new_write(key, tenant);
         err = write ? 0 : larder_fail(-ENOMEM, "marks: no memory");
     }
     if (err == 0) {
@@ -301,7 +266,7 @@ int mark_prepare_put(struct mark_write **out, const struct larder_put_desc *desc
     LARDER_TRY(mark_check(&desc->mark));
     if (desc->mark.fields == 0 && !marked)
         return 0;
-    *out = new_write(&desc->key);
+    *out = mark_new_write(&desc->key, desc->tenant);
     return *out ? 0 : larder_fail(-ENOMEM, "marks: no memory");
 }
 
@@ -312,13 +277,15 @@ void mark_published_locked(struct larder_store *store, uint32_t id, struct mark_
     if (change->fields == 0 && !mark_of(store, id))
         return;
     if (!*write)
-        *write = new_write(&table_entry(&store->table, id)->key);
+        *write = mark_new_write(&table_entry(&store->table, id)->key,
+                                table_entry(&store->table, id)->tenant);
     if (!*write)
         return; /* an older mark of it ends with the daemon */
+    (*write)->is_before_put = true;
     (*write)->value = changed_value(store, id, change);
     if (mark_set_locked(store, id, &(*write)->value) < 0)
         return;
-    queue_write_locked(store, *write);
+    mark_queue_locked(store, *write);
     *write = NULL;
 }
 
@@ -368,211 +335,6 @@ void larder_store_expire(struct larder_store *store)
     pthread_mutex_unlock(&store->lock);
     if (count > 0)
         store_wake(store);
-}
-
-/* --- to disk: storage thread ------------------------------------------------------------------ */
-
-/* A record whose mark was not written may not be either: the mark that is on disk is older than it,
- * and would not hold for it. */
-static void refuse_put_locked(struct larder_store *store, const struct mark_write *write, int err)
-{
-    for (struct larder_put *put = store->put_queue; put; put = put->next)
-        if (larder_key_equal(&put->key, &write->key))
-            put->refused = err;
-}
-
-static void finish_write_locked(struct larder_store *store, struct mark_write *write, int err)
-{
-    if (err < 0 && !write->is_moved)
-        refuse_put_locked(store, write, err);
-    write->err = err;
-    store->mark_moves -= write->is_moved;
-    store_complete_locked(store, &write->completion);
-}
-
-static struct mark_write *pop_write_locked(struct larder_store *store)
-{
-    struct mark_write *write = store->mark_queue;
-    store->mark_queue = write->next;
-    if (!store->mark_queue)
-        store->mark_queue_end = &store->mark_queue;
-    return write;
-}
-
-void mark_give_up_locked(struct larder_store *store, int err)
-{
-    while (store->mark_queue)
-        finish_write_locked(store, pop_write_locked(store), err);
-}
-
-/* Its entry is there, and nothing newer was said of it if it is only moved. */
-static bool is_wanted_locked(const struct larder_store *store, const struct mark_write *write)
-{
-    uint32_t id = table_find(&store->table, &write->key);
-    if (id == TABLE_NONE || (table_entry(&store->table, id)->flags & ENTRY_DOOMED))
-        return false;
-    const struct mark *mark = mark_of(store, id);
-    return !write->is_moved || (mark && mark->value.generation == write->value.generation);
-}
-
-/* What holds by now: changes that waited for one entry come in any order, and the index keeps what
- * it learned last. */
-static void say_newest_locked(struct larder_store *store, struct mark_write *write)
-{
-    const struct mark *mark = mark_of(store, table_find(&store->table, &write->key));
-    if (mark)
-        write->value = mark->value;
-    else if (!mark_is_empty(&write->value))
-        write->value = (struct larder_mark_value){.generation = store->next_generation++,
-                                                  .boot = store->clock.boot,
-                                                  .epoch_s = store->clock.epoch_s};
-}
-
-static struct larder_record *new_record(struct larder_store *store)
-{
-    struct larder_record *record = larder_alloc_aligned(LARDER_PAGE_BYTES, LARDER_PAGE_BYTES);
-    if (!record)
-        return NULL;
-    memset(record, 0, LARDER_PAGE_BYTES);
-    record->magic = LARDER_RECORD_MAGIC;
-    record->version = LARDER_RECORD_VERSION;
-    record->type = LARDER_RECORD_MARK;
-    record->tag_kind = LARDER_TAG_XXH3_128;
-    record->record_bytes = LARDER_PAGE_BYTES;
-    record->created_s = (uint64_t)time(NULL);
-    record->generation = store->next_generation++;
-    return record;
-}
-
-struct mark_batch *mark_take_batch_locked(struct larder_store *store)
-{
-    struct mark_batch *batch = larder_alloc_zero(1, sizeof(*batch));
-    struct larder_record *record = new_record(store);
-    if (!batch || !record) {
-        larder_free(batch);
-        larder_free(record);
-        return NULL;
-    }
-    struct larder_record_mark *marks = (void *)(record + 1);
-    struct mark_write **end = &batch->writes;
-    while (store->mark_queue && batch->count < LARDER_MARKS_MAX) {
-        struct mark_write *write = pop_write_locked(store);
-        if (!is_wanted_locked(store, write)) {
-            finish_write_locked(store, write, LARDER_ENOTFOUND);
-            continue;
-        }
-        say_newest_locked(store, write);
-        memcpy(marks[batch->count].key, write->key.bytes, sizeof(write->key.bytes));
-        marks[batch->count].value = write->value;
-        batch->count++;
-        write->next = NULL;
-        *end = write;
-        end = &write->next;
-    }
-    struct larder_head_layout layout;
-    record->extra_bytes = batch->count * (uint32_t)sizeof(*marks);
-    larder_head_layout(&layout, record->extra_bytes, 0, 0, 0);
-    record->head_bytes = layout.head_bytes;
-    batch->append.record = record;
-    batch->append.bytes = LARDER_PAGE_BYTES;
-    return batch;
-}
-
-void mark_row_dead_locked(struct larder_store *store, uint32_t id)
-{
-    if (store->mark_row_count == store->mark_row_capacity) {
-        uint32_t capacity = store->mark_row_capacity ? store->mark_row_capacity * 2 : 64;
-        struct larder_key *rows = larder_realloc(store->mark_rows, sizeof(*rows) * capacity);
-        if (!rows)
-            return; /* it goes at the next start */
-        store->mark_rows = rows;
-        store->mark_row_capacity = capacity;
-    }
-    store->mark_rows[store->mark_row_count++] = table_entry(&store->table, id)->key;
-}
-
-void mark_forget_rows(struct larder_store *store)
-{
-    for (;;) {
-        pthread_mutex_lock(&store->lock);
-        bool any = store->mark_row_count > 0;
-        pthread_mutex_unlock(&store->lock);
-        struct batch *batch = any ? batch_new() : NULL;
-        if (!batch)
-            return;
-        pthread_mutex_lock(&store->lock);
-        while (store->mark_row_count > 0 && batch->count < ROWS_MAX) {
-            const struct larder_key *key = &store->mark_rows[--store->mark_row_count];
-            uint32_t id = table_find(&store->table, key);
-            /* Stored again, and marked: its row is that of the new mark. */
-            if (id == TABLE_NONE || !mark_of(store, id))
-                batch_delete_mark(batch, key);
-        }
-        pthread_mutex_unlock(&store->lock);
-        if (batch->count > 0)
-            commit_add(store, batch);
-        else
-            larder_free(batch);
-    }
-}
-
-void mark_note(struct batch *into, const struct mark_batch *batch, uint32_t segment_id)
-{
-    for (; batch; batch = batch->next) {
-        for (const struct mark_write *write = batch->writes; write; write = write->next) {
-            const struct index_mark row = {.value = write->value, .segment_id = segment_id};
-            if (mark_is_empty(&write->value))
-                batch_delete_mark(into, &write->key);
-            else
-                batch_put_mark(into, &write->key, &row);
-        }
-    }
-}
-
-void mark_batch_done_locked(struct larder_store *store, struct mark_batch *batch,
-                            uint32_t segment_id, int err)
-{
-    while (batch->writes) {
-        struct mark_write *write = batch->writes;
-        batch->writes = write->next;
-        uint32_t id = table_find(&store->table, &write->key);
-        struct mark *mark = id != TABLE_NONE ? mark_of(store, id) : NULL;
-        if (err == 0 && mark && mark->value.generation == write->value.generation)
-            mark->segment_id = segment_id;
-        finish_write_locked(store, write, err);
-    }
-}
-
-/* --- segments that hold marks ----------------------------------------------------------------- */
-
-void mark_count_homes_locked(struct larder_store *store)
-{
-    for (uint32_t i = 0; i < store->log.count; i++)
-        store->log.segments[i]->mark_count = 0;
-    uint32_t at = 0;
-    for (const struct mark *mark; (mark = marks_next(&store->marks, &at));) {
-        struct segment *segment =
-            mark->segment_id ? seglog_find(&store->log, mark->segment_id) : NULL;
-        if (segment)
-            segment->mark_count++;
-    }
-}
-
-void mark_move_out_locked(struct larder_store *store, uint32_t segment_id)
-{
-    if (store->mark_moves > 0)
-        return;
-    uint32_t at = 0;
-    for (const struct mark *mark; (mark = marks_next(&store->marks, &at));) {
-        if (mark->segment_id != segment_id)
-            continue;
-        struct mark_write *write = new_write(&table_entry(&store->table, mark->entry)->key);
-        if (!write)
-            return; /* the segment stays, and is looked at again */
-        write->value = mark->value;
-        write->is_moved = true;
-        queue_write_locked(store, write);
-    }
 }
 
 /* --- start ------------------------------------------------------------------------------------ */
@@ -626,13 +388,14 @@ int mark_raise(struct larder_store *store, uint32_t id)
     struct mark *mark = mark_of(store, id);
     if (!mark || mark->value.generation >= table_entry(&store->table, id)->variant.generation)
         return 0;
-    struct mark_write *write = new_write(&table_entry(&store->table, id)->key);
+    struct mark_write *write = mark_new_write(&table_entry(&store->table, id)->key,
+                                              table_entry(&store->table, id)->tenant);
     if (!write)
         return larder_fail(-ENOMEM, "marks: no memory");
     mark->value.generation = store->next_generation++;
     write->value = mark->value;
     write->is_moved = true;
-    queue_write_locked(store, write);
+    mark_queue_locked(store, write);
     return 1;
 }
 

@@ -526,11 +526,8 @@ void store_free(struct larder_store *store)
         store->watches = watch->next;
         larder_free(watch);
     }
-    while (store->mark_queue) {
-        struct mark_write *write = store->mark_queue;
-        store->mark_queue = write->next;
-        larder_free(write);
-    }
+    if (store->tenants)
+        mark_free_queued(store);
     larder_free(store->mark_rows);
     commit_close(store);
     marks_close(&store->marks);
@@ -582,7 +579,6 @@ int store_make(struct larder_store **out, const struct larder_store_options *opt
     store->io = options->io_override;
     store->next_generation = 1;
     clock_open(&store->clock, options->clock, options->clock_context);
-    store->mark_queue_end = &store->mark_queue;
     store->move_queue_end = &store->move_queue;
     store->put_queue_end = &store->put_queue;
     store->removals_end = &store->removals;

@@ -13,7 +13,7 @@
  *              store does so by itself
  *   purge.c    the end of all that a tenant has
  *   remove.c   removal of subtrees: by request, after damage, of replaced tails
- *   marking.c  pins, expiry and priority of entries
+ *   marking.c  pins, expiry and priority of entries;  mark_disk.c  their way to disk
  *   quota.c    what one tenant may have
  *   evict.c    room in the host tier and on SSD
  *   tiers.c    what the eviction policies of both tiers are told
@@ -132,10 +132,25 @@ struct mark_write {
     struct larder_store *store;
     struct larder_key key;
     struct larder_mark_value value;
-    bool is_moved; /* out of a segment that is to go: nobody waits for it */
+    uint32_t tenant;
+    bool is_moved;      /* out of a segment that is to go: nobody waits for it */
+    bool is_before_put; /* its entry's record comes behind it */
     larder_put_done done;
     void *context;
     int err;
+};
+
+struct mark_queue {
+    struct mark_write *first;
+    struct mark_write *last;
+};
+
+/* Those of tenants lie with these, which take turns: linked by next_marked. */
+struct marks_waiting {
+    struct mark_queue before_puts;
+    uint32_t first_tenant;
+    uint32_t last_tenant;
+    uint32_t tenant_count;
 };
 
 /* One record of marks. */
@@ -144,6 +159,7 @@ struct mark_batch {
     struct mark_batch *next;
     struct mark_write *writes;
     uint32_t count;
+    bool has_others; /* than those that puts wait for */
 };
 
 /* A record on its way to another segment. */
@@ -222,6 +238,7 @@ struct group {
     struct slice *slices;
     struct slice **slices_end;
     struct mark_batch *marks; /* in the order of their writing: of a key the last holds */
+    bool has_mark_share;      /* some of them nothing waits for */
     struct move *moves;
     struct append *appends;
     struct append **appends_end;
@@ -405,7 +422,9 @@ struct tenant_state {
     struct larder_quota quota;
     uint64_t queued_bytes;  /* of its puts, in the queue and in groups */
     uint64_t grouped_bytes; /* of those, in groups */
-    uint64_t starved_ms;    /* when it was refused a slot last; 0: it has been given one since */
+    struct mark_queue marks;
+    uint32_t next_marked; /* the tenant whose turn is next */
+    uint64_t starved_ms;  /* when it was refused a slot last; 0: it has been given one since */
     struct larder_store_stats stats;
 };
 
@@ -455,8 +474,7 @@ struct larder_store {
     struct removal *removals;
     struct removal **removals_end;
     struct marks marks;
-    struct mark_write *mark_queue;
-    struct mark_write **mark_queue_end;
+    struct marks_waiting marks_waiting;
     uint32_t mark_moves;          /* of those in the queue and in groups */
     struct larder_key *mark_rows; /* of the index, whose entries are gone */
     uint32_t mark_row_count;
@@ -548,6 +566,8 @@ void quota_refused_locked(struct larder_store *store, uint32_t tenant);
 void quota_served_locked(struct larder_store *store, uint32_t tenant);
 
 /* marking.c */
+/* NULL: the entry has none. */
+struct mark *mark_of(const struct larder_store *store, uint32_t entry);
 /* Is this something that can be asked for? */
 int mark_check(const struct larder_mark *mark);
 /* Sets what the entry's mark says, in memory; one that says nothing takes it away. */
@@ -566,6 +586,24 @@ int mark_prepare_put(struct mark_write **out, const struct larder_put_desc *desc
 /* The entry has a new record: its mark, with this change, is queued before it. */
 void mark_published_locked(struct larder_store *store, uint32_t entry, struct mark_write **write,
                            const struct larder_mark *change);
+/* Start: one that was read. 1 when it holds for the entry as far as is known, whose marks are those
+ * of the generations from `since` on. */
+int mark_recovered(struct larder_store *store, uint32_t entry,
+                   const struct larder_mark_value *stored, uint32_t segment_id, uint64_t since);
+/* Start: all were read. */
+void mark_recovered_all(struct larder_store *store);
+/* Then: one that is older than its entry's record is made newer, and queued to be written: 1. */
+int mark_raise(struct larder_store *store, uint32_t entry);
+/* As the index has it; false when the entry has none. */
+bool mark_stored_locked(const struct larder_store *store, uint32_t entry, struct index_mark *out);
+
+/* mark_disk.c */
+struct mark_write *mark_new_write(const struct larder_key *key, uint32_t tenant);
+void mark_queue_locked(struct larder_store *store, struct mark_write *write);
+bool mark_is_queued_locked(const struct larder_store *store);
+/* There is one that puts wait for. */
+bool mark_goes_first_locked(const struct larder_store *store);
+void mark_free_queued(struct larder_store *store);
 /* The first of what is queued, as a record; NULL without memory. May be empty. */
 struct mark_batch *mark_take_batch_locked(struct larder_store *store);
 /* The entry, which has a mark, is about to leave the table without a removal: the index is to
@@ -581,16 +619,6 @@ void mark_batch_done_locked(struct larder_store *store, struct mark_batch *batch
 void mark_count_homes_locked(struct larder_store *store);
 /* Storage thread: writes those of a segment again, unless some are on their way already. */
 void mark_move_out_locked(struct larder_store *store, uint32_t segment_id);
-/* Start: one that was read. 1 when it holds for the entry as far as is known, whose marks are those
- * of the generations from `since` on. */
-int mark_recovered(struct larder_store *store, uint32_t entry,
-                   const struct larder_mark_value *stored, uint32_t segment_id, uint64_t since);
-/* Start: all were read. */
-void mark_recovered_all(struct larder_store *store);
-/* Then: one that is older than its entry's record is made newer, and queued to be written: 1. */
-int mark_raise(struct larder_store *store, uint32_t entry);
-/* As the index has it; false when the entry has none. */
-bool mark_stored_locked(const struct larder_store *store, uint32_t entry, struct index_mark *out);
 
 /* tiers.c */
 int tiers_open(struct larder_store *store);

@@ -89,7 +89,7 @@ static void place(struct larder_store *store, struct group *group, struct append
 
 static bool has_queued_locked(const struct larder_store *store)
 {
-    return store->put_queue || store->removals || store->mark_queue || store->move_queue;
+    return store->put_queue || store->removals || store->move_queue || mark_is_queued_locked(store);
 }
 
 static struct larder_put *pop_put_locked(struct larder_store *store)
@@ -237,7 +237,7 @@ static int add_put(struct larder_store *store, struct group *group)
 {
     pthread_mutex_lock(&store->lock);
     /* Its own, or that of an ancestor which goes before it. */
-    if (store->mark_queue) {
+    if (mark_goes_first_locked(store)) {
         pthread_mutex_unlock(&store->lock);
         return 0;
     }
@@ -422,6 +422,7 @@ static int add_marks(struct larder_store *store, struct group *group)
         while (*end) /* the index learns of them in their order */
             end = &(*end)->next;
         *end = batch;
+        group->has_mark_share = group->has_mark_share || batch->has_others;
         group->members += batch->count;
     }
     pthread_mutex_unlock(&store->lock);
@@ -471,7 +472,8 @@ static void gather(struct larder_store *store, struct group *group)
         pthread_mutex_lock(&store->lock);
         bool puts = store->put_queue != NULL;
         bool removals = store->removals != NULL;
-        bool marks = store->mark_queue != NULL;
+        bool marks = mark_is_queued_locked(store);
+        bool marks_first = mark_goes_first_locked(store);
         bool moves = store->move_queue != NULL;
         pthread_mutex_unlock(&store->lock);
         if (!puts && !removals && !marks && !moves)
@@ -483,8 +485,9 @@ static void gather(struct larder_store *store, struct group *group)
             group->closed = add_move(store, group) == 1;
             continue;
         }
-        /* Before the entries that they were put with: see mark_published_locked(). */
-        if (marks) {
+        /* Before the entries that they were put with: see mark_published_locked(). Of others a page
+         * a group, when something else waits. */
+        if (marks_first || (marks && (!group->has_mark_share || (!puts && !removals)))) {
             group->closed = add_marks(store, group) == 1;
             continue;
         }

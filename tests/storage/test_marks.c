@@ -426,6 +426,52 @@ START_TEST(marks_of_another_do_not_hold_a_purge_up)
 }
 END_TEST
 
+/* Marks of another tenant, a thousand at any time, each asked for again when it is done. */
+#define FLOOD     1000
+#define FLOOD_END 60000 /* without a share they would all go first */
+
+static int flooded;
+static void flood_one(uint32_t *tenant);
+
+static void flood_again(void *context, int err)
+{
+    must(err == 0);
+    if (__atomic_add_fetch(&flooded, 1, __ATOMIC_RELAXED) < FLOOD_END)
+        flood_one(context);
+    else
+        __atomic_sub_fetch(&floods, 1, __ATOMIC_RELEASE);
+}
+
+static void flood_one(uint32_t *tenant)
+{
+    struct larder_key key = block_key(5000);
+    static const struct larder_mark change = {.fields = LARDER_MARK_TTL, .ttl_s = YEAR_S};
+    larder_store_mark(f.store, *tenant, &key, &change, flood_again, tenant);
+}
+
+START_TEST(marks_of_another_have_their_share)
+{
+    struct larder_tenant_info other;
+    ck_assert_int_eq(larder_store_tenant(f.store, &other, "b"), 0);
+    struct block block = {
+        .seed = 5000, .token_count = 256, .section_bytes = 9000, .tenant = other.index};
+    ck_assert_int_eq(fixture_put(&f, &block, LARDER_DURABLE), 0);
+    fixture_put_chain(&f, 1, 1, 9000, LARDER_DURABLE);
+    floods = FLOOD;
+    flooded = 0;
+    for (int i = 0; i < FLOOD; i++)
+        flood_one(&other.index);
+    /* Each behind a few groups, of some hundred marks. */
+    fixture_put_chain(&f, 100, 1, 9000, LARDER_DURABLE);
+    ttl(1, 5000);
+    uint64_t removed;
+    ck_assert_int_eq(fixture_remove(&f, 100, &removed), 0);
+    ck_assert_int_lt(__atomic_load_n(&flooded, __ATOMIC_RELAXED), FLOOD_END / 2);
+    while (__atomic_load_n(&floods, __ATOMIC_ACQUIRE) > 0)
+        usleep(10000);
+}
+END_TEST
+
 START_TEST(a_pin_is_of_all_variants)
 {
     struct block block = {.seed = 1000,
@@ -713,6 +759,7 @@ int main(void)
     tcase_add_loop_test(cases, the_newest_of_two_marks_holds, 0, 2);
     tcase_add_test(cases, rows_of_marks_go_with_their_entries);
     tcase_add_test(cases, marks_of_another_do_not_hold_a_purge_up);
+    tcase_add_test(cases, marks_of_another_have_their_share);
     tcase_add_test(cases, a_pin_is_of_all_variants);
     tcase_add_test(cases, segments_of_marks_go_but_not_the_marks);
     tcase_add_test(cases, what_is_over_is_a_miss_at_once_and_gone_soon);
