@@ -186,11 +186,18 @@ static void balance_decode_rows(const struct codec_node *node, const struct code
         multiply_rows(balance->factors, tile);
 }
 
+static uint32_t balance_wants(const struct codec_node *node)
+{
+    (void)node;
+    return CODEC_WHOLE_CHANNELS;
+}
+
 const struct codec_node_ops codec_node_balance = {
     .name = "balance",
     .summary = "channels of K divided by sqrt(max |k| / max |q|); needs q_max with the PUT",
     .role = CODEC_TRANSFORM,
     .needs = balance_needs,
+    .wants = balance_wants,
     .fits = codec_inner_fits,
     .bound = balance_bound,
     .scratch = balance_scratch,

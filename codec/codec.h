@@ -47,6 +47,7 @@ int larder_recipe_fits(const struct larder_recipe *recipe, const struct larder_m
 enum larder_recipe_input {
     LARDER_INPUT_IMPORTANCE = 1,
     LARDER_INPUT_Q_MAX = 2,
+    LARDER_INPUT_PROFILE = 4, /* of decoding too */
 };
 uint32_t larder_recipe_needs(const struct larder_recipe *recipe);
 /* For people: a line a stage. -ENOSPC when `out_bytes` is too small. */

@@ -27,6 +27,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/bytes.h"
 #include "base/larder_base.h"
 #include "codec/codec.h"
 #include "codec/profile.h"
@@ -63,6 +64,13 @@ static inline uint64_t codec_elems(const struct codec_size *size)
     return (uint64_t)size->heads * size->tokens * size->dims;
 }
 
+/* Of the rows that decoding gives at a time, as scratch. */
+static inline uint64_t codec_rows_bytes(const struct codec_size *size)
+{
+    uint64_t tokens = larder_min_u64(size->tokens, CODEC_ROWS_TOKENS);
+    return larder_round_up(tokens * size->heads * size->dims * sizeof(float), 64);
+}
+
 /* f32 [heads][tokens][dims], dense. */
 struct codec_tile {
     float *x;
@@ -93,6 +101,13 @@ struct codec_param {
     bool whole; /* a number without fraction */
 };
 
+/* Of the section that a node sees, so that it may look up what is known of a place in it. */
+enum codec_whole {
+    CODEC_WHOLE_TOKENS = 1,   /* its tokens are the block's */
+    CODEC_WHOLE_CHANNELS = 2, /* head * dims + dim is that of the model */
+    CODEC_WHOLE_HEADS = 4,    /* its heads are the model's */
+};
+
 enum codec_role {
     CODEC_TRANSFORM,
     CODEC_WRAPPER,
@@ -113,8 +128,13 @@ struct codec_node_ops {
     bool needs_profile;                   /* does nothing without one */
     const struct codec_stage_ops *planes; /* of CODEC_PLANES */
 
-    /* Inputs of encoding that it reads, enum larder_recipe_input; NULL: none. */
+    /* What it does nothing without, enum larder_recipe_input; NULL: nothing but what needs_profile
+     * says. */
     uint32_t (*needs)(const struct codec_node *node);
+    /* What must be whole where it stands, and what is not any more for its inner nodes: bits of
+     * codec_whole. NULL: nothing. The parser refuses what does not meet. */
+    uint32_t (*wants)(const struct codec_node *node);
+    uint32_t (*breaks)(const struct codec_node *node);
     /* Parameters against each other; -EINVAL with a message. May be NULL. */
     int (*check)(const struct codec_node *node);
     /* Takes what it reads out of a profile, for all layers of one side, when the recipe is opened:
@@ -216,14 +236,21 @@ void codec_load_elems(float *out, const uint8_t *in, uint64_t count, uint32_t dt
 
 extern const struct codec_node_ops codec_node_balance;
 extern const struct codec_node_ops codec_node_cases;
+extern const struct codec_node_ops codec_node_codebook;
 extern const struct codec_node_ops codec_node_hadamard;
+extern const struct codec_node_ops codec_node_join;
+extern const struct codec_node_ops codec_node_keep;
+extern const struct codec_node_ops codec_node_lowrank;
 extern const struct codec_node_ops codec_node_normalize;
+extern const struct codec_node_ops codec_node_outliers;
 extern const struct codec_node_ops codec_node_qjl;
 extern const struct codec_node_ops codec_node_quant;
 extern const struct codec_node_ops codec_node_rans;
 extern const struct codec_node_ops codec_node_reorder;
+extern const struct codec_node_ops codec_node_residual;
 extern const struct codec_node_ops codec_node_rfft;
 extern const struct codec_node_ops codec_node_rope_off;
 extern const struct codec_node_ops codec_node_sinks;
+extern const struct codec_node_ops codec_node_split;
 
 #endif

@@ -30,6 +30,62 @@ const struct recipe_preset recipe_presets[] = {
      "bfp mantissa=4 block=32"},
     {"bfp4-ksort", "the same, K's channels sorted by the profile",
      "k{reorder by=bfp | bfp mantissa=4 block=32} v{bfp mantissa=4 block=32}"},
+    {"gear2", "GEAR, 2 bits: 2 % outliers and a product of rank 4 for the rest of the error",
+     "k{lowrank rank=4{outliers share=.02 axis=channel fill=mean{"
+     "quant bits=2 axis=channel group=64}}} "
+     "v{lowrank rank=4{outliers share=.02 axis=token fill=mean{"
+     "quant bits=2 axis=token group=64}}}"},
+    {"gear4", "GEAR, 4 bits",
+     "k{lowrank rank=4{outliers share=.02 axis=channel fill=mean{"
+     "quant bits=4 axis=channel group=64}}} "
+     "v{lowrank rank=4{outliers share=.02 axis=token fill=mean{"
+     "quant bits=4 axis=token group=64}}}"},
+    {"gear-l2", "GEAR without outliers, 2 bits",
+     "k{lowrank rank=4{quant bits=2 axis=channel group=64}} "
+     "v{lowrank rank=4{quant bits=2 axis=token group=64}}"},
+    {"gear-l4", "GEAR without outliers, 4 bits",
+     "k{lowrank rank=4{quant bits=4 axis=channel group=64}} "
+     "v{lowrank rank=4{quant bits=4 axis=token group=64}}"},
+    {"zipcache", "ZipCache: the more important 60 % of the tokens in 4 bits, the others in 2",
+     "k{split by=class share=.6{quant bits=4 axis=channel group=0}"
+     "{quant bits=2 axis=channel group=0}} "
+     "v{split by=class share=.6{normalize | quant bits=4 axis=token group=0}"
+     "{normalize | quant bits=2 axis=token group=0}}"},
+    {"mikv-16-2",
+     "MiKV: the most important 20 % of a head's tokens as they are, the others in 2 bits",
+     "balance | split by=class heads=each share=.2{keep}{quant bits=2 parts=2}"},
+    {"mikv-16-3", "MiKV, 20 % as they are, the others in 3 bits",
+     "balance | split by=class heads=each share=.2{keep}{quant bits=3 parts=2}"},
+    {"mikv-8-2", "MiKV, 20 % in 8 bits, the others in 2",
+     "balance | split by=class heads=each share=.2{quant bits=8 parts=2}{quant bits=2 parts=2}"},
+    {"mikv-4-2", "MiKV, 20 % in 4 bits, the others in 2",
+     "balance | split by=class heads=each share=.2{quant bits=4 parts=2}{quant bits=2 parts=2}"},
+    {"prq-int4", "4 bits, and 4 more for what those got wrong",
+     "residual{quant bits=4 axis=channel group=16 mode=sym}"
+     "{quant bits=4 axis=channel group=16 mode=sym}"},
+    {"kvquant2", "KVQuant, 2 bits and 1 % outliers, the first token as it is",
+     "k{sinks tokens=1{rope-off | outliers by=thresholds axis=channel{"
+     "codebook bits=2 axis=channel norm=on}}} "
+     "v{sinks tokens=1{outliers share=.01 axis=token{codebook bits=2 axis=token norm=on}}}"},
+    {"kvquant3", "KVQuant, 3 bits and 1 % outliers",
+     "k{sinks tokens=1{rope-off | outliers by=thresholds axis=channel{"
+     "codebook bits=3 axis=channel}}} "
+     "v{sinks tokens=1{outliers share=.01 axis=token{codebook bits=3 axis=token}}}"},
+    {"kvquant4", "KVQuant, 4 bits and 1 % outliers",
+     "k{sinks tokens=1{rope-off | outliers by=thresholds axis=channel{"
+     "codebook bits=4 axis=channel}}} "
+     "v{sinks tokens=1{outliers share=.01 axis=token{codebook bits=4 axis=token}}}"},
+    {"rotatekv2",
+     "RotateKV, 2 bits: channels of four heads turned together, in the profile's order",
+     "sinks tokens=4{k{rope-off | hadamard heads=4 | reorder by=rotatekv | join | "
+     "quant bits=2 group=128 clip=.8 mode=int} "
+     "v{hadamard | join | quant bits=2 group=128 clip=.8 mode=int}}"},
+    {"rotatekv3", "RotateKV, 3 bits",
+     "sinks tokens=4{k{rope-off | hadamard heads=4 | reorder by=rotatekv | join | "
+     "quant bits=3 group=128 mode=int} v{hadamard | join | quant bits=3 group=128 mode=int}}"},
+    {"rotatekv4", "RotateKV, 4 bits",
+     "sinks tokens=4{k{rope-off | hadamard heads=4 | reorder by=rotatekv | join | "
+     "quant bits=4 group=128 mode=int} v{hadamard | join | quant bits=4 group=128 mode=int}}"},
 };
 
 const uint32_t recipe_preset_count = LARDER_COUNT_OF(recipe_presets);

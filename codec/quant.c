@@ -24,7 +24,7 @@
 #include "codec/node.h"
 #include "codec/symbols.h"
 
-enum { BITS, LEVELS, AXIS, GROUP, CLIP, MODE };
+enum { BITS, LEVELS, AXIS, GROUP, CLIP, MODE, PARTS };
 enum { AXIS_TOKEN, AXIS_CHANNEL };
 enum { MODE_ASYM, MODE_INT, MODE_SYM };
 
@@ -37,6 +37,8 @@ static const struct codec_param params[] = {
     [GROUP] = {.name = "group", .low = 0, .high = 4096, .missing = 32, .whole = true},
     [CLIP] = {.name = "clip", .low = 0.1, .high = 1, .missing = 1},
     [MODE] = {.name = "mode", .missing = MODE_ASYM, .words = "asym int sym"},
+    /* Groups of a head's channels, whatever the model has of them; 0: as `group` says. */
+    [PARTS] = {.name = "parts", .low = 0, .high = 64, .missing = 0, .whole = true},
 };
 
 struct grid {
@@ -67,8 +69,9 @@ static void make_grid(struct grid *out, const struct codec_node *node,
     };
     if (out->mode == MODE_SYM)
         out->levels -= out->levels % 2 == 0;
-    groups_make(&out->groups, size, (uint32_t)node->value[AXIS] == AXIS_CHANNEL,
-                (uint32_t)node->value[GROUP]);
+    uint32_t parts = (uint32_t)node->value[PARTS];
+    uint32_t group = parts ? (size->dims + parts - 1) / parts : (uint32_t)node->value[GROUP];
+    groups_make(&out->groups, size, (uint32_t)node->value[AXIS] == AXIS_CHANNEL, group);
 }
 
 static int quant_check(const struct codec_node *node)
@@ -78,6 +81,11 @@ static int quant_check(const struct codec_node *node)
     if (levels == 1 || (sym && (levels == 2 || (levels == 0 && node->value[BITS] < 2))))
         return larder_fail(-EINVAL, "quant: %s has too few levels; sym needs 3, the others 2",
                            sym ? "mode=sym" : "levels=1");
+    if (node->value[PARTS] > 0 && (uint32_t)node->value[AXIS] == AXIS_CHANNEL)
+        return larder_fail(-EINVAL,
+                           "quant: parts=%u cuts a token's channels; it goes with "
+                           "axis=token",
+                           (uint32_t)node->value[PARTS]);
     return groups_check("quant", (uint32_t)node->value[AXIS] == AXIS_CHANNEL,
                         (uint32_t)node->value[GROUP]);
 }

@@ -103,17 +103,14 @@ uint32_t larder_recipe_needs(const struct larder_recipe *recipe)
     for (uint32_t i = 0; i < recipe->tree.node_count; i++) {
         const struct codec_node *node = &recipe->tree.nodes[i];
         needs |= node->ops->needs ? node->ops->needs(node) : 0;
+        needs |= node->ops->needs_profile ? (uint32_t)LARDER_INPUT_PROFILE : 0;
     }
     return needs;
 }
 
 bool larder_recipe_needs_profile(const struct larder_recipe *recipe)
 {
-    for (uint32_t i = 0; i < recipe->tree.node_count; i++) {
-        if (recipe->tree.nodes[i].ops->needs_profile)
-            return true;
-    }
-    return false;
+    return (larder_recipe_needs(recipe) & LARDER_INPUT_PROFILE) != 0;
 }
 
 bool larder_recipe_profile_name(const struct larder_recipe *recipe, uint8_t out[32])

@@ -32,11 +32,34 @@ static const struct codec_node_ops byteplanes_node = {
 };
 
 static const struct codec_node_ops *const stages[] = {
-    &plain_node,           &byteplanes_node,      &codec_node_rope_off,    &codec_node_hadamard,
-    &codec_node_quant,     &codec_node_lloyd.ops, &codec_node_ternary.ops, &codec_node_fp4.ops,
-    &codec_node_fp8.ops,   &codec_node_bfp.ops,   &codec_node_qjl,         &codec_node_rfft,
-    &codec_node_reorder,   &codec_node_rans,      &codec_node_sinks,       &codec_node_balance,
+    /* alone */
+    &plain_node,
+    &byteplanes_node,
+    /* transforms */
+    &codec_node_rope_off,
+    &codec_node_hadamard,
     &codec_node_normalize,
+    &codec_node_balance,
+    &codec_node_join,
+    &codec_node_reorder,
+    &codec_node_rfft,
+    /* wrappers */
+    &codec_node_sinks,
+    &codec_node_outliers,
+    &codec_node_residual,
+    &codec_node_lowrank,
+    &codec_node_split,
+    /* leaves, and what stands behind them */
+    &codec_node_quant,
+    &codec_node_codebook,
+    &codec_node_keep,
+    &codec_node_lloyd.ops,
+    &codec_node_ternary.ops,
+    &codec_node_fp4.ops,
+    &codec_node_fp8.ops,
+    &codec_node_bfp.ops,
+    &codec_node_qjl,
+    &codec_node_rans,
 };
 
 const struct codec_node_ops *recipe_stage(uint32_t index)
@@ -60,6 +83,7 @@ struct parser {
     uint8_t kind;      /* the side whose tree is being made */
     uint32_t depth;    /* of braces */
     uint32_t around;   /* stages around this place */
+    uint32_t broken;   /* by them, of enum codec_whole */
 };
 
 static int parse_pipe(struct parser *parser, struct codec_node **out);
@@ -131,7 +155,9 @@ static int accept_exactly(struct parser *parser, const char *text)
 static double read_number(struct word word, double low, double high, bool whole)
 {
     char text[NUMBER_BYTES_MAX + 1];
-    if (word.bytes == 0 || word.bytes > NUMBER_BYTES_MAX || !isdigit((unsigned char)word.at[0]))
+    bool is_number = word.bytes > 0 && word.bytes <= NUMBER_BYTES_MAX &&
+                     (isdigit((unsigned char)word.at[0]) || word.at[0] == '.');
+    if (!is_number)
         return -1;
     memcpy(text, word.at, word.bytes);
     text[word.bytes] = 0;
@@ -359,8 +385,17 @@ static int parse_stage(struct parser *parser, struct codec_node **out,
         LARDER_TRY(parse_param(parser, node, &seen));
     if (ops->check)
         LARDER_TRY(ops->check(node));
+    if (ops->wants && (ops->wants(node) & parser->broken))
+        return larder_fail(-EINVAL,
+                           "recipe '%.80s', character %zu: %s reads what is known of whole heads "
+                           "or tokens; it cannot stand inside this split or join",
+                           parser->text, (size_t)(name.at - parser->text) + 1, ops->name);
     *out = node;
-    return parse_inner(parser, node);
+    uint32_t broken = parser->broken;
+    parser->broken |= ops->breaks ? ops->breaks(node) : 0;
+    LARDER_TRY(parse_inner(parser, node));
+    parser->broken = broken;
+    return 0;
 }
 
 static int parse_pipe(struct parser *parser, struct codec_node **out)

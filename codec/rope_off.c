@@ -111,11 +111,18 @@ static void rope_decode_rows(const struct codec_node *node, const struct codec_r
         turn(run, first, tile, true);
 }
 
+static uint32_t rope_wants(const struct codec_node *node)
+{
+    (void)node;
+    return CODEC_WHOLE_TOKENS | CODEC_WHOLE_HEADS;
+}
+
 const struct codec_node_ops codec_node_rope_off = {
     .name = "rope-off",
     .summary = "K without its rotary embedding; V unchanged",
     .role = CODEC_TRANSFORM,
     .needs_tables = true,
+    .wants = rope_wants,
     .fits = codec_inner_fits,
     .bound = codec_inner_bound,
     .scratch = codec_inner_scratch,

@@ -42,12 +42,6 @@ uint64_t section_bound(const struct section *section)
     return sizeof(struct section_header) + (tree > exact ? tree : exact);
 }
 
-static uint64_t rows_bytes(const struct section *section)
-{
-    uint64_t tokens = larder_min_u64(section->size.tokens, CODEC_ROWS_TOKENS);
-    return larder_round_up(tokens * section->size.heads * section->size.dims * sizeof(float), 64);
-}
-
 /* Encoding: the numbers, the tree's scratch; or the exact stage's workspace. Decoding needs less:
  * a tile in place of all numbers. */
 uint64_t section_workspace_bytes(const struct section *section)
@@ -145,7 +139,7 @@ static void store_tile(const struct section *section, uint8_t *planes,
 
 static int decode_tree(const struct section *section, void *planes, struct codec_run *run)
 {
-    struct codec_tile tile = {.x = codec_take_scratch(run, rows_bytes(section)),
+    struct codec_tile tile = {.x = codec_take_scratch(run, codec_rows_bytes(&section->size)),
                               .size = section->size};
     void *state;
     LARDER_TRY(codec_decode_begin(section->tree, run, &section->size, &state));

@@ -104,6 +104,12 @@ static void sinks_decode_rows(const struct codec_node *node, const struct codec_
                          dtype);
 }
 
+static uint32_t sinks_wants(const struct codec_node *node)
+{
+    (void)node;
+    return CODEC_WHOLE_TOKENS;
+}
+
 const struct codec_node_ops codec_node_sinks = {
     .name = "sinks",
     .summary = "the first tokens of a chain kept as they are",
@@ -111,6 +117,7 @@ const struct codec_node_ops codec_node_sinks = {
     .inner_count = 1,
     .params = params,
     .param_count = LARDER_COUNT_OF(params),
+    .wants = sinks_wants,
     .fits = codec_inner_fits,
     .bound = sinks_bound,
     .scratch = sinks_scratch,

@@ -31,6 +31,13 @@ float next_normal(void)
 void scene_open(struct scene *s, const char *text, uint32_t dtype, uint32_t heads, uint32_t dims,
                 uint32_t tokens, uint64_t position, uint32_t section)
 {
+    scene_open_with(s, NULL, text, dtype, heads, dims, tokens, position, section);
+}
+
+void scene_open_with(struct scene *s, const struct larder_profile *profile, const char *text,
+                     uint32_t dtype, uint32_t heads, uint32_t dims, uint32_t tokens,
+                     uint64_t position, uint32_t section)
+{
     *s = (struct scene){.section = section};
     s->model = (struct larder_model_desc){.layers = 3,
                                           .kv_heads = heads,
@@ -40,7 +47,7 @@ void scene_open(struct scene *s, const char *text, uint32_t dtype, uint32_t head
                                           .vocab = 10};
     s->model.rope = (struct larder_rope){
         .kind = LARDER_ROPE_PLAIN, .rotary_dims = dims & ~1u, .theta = 10000, .factor = 1};
-    ck_assert_msg(larder_recipe_open(&s->recipe, text, NULL) == 0, "%s", larder_error_message());
+    ck_assert_msg(larder_recipe_open(&s->recipe, text, profile) == 0, "%s", larder_error_message());
     s->count = (uint64_t)heads * tokens * dims;
     s->planes_bytes = s->count * larder_dtype_bytes(dtype);
     s->planes = larder_alloc(s->planes_bytes);
@@ -122,4 +129,38 @@ double relative_error(const struct scene *s)
     ck_assert(fabs(off - s->error.error_energy) <= 1e-9 * all);
     ck_assert(s->error.fell_back || fabs(all - s->error.signal_energy) <= 1e-9 * all);
     return sqrt(off / all);
+}
+
+float *floats_of(uint8_t *planes)
+{
+    return (float *)(void *)planes;
+}
+
+void run_alone(float *out, const struct scene *like, const char *text, const float *x)
+{
+    struct scene s;
+    scene_open(&s, text, LARDER_F32, like->model.kv_heads, like->model.k_dims,
+               like->block.token_count, like->block.position, like->section);
+    memcpy(s.planes, x, s.planes_bytes);
+    scene_encode(&s);
+    ck_assert(!s.error.fell_back);
+    ck_assert_int_eq(scene_decode(&s, s.encoded, s.encoded_bytes), 0);
+    memcpy(out, s.decoded, s.planes_bytes);
+    scene_close(&s);
+}
+
+void scene_run(struct scene *s)
+{
+    scene_encode(s);
+    ck_assert(!s->error.fell_back);
+    ck_assert_int_eq(scene_decode(s, s->encoded, s->encoded_bytes), 0);
+    (void)relative_error(s);
+}
+
+float stored_f16(float x, float most)
+{
+    int exponent = 0;
+    (void)frexpf(most, &exponent);
+    float unit = ldexpf(1, 14 - exponent);
+    return float_from_f16(f16_from_float(x * unit)) / unit;
 }

@@ -64,6 +64,27 @@ static const struct {
     {"sinks{hadamard signs=2 | qjl seed=7 | rans}", 1.4, 1.7},
     {"normalize | quant bits=4 axis=token group=0", 0.2, 4.2},
     {"balance | quant bits=4 axis=token group=64", 0.35, 4.7},
+    {"residual{quant bits=2 axis=channel group=32}{hadamard | quant bits=2}", 0.2, 6.1},
+    {"residual{quant bits=4 axis=channel group=16 mode=sym}{quant bits=4 axis=channel group=16 "
+     "mode=sym}",
+     0.02, 10.1},
+    {"lowrank rank=4{quant bits=4 axis=channel group=64}", 0.2, 5.4},
+    {"lowrank rank=64 iterations=1{outliers share=.02 axis=token fill=mean{quant bits=4}}", 0.2,
+     20},
+    {"outliers share=.02 axis=channel fill=mean{quant bits=4 axis=channel group=64}", 0.2, 5.6},
+    {"sinks{outliers share=.01{quant bits=4 axis=token group=0 | rans}}", 0.2, 4.5},
+    {"outliers share=.25{quant bits=2}", 0.65, 14},
+    {"join | quant bits=4 group=128", 0.3, 4.3},
+    {"rope-off | hadamard heads=2 | join heads=2 | quant bits=4 group=96 | rans", 0.3, 4.4},
+    {"split share=.3{quant bits=4 axis=channel group=32}{quant bits=2}", 0.7, 4.4},
+    {"split order=first{hadamard signs=1 | quant bits=4}{quant bits=3}", 0.3, 4.6},
+    {"split by=class share=.6{quant bits=4 axis=channel group=0}{normalize | quant bits=2 group=0}",
+     0.65, 3.6},
+    {"split by=class heads=each share=.2{quant bits=8}{split share=.5{quant bits=3}{quant "
+     "bits=2}}",
+     0.65, 5},
+    {"split by=class share=0{quant bits=8}{quant bits=4}", 0.2, 5.1},
+    {"split by=class share=1{quant bits=8}{quant bits=4}", 0.02, 9.1},
 };
 
 START_TEST(what_comes_back_is_what_encoding_said)

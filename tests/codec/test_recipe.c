@@ -90,8 +90,9 @@ START_TEST(bad_texts)
                            "whole number from 1 to 8"},
         {"quant axis=head", "recipe 'quant axis=head', character 12: found 'head', allowed: "
                             "axis=, one of: token channel"},
-        {"quant bits=2 bits=3", "recipe 'quant bits=2 bits=3', character 14: found 'bits', "
-                                "allowed: bits, levels, axis, group, clip, mode (once each)"},
+        {"quant bits=2 bits=3",
+         "recipe 'quant bits=2 bits=3', character 14: found 'bits', "
+         "allowed: bits, levels, axis, group, clip, mode, parts (once each)"},
         {"rope-off x=1 | quant", "recipe 'rope-off x=1 | quant', character 10: found 'x', allowed: "
                                  "the end"},
         {"quant bits=1 mode=sym", "quant: mode=sym has too few levels; sym needs 3, the others 2"},

@@ -70,26 +70,56 @@ struct scene {
     uint64_t workspace_bytes;
 };
 
-/* Channels of the model in an order that is not theirs. */
+/* Code books, ranges of channels around zero, some of them no wider than a point, and channels in
+ * an order that is not the model's. */
 static void make_profile(struct scene *scene)
 {
+    static const float levels[] = {-1,    -.8f, -.6f, -.5f, -.4f, -.3f, -.2f, -.1f,
+                                   -.05f, 0,    .1f,  .2f,  .3f,  .5f,  .7f,  .9f};
+    static const float norm[] = {1.1f, -.05f};
+    const struct larder_model_desc *model = &scene->model;
+    struct larder_profile_writer *writer;
+    assert(larder_profile_writer_open(&writer, model) == 0);
+    for (int side = 0; side < 2; side++) {
+        uint32_t channels = model->kv_heads * (side ? model->v_dims : model->k_dims);
+        float low[4 * 65];
+        float high[4 * 65];
+        for (uint32_t i = 0; i < channels; i++) {
+            low[i] = -(float)(i % 5);
+            high[i] = (float)(i % 5) * .5f;
+        }
+        struct {
+            const char *name;
+            const float *data;
+            uint64_t count;
+        } tensors[] = {{side ? "kvquant.v.low" : "kvquant.k.low", low, channels},
+                       {side ? "kvquant.v.high" : "kvquant.k.high", high, channels},
+                       {side ? "kvquant.v.lut4" : "kvquant.k.lut4", levels + 5, 4},
+                       {side ? "kvquant.v.lut8" : "kvquant.k.lut8", levels + 3, 8},
+                       {side ? "kvquant.v.lut16" : "kvquant.k.lut16", levels, 16},
+                       {side ? "kvquant.v.norm4" : "kvquant.k.norm4", norm, 2},
+                       {side ? "kvquant.v.norm16" : "kvquant.k.norm16", norm, 2}};
+        for (size_t i = 0; i < LARDER_COUNT_OF(tensors); i++)
+            assert(larder_profile_put(writer, tensors[i].name, LARDER_PROFILE_F32,
+                                      (uint64_t[]){1, tensors[i].count}, 2, tensors[i].data) == 0);
+    }
     int32_t order[4 * 65];
-    uint64_t shape[2] = {1, (uint64_t)scene->model.kv_heads * scene->model.k_dims};
+    uint64_t shape[2] = {1, (uint64_t)model->kv_heads * model->k_dims};
     for (uint64_t i = 0; i < shape[1]; i++)
         order[i] = (int32_t)((i + 3) % shape[1]);
-    struct larder_profile_writer *writer;
-    int err = larder_profile_writer_open(&writer, &scene->model);
-    if (err == 0)
-        err = larder_profile_put(writer, "bfp.order", LARDER_PROFILE_I32, shape, 2, order);
-    if (err == 0)
-        err = larder_profile_put(writer, "rotatekv.order", LARDER_PROFILE_I32, shape, 2, order);
+    assert(larder_profile_put(writer, "bfp.order", LARDER_PROFILE_I32, shape, 2, order) == 0);
+    assert(larder_profile_put(writer, "rotatekv.order", LARDER_PROFILE_I32, shape, 2, order) == 0);
     uint64_t bytes;
-    if (err == 0)
-        err = larder_profile_finish(writer, &scene->profile_bytes, &bytes);
-    if (err == 0)
-        err = larder_profile_open(&scene->profile, scene->profile_bytes, bytes);
-    assert(err == 0);
+    assert(larder_profile_finish(writer, &scene->profile_bytes, &bytes) == 0);
     larder_profile_writer_close(writer);
+    assert(larder_profile_open(&scene->profile, scene->profile_bytes, bytes) == 0);
+}
+
+static void close_scene(struct scene *scene)
+{
+    larder_recipe_close(scene->recipe);
+    larder_profile_close(scene->profile);
+    larder_free(scene->profile_bytes);
 }
 
 /* False when the recipe is not for such a model. */
@@ -129,6 +159,22 @@ static bool open_scene(struct scene *scene, const uint8_t choice[5])
         "qjl seed=3 | rans",
         "reorder by=bfp | bfp",
         "rope-off | reorder by=rotatekv | quant bits=2 group=128 mode=int",
+        "residual{quant bits=2 axis=channel group=16 | rans}{hadamard block=1 | fp8}",
+        "lowrank rank=5{quant bits=1 parts=3}",
+        "lowrank rank=2 iterations=1{sinks{outliers share=.25 axis=token{quant bits=2 | rans}}}",
+        "outliers share=.1 axis=channel fill=mean{ternary group=0}",
+        "k{outliers by=thresholds axis=channel{codebook bits=3 axis=channel}} v{codebook | rans}",
+        "rope-off | codebook bits=2 axis=channel norm=on | rans",
+        "codebook bits=4 norm=on",
+        "join | quant bits=3 group=50 mode=int",
+        "join heads=2 | hadamard block=2 | lloyd bits=2 group=9",
+        "split share=.3{quant bits=4 axis=channel group=16}{quant bits=2 | rans}",
+        "split order=first share=.6{lloyd bits=3}{split share=.1{keep}{bfp}}",
+        "rope-off | split by=class share=.6{quant axis=channel group=0}{normalize | quant group=0}",
+        "balance | split by=class heads=each share=.2{keep}{quant bits=2 parts=2}",
+        "sinks{k{rope-off | reorder by=rotatekv | join | quant bits=2 group=128 clip=.8 mode=int} "
+        "v{join | quant group=128}}",
+        "sinks{split by=class heads=each{lowrank rank=1{ternary}}{outliers{quant bits=2}}}",
     };
     static const uint32_t dtypes[] = {LARDER_BF16, LARDER_F16, LARDER_F32, LARDER_BF16};
     *scene = (struct scene){.section = choice[0] >> 2 & 1};
@@ -252,8 +298,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
         decode_hostile(&scene, data + 5, bytes - 5);
         round_trip(&scene, data + 5, bytes - 5);
     }
-    larder_recipe_close(scene.recipe);
-    larder_profile_close(scene.profile);
-    larder_free(scene.profile_bytes);
+    close_scene(&scene);
     return 0;
 }

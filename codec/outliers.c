@@ -1,0 +1,372 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* outliers.c - the few numbers that would widen their groups kept exactly, in the model's dtype.
+ * Inside, each is replaced by a number of its row that widens nothing.
+ *
+ * A row is a channel's tokens (axis=channel) or all heads and channels of a token (axis=token).
+ * by=quantile: of each row the `share`/2 largest and as many smallest, rounded to the nearest whole
+ * number each. by=thresholds: what lies outside the range that a profile knows for its channel;
+ * where that is more than an eighth of all, the profile is not for these numbers, and they are
+ * stored exact.
+ *
+ * Places are those of the order in which decoding gives numbers: tokens in fours, and of each four
+ * [head][token][dim]. They are cut into runs of 256, so that a place is a byte; of a run that is
+ * all outliers the last one stays inside.
+ *
+ *   outliers of each run (a byte each) | places in their runs (a byte each) | numbers | inner pipe
+ *
+ * Sources: KVQuant (Hooper et al., NeurIPS 2024) and GEAR (Kang et al., 2024).
+ */
+#include <errno.h>
+#include <math.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "base/error.h"
+#include "base/mem.h"
+#include "codec/node.h"
+#include "codec/order.h"
+#include "codec/ranges.h"
+
+enum { SHARE, AXIS, BY, FILL };
+enum { AXIS_TOKEN, AXIS_CHANNEL };
+enum { BY_QUANTILE, BY_THRESHOLDS };
+enum { FILL_MEDIAN, FILL_MEAN };
+
+#define RUN      256u
+#define RUN_MOST 255u
+/* by=thresholds: one of so many numbers may be an outlier. */
+#define THRESHOLDS_PART 8u
+
+enum { MARK_LARGE = 1, MARK_SMALL = 2 };
+
+static const struct codec_param params[] = {
+    [SHARE] = {.name = "share", .low = 0, .high = 0.25, .missing = 0.01},
+    [AXIS] = {.name = "axis", .missing = AXIS_TOKEN, .words = "token channel"},
+    [BY] = {.name = "by", .missing = BY_QUANTILE, .words = "quantile thresholds"},
+    [FILL] = {.name = "fill", .missing = FILL_MEDIAN, .words = "median mean"},
+};
+
+struct outliers {
+    void *inner;
+    const uint8_t *counts;
+    const uint8_t *places;
+    const uint8_t *numbers;
+    uint64_t run_count;
+    uint64_t run;  /* of the next outlier */
+    uint32_t done; /* outliers of that run that were put back */
+    uint64_t at;   /* ... of all */
+};
+
+static bool by_channel(const struct codec_node *node)
+{
+    return (uint32_t)node->value[AXIS] == AXIS_CHANNEL;
+}
+
+static bool by_thresholds(const struct codec_node *node)
+{
+    return (uint32_t)node->value[BY] == BY_THRESHOLDS;
+}
+
+struct rows {
+    uint64_t count;
+    uint64_t length;
+    uint64_t each_side; /* by=quantile: outliers */
+};
+
+static struct rows rows_of(const struct codec_node *node, const struct codec_size *size)
+{
+    uint64_t channels = (uint64_t)size->heads * size->dims;
+    struct rows rows = {.count = by_channel(node) ? channels : size->tokens,
+                        .length = by_channel(node) ? size->tokens : channels};
+    rows.each_side = (uint64_t)llround(node->value[SHARE] / 2 * (double)rows.length);
+    return rows;
+}
+
+static uint64_t runs_of(const struct codec_size *size)
+{
+    return (codec_elems(size) + RUN - 1) / RUN;
+}
+
+static uint64_t outliers_most(const struct codec_node *node, const struct codec_size *size)
+{
+    if (by_thresholds(node))
+        return codec_elems(size) / THRESHOLDS_PART;
+    struct rows rows = rows_of(node, size);
+    return larder_min_u64(2 * rows.each_side * rows.count, codec_elems(size));
+}
+
+static int outliers_check(const struct codec_node *node)
+{
+    if (by_thresholds(node) && !by_channel(node))
+        return larder_fail(-EINVAL,
+                           "outliers: by=thresholds, which are of channels; say axis=channel");
+    return 0;
+}
+
+static uint32_t outliers_needs(const struct codec_node *node)
+{
+    return by_thresholds(node) ? LARDER_INPUT_PROFILE : 0;
+}
+
+static uint32_t outliers_wants(const struct codec_node *node)
+{
+    return by_thresholds(node) ? CODEC_WHOLE_CHANNELS : 0;
+}
+
+static int outliers_bind(void **bound, const struct codec_node *node,
+                         const struct larder_profile *profile, uint8_t kind)
+{
+    if (!by_thresholds(node))
+        return 0;
+    struct ranges found;
+    LARDER_TRY(ranges_find(&found, profile, kind));
+    struct ranges *ranges = larder_alloc(sizeof(*ranges));
+    if (!ranges)
+        return larder_fail(-ENOMEM, "no memory for thresholds");
+    *ranges = found;
+    *bound = ranges;
+    return 0;
+}
+
+static uint64_t outliers_bound(const struct codec_node *node, const struct codec_size *size)
+{
+    return runs_of(size) + outliers_most(node, size) * (1 + sizeof(float)) +
+           codec_bound(node->inner, size);
+}
+
+static uint64_t list_bytes(const struct codec_node *node, const struct codec_size *size)
+{
+    return larder_round_up(outliers_most(node, size) * sizeof(uint64_t), 64) +
+           larder_round_up(outliers_most(node, size) * sizeof(float), 64);
+}
+
+static uint64_t outliers_scratch(const struct codec_node *node, const struct codec_size *size)
+{
+    struct rows rows = rows_of(node, size);
+    return larder_round_up(sizeof(struct outliers), 64) + larder_round_up(codec_elems(size), 64) +
+           larder_round_up(rows.count * sizeof(float), 64) +
+           2 * larder_round_up(rows.length * sizeof(float), 64) + larder_round_up(rows.length, 64) +
+           list_bytes(node, size) + codec_scratch(node->inner, size);
+}
+
+/* --- finding them ----------------------------------------------------------------------------- */
+
+/* Numbers of a row that stand side by side, and how far apart the runs of those are. */
+struct strides {
+    uint64_t first;
+    uint64_t run;  /* numbers side by side */
+    uint64_t step; /* from a run to the next */
+};
+
+static struct strides strides_of(const struct codec_node *node, const struct codec_size *size,
+                                 uint64_t row)
+{
+    uint64_t dims = size->dims;
+    if (by_channel(node))
+        return (struct strides){
+            .first = row / dims * size->tokens * dims + row % dims, .run = 1, .step = dims};
+    return (struct strides){.first = row * dims, .run = dims, .step = size->tokens * dims};
+}
+
+/* What stands in an outlier's place inside. */
+static float fill_of(const struct codec_node *node, const float *x, const uint8_t *mark,
+                     const uint32_t *keys, uint64_t count)
+{
+    if ((uint32_t)node->value[FILL] == FILL_MEDIAN)
+        return order_number(order_nth(keys, count, (count - 1) / 2));
+    double sum = 0;
+    uint64_t kept = 0;
+    for (uint64_t i = 0; i < count; i++) {
+        sum += mark[i] ? 0 : (double)x[i];
+        kept += !mark[i];
+    }
+    return kept ? (float)(sum / (double)kept) : 0;
+}
+
+static void mark_quantiles(uint8_t *marks, float *fills, const struct codec_node *node,
+                           struct codec_run *run, const struct codec_tile *tile)
+{
+    struct rows rows = rows_of(node, &tile->size);
+    uint8_t *top = run->scratch;
+    float *x = codec_take_scratch(run, rows.length * sizeof(float));
+    uint32_t *keys = codec_take_scratch(run, rows.length * sizeof(uint32_t));
+    uint8_t *mark = codec_take_scratch(run, rows.length);
+    for (uint64_t row = 0; row < rows.count && rows.each_side > 0; row++) {
+        struct strides strides = strides_of(node, &tile->size, row);
+        uint64_t at = strides.first;
+        for (uint64_t i = 0; i < rows.length; i += strides.run, at += strides.step) {
+            for (uint64_t j = 0; j < strides.run; j++)
+                x[i + j] = tile->x[at + j];
+        }
+        memset(mark, 0, rows.length);
+        order_keys(keys, x, rows.length);
+        order_mark_largest(mark, MARK_LARGE, keys, rows.length, rows.each_side);
+        for (uint64_t i = 0; i < rows.length; i++)
+            keys[i] = ~keys[i];
+        order_mark_largest(mark, MARK_SMALL, keys, rows.length, rows.each_side);
+        for (uint64_t i = 0; i < rows.length; i++)
+            keys[i] = ~keys[i];
+        fills[row] = fill_of(node, x, mark, keys, rows.length);
+        at = strides.first;
+        for (uint64_t i = 0; i < rows.length; i += strides.run, at += strides.step)
+            memcpy(marks + at, mark + i, strides.run);
+    }
+    run->scratch = top;
+}
+
+static void mark_thresholds(uint8_t *marks, float *fills, const struct codec_node *node,
+                            const struct codec_run *run, const struct codec_tile *tile)
+{
+    const struct ranges *ranges = node->bound;
+    uint64_t dims = tile->size.dims;
+    const float *lower = ranges->lower + run->layer * ranges->channels;
+    const float *upper = ranges->upper + run->layer * ranges->channels;
+    for (uint64_t i = 0; i < ranges->channels; i++)
+        fills[i] = lower[i] / 2 + upper[i] / 2;
+    for (uint32_t head = 0; head < tile->size.heads; head++, lower += dims, upper += dims) {
+        for (uint32_t token = 0; token < tile->size.tokens; token++) {
+            uint64_t at = ((uint64_t)head * tile->size.tokens + token) * dims;
+            for (uint64_t i = 0; i < dims; i++)
+                marks[at + i] = (tile->x[at + i] < lower[i]) | (tile->x[at + i] > upper[i]);
+        }
+    }
+}
+
+/* --- encoding --------------------------------------------------------------------------------- */
+
+struct list {
+    uint64_t *at; /* in the tile */
+    float *x;
+    uint64_t count;
+    uint64_t most;
+};
+
+/* Goes through the marked numbers in the order of decoding; appends the counts of their runs, and
+ * replaces them. CODEC_CANNOT when there are more than the list has room for. */
+static int take_out(struct list *list, struct codec_run *run, const struct codec_node *node,
+                    const uint8_t *marks, const float *fills, struct codec_tile *tile)
+{
+    const struct codec_size *size = &tile->size;
+    uint8_t *counts = codec_append(run, runs_of(size));
+    memset(counts, 0, runs_of(size));
+    uint64_t place = 0;
+    for (uint32_t first = 0; first < size->tokens; first += CODEC_ROWS_TOKENS) {
+        uint64_t tokens = larder_min_u64(size->tokens - first, CODEC_ROWS_TOKENS);
+        for (uint32_t head = 0; head < size->heads; head++) {
+            uint64_t at = ((uint64_t)head * size->tokens + first) * size->dims;
+            for (uint64_t i = 0; i < tokens * size->dims; i++, at++, place++) {
+                if (!marks[at] || counts[place / RUN] == RUN_MOST)
+                    continue;
+                if (list->count == list->most)
+                    return CODEC_CANNOT;
+                list->at[list->count] = at;
+                list->x[list->count++] = tile->x[at];
+                counts[place / RUN]++;
+                *codec_append(run, 1) = (uint8_t)(place % RUN);
+                tile->x[at] = fills[by_channel(node) ? head * (uint64_t)size->dims + i % size->dims
+                                                     : first + i / size->dims];
+            }
+        }
+    }
+    return 0;
+}
+
+static int outliers_encode(const struct codec_node *node, struct codec_run *run,
+                           struct codec_tile *tile)
+{
+    uint8_t *top = run->scratch;
+    const struct codec_size *size = &tile->size;
+    uint32_t dtype = run->block->model->dtype;
+    struct list list = {.most = outliers_most(node, size)};
+    list.at = codec_take_scratch(run, list.most * sizeof(uint64_t));
+    list.x = codec_take_scratch(run, list.most * sizeof(float));
+    uint8_t *marks = codec_take_scratch(run, codec_elems(size));
+    float *fills = codec_take_scratch(run, rows_of(node, size).count * sizeof(float));
+    memset(marks, 0, codec_elems(size));
+    if (by_thresholds(node))
+        mark_thresholds(marks, fills, node, run, tile);
+    else
+        mark_quantiles(marks, fills, node, run, tile);
+    int err = take_out(&list, run, node, marks, fills, tile);
+    if (err == 0) {
+        uint8_t *numbers = codec_append(run, list.count * larder_dtype_bytes(dtype));
+        codec_store_elems(numbers, list.x, list.count, dtype);
+        codec_load_elems(list.x, numbers, list.count, dtype);
+        err = codec_encode(node->inner, run, tile);
+    }
+    for (uint64_t i = 0; i < list.count && err == 0; i++)
+        tile->x[list.at[i]] = list.x[i];
+    run->scratch = top;
+    return err;
+}
+
+/* --- decoding --------------------------------------------------------------------------------- */
+
+static int outliers_decode_begin(const struct codec_node *node, struct codec_run *run,
+                                 const struct codec_size *size, void **state)
+{
+    struct outliers *outliers = codec_take_scratch(run, sizeof(*outliers));
+    *outliers = (struct outliers){.run_count = runs_of(size)};
+    *state = outliers;
+    outliers->counts = codec_take(run, outliers->run_count, "outliers: counts");
+    if (!outliers->counts)
+        return LARDER_ECORRUPT;
+    uint64_t count = 0;
+    for (uint64_t i = 0; i < outliers->run_count; i++)
+        count += outliers->counts[i];
+    outliers->places = codec_take(run, count, "outliers: places");
+    if (!outliers->places)
+        return LARDER_ECORRUPT;
+    outliers->numbers =
+        codec_take(run, count * larder_dtype_bytes(run->block->model->dtype), "outliers: numbers");
+    if (!outliers->numbers)
+        return LARDER_ECORRUPT;
+    return codec_decode_begin(node->inner, run, size, &outliers->inner);
+}
+
+/* Numbers of these rows stand in the tile in the very order of places. */
+static void outliers_decode_rows(const struct codec_node *node, const struct codec_run *run,
+                                 void *state, uint32_t first, struct codec_tile *tile)
+{
+    struct outliers *outliers = state;
+    codec_decode_rows(node->inner, run, outliers->inner, first, tile);
+    uint32_t dtype = run->block->model->dtype;
+    uint64_t elem_bytes = larder_dtype_bytes(dtype);
+    uint64_t begin = (uint64_t)first * tile->size.heads * tile->size.dims;
+    uint64_t end = begin + codec_elems(&tile->size);
+    while (outliers->run < outliers->run_count && outliers->run * RUN < end) {
+        if (outliers->done == outliers->counts[outliers->run]) {
+            outliers->run++;
+            outliers->done = 0;
+            continue;
+        }
+        uint64_t place = outliers->run * RUN + outliers->places[outliers->at];
+        if (place >= end)
+            return;
+        /* Places ascend, but for those that no encoder made. */
+        if (place >= begin)
+            codec_load_elems(tile->x + (place - begin),
+                             outliers->numbers + outliers->at * elem_bytes, 1, dtype);
+        outliers->at++;
+        outliers->done++;
+    }
+}
+
+const struct codec_node_ops codec_node_outliers = {
+    .name = "outliers",
+    .summary = "the few largest and smallest numbers kept exactly",
+    .role = CODEC_WRAPPER,
+    .inner_count = 1,
+    .params = params,
+    .param_count = LARDER_COUNT_OF(params),
+    .needs = outliers_needs,
+    .wants = outliers_wants,
+    .check = outliers_check,
+    .bind = outliers_bind,
+    .fits = codec_inner_fits,
+    .bound = outliers_bound,
+    .scratch = outliers_scratch,
+    .encode = outliers_encode,
+    .decode_begin = outliers_decode_begin,
+    .decode_rows = outliers_decode_rows,
+};
