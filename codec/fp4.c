@@ -12,6 +12,8 @@
 
 #include "base/bytes.h"
 #include "codec/grid.h"
+#include "codec/minifloat.h"
+#include "kernels/cpu/cpu_math.h"
 
 enum { CLIP };
 enum { CLIP_SEARCH, CLIP_NONE };
@@ -23,12 +25,23 @@ static const struct codec_param params[] = {
     [CLIP] = {.name = "clip", .missing = CLIP_SEARCH, .words = "search none"},
 };
 
+/* E2M1: a bit of fraction, an exponent of bias 1. */
+#define FRACTION 1
+#define BIAS     1
+#define MOST     6
+
+CODEC_VECTOR static void find_codes(uint8_t *q, const float *x, uint64_t count)
+{
+    for (uint64_t i = 0; i < count; i++) {
+        uint32_t code = minifloat_code(x[i], FRACTION, BIAS, MOST);
+        q[i] = (uint8_t)((code >> 4 & 8u) | (code & 7u));
+    }
+}
+
 static void fp4_find(const struct grid *grid, uint8_t *q, const float *x, uint64_t count)
 {
-    grid_form_table.find(grid, q, x, count);
-    /* From the place among -6, -4, ... -.5, 0, .5, ... 6 to sign and magnitude. */
-    for (uint64_t i = 0; i < count; i++)
-        q[i] = q[i] < 7 ? (uint8_t)(15 - q[i]) : (uint8_t)(q[i] - 7);
+    (void)grid;
+    find_codes(q, x, count);
 }
 
 static void fp4_restore(const struct grid *grid, float *x, const uint8_t *q, uint64_t count,
@@ -41,14 +54,7 @@ static const struct grid_form fp4_form = {.restore = fp4_restore, .find = fp4_fi
 
 static void fp4_open(struct grid *out, const struct codec_node *node, const struct codec_size *size)
 {
-    static const float magnitudes[LEVELS / 2] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
-    /* Half way between levels, or a bit below where a number just there belongs to the upper one:
-     * ties go to the even magnitudes 0, 1, 2 and 4. */
-    static const float bounds[] = {
-        -0x1.400002p2f, -0x1.cp1f,       -0x1.400002p1f, -0x1.cp0f,      -0x1.400002p0f,
-        -0x1.8p-1f,     -0x1.000002p-2f, 0x1.0p-2f,      0x1.7ffffep-1f, 0x1.4p0f,
-        0x1.bffffep0f,  0x1.4p1f,        0x1.bffffep1f,  0x1.4p2f,
-    };
+    static const float magnitudes[LEVELS / 2] = {0, 0.5f, 1, 1.5f, 2, 3, 4, MOST};
     out->levels = LEVELS;
     out->form = &fp4_form;
     out->power_scales = true;
@@ -58,43 +64,47 @@ static void fp4_open(struct grid *out, const struct codec_node *node, const stru
         out->level[i] = magnitudes[i];
         out->level[LEVELS / 2 + i] = -magnitudes[i];
     }
-    out->bound_count = LARDER_COUNT_OF(bounds);
-    memcpy(out->bounds, bounds, sizeof(bounds));
 }
 
-/* Of a block at a scale; relative to the block's own power, so that no square is lost. */
-static float squared_error(const struct grid *grid, const float *x, uint64_t count, float power,
-                           float ratio)
+/* Scales that are tried, as parts of the power below the largest number: the first is the
+ * specification's. */
+#define TRIES 3u
+static const float tries[TRIES] = {0.25f, 0.5f, 0.125f};
+
+/* Of a block, whose places behind a short one hold 0, at each scale; relative to the power, so that
+ * no square is lost. */
+CODEC_VECTOR static void square_errors(float out[TRIES], const float x[BLOCK], float power)
 {
-    float y[BLOCK] = {0};
-    float is[BLOCK] = {0};
-    uint8_t q[BLOCK];
-    for (uint64_t i = 0; i < count; i++)
-        y[i] = x[i] / power / ratio;
-    fp4_find(grid, q, y, count);
-    fp4_restore(grid, is, q, count, &ratio, 0);
-    for (uint64_t i = 0; i < count; i++)
-        is[i] -= x[i] / power;
-    return grid_mean_square(is, count);
+    float inverse = 1 / power;
+    for (uint32_t try = 0; try < TRIES; try++) {
+        float lanes[CPU_LANES] = {0};
+        for (uint32_t i = 0; i < BLOCK; i += CPU_LANES) {
+            for (uint32_t lane = 0; lane < CPU_LANES; lane++) {
+                float y = x[i + lane] * inverse * (1 / tries[try]);
+                float off = minifloat_round(y, FRACTION, BIAS, MOST) - y;
+                lanes[lane] += off * off;
+            }
+        }
+        out[try] = sum_lanes(lanes) * tries[try] * tries[try];
+    }
 }
 
 static float fp4_fit(const struct grid *grid, const float *x, uint64_t count)
 {
-    static const float ratios[] = {0.25f, 0.5f, 0.125f};
     float most = codec_largest(x, count);
     if (most == 0)
         return 0;
     float power = grid_power_below(most);
-    float best = ratios[0];
-    float least = squared_error(grid, x, count, power, best);
-    for (uint32_t i = 1; i < LARDER_COUNT_OF(ratios) && grid->rule == CLIP_SEARCH; i++) {
-        float error = squared_error(grid, x, count, power, ratios[i]);
-        if (error < least) {
-            least = error;
-            best = ratios[i];
-        }
-    }
-    return power * best;
+    if (grid->rule == CLIP_NONE)
+        return power * tries[0];
+    float block[BLOCK] = {0};
+    memcpy(block, x, count * sizeof(float));
+    float error[TRIES];
+    square_errors(error, block, power);
+    uint32_t best = 0;
+    for (uint32_t i = 1; i < TRIES; i++)
+        best = error[i] < error[best] ? i : best;
+    return power * tries[best];
 }
 
 const struct grid_leaf codec_node_fp4 = {

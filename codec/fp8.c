@@ -4,10 +4,9 @@
  * becomes it. Codes that the format has for what is no number are never made; reading one gives 480
  * and so on, or for E5M2 infinity, as if it were the upper byte of an f16.
  */
-#include <math.h>
-
 #include "base/bytes.h"
 #include "codec/grid.h"
+#include "codec/minifloat.h"
 #include "kernels/cpu/cpu_math.h"
 
 enum { FORMAT, AXIS, GROUP };
@@ -39,32 +38,16 @@ static inline float number_of(uint8_t q, uint32_t format)
     return float_from_f16((uint16_t)((q & 0x80u) << 8 | (q & 0x7fu) << 7)) * 0x1p8f;
 }
 
-/* `fraction` bits, and the exponents' bias. */
-static inline uint8_t code_of(float x, uint32_t fraction, uint32_t bias, float most)
-{
-    uint32_t sign = bits_of(x) >> 24 & 0x80u;
-    float magnitude = fabsf(x) < most ? fabsf(x) : most;
-    uint32_t bits = bits_of(magnitude);
-    uint32_t cut = 23 - fraction;
-    uint32_t normal = (bits + ((1u << (cut - 1)) - 1) + (bits >> cut & 1u)) >> cut;
-    normal -= (127 - bias) << fraction;
-    /* Below the smallest normal number: adding a power of two leaves whole steps, rounded. */
-    float shifted = magnitude + float_of((127 + 1 - bias + cut) << 23);
-    uint32_t steps = bits_of(shifted) & 0xffu;
-    bool is_normal = bits >= (128 - bias) << 23;
-    return (uint8_t)(sign | (is_normal ? normal : steps));
-}
-
 CODEC_VECTOR static void find_e4m3(uint8_t *q, const float *x, uint64_t count)
 {
     for (uint64_t i = 0; i < count; i++)
-        q[i] = code_of(x[i], 3, 7, E4M3_MAX);
+        q[i] = minifloat_code(x[i], 3, 7, E4M3_MAX);
 }
 
 CODEC_VECTOR static void find_e5m2(uint8_t *q, const float *x, uint64_t count)
 {
     for (uint64_t i = 0; i < count; i++)
-        q[i] = code_of(x[i], 2, 15, E5M2_MAX);
+        q[i] = minifloat_code(x[i], 2, 15, E5M2_MAX);
 }
 
 static void fp8_find(const struct grid *grid, uint8_t *q, const float *x, uint64_t count)

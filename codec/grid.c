@@ -65,7 +65,6 @@ uint64_t grid_scratch(const struct codec_node *node, const struct codec_size *si
     open_grid(&grid, node, size);
     uint64_t scales = larder_round_up(grid.groups.block_groups * sizeof(float), 64);
     uint64_t encoding = larder_round_up(block_elems(&grid, size) * sizeof(float), 64) +
-                        larder_round_up(size->dims * sizeof(float), 64) +
                         larder_round_up(codec_elems(size), 64);
     uint64_t decoding = larder_round_up(sizeof(struct grid_state), 64) +
                         larder_round_up(symbols_tile_bytes(size), 64);
@@ -97,23 +96,38 @@ static void table_restore(const struct grid *grid, float *x, const uint8_t *q, u
     lookup(grid->level, x, q, count, scale, step);
 }
 
-CODEC_VECTOR static void count_below(uint32_t *below, const float *x, uint64_t count, float bound)
+#define LANES 16u
+
+/* Never arguments or results: how those are passed depends on the machine. */
+typedef float float_lanes __attribute__((vector_size(LANES * sizeof(float))));
+typedef int32_t int_lanes __attribute__((vector_size(LANES * sizeof(int32_t))));
+typedef uint8_t byte_lanes __attribute__((vector_size(LANES)));
+
+/* How many of the bounds lie below each number. */
+CODEC_VECTOR static void count_below(uint8_t *q, const float *x, uint64_t count,
+                                     const float *bounds, uint32_t bound_count)
 {
-    for (uint64_t i = 0; i < count; i++)
-        below[i] += x[i] > bound;
+    uint64_t first = 0;
+    for (; first + LANES <= count; first += LANES) {
+        float_lanes numbers;
+        int_lanes below = {0};
+        memcpy(&numbers, x + first, sizeof(numbers));
+        for (uint32_t i = 0; i < bound_count; i++)
+            below -= numbers > bounds[i]; /* a lane where it is so holds -1 */
+        byte_lanes bytes = __builtin_convertvector(below, byte_lanes);
+        memcpy(q + first, &bytes, sizeof(bytes));
+    }
+    for (; first < count; first++) {
+        uint32_t below = 0;
+        for (uint32_t i = 0; i < bound_count; i++)
+            below += x[first] > bounds[i];
+        q[first] = (uint8_t)below;
+    }
 }
 
 static void table_find(const struct grid *grid, uint8_t *q, const float *x, uint64_t count)
 {
-    uint32_t below[RUN];
-    for (uint64_t first = 0; first < count; first += RUN) {
-        uint64_t n = larder_min_u64(count - first, RUN);
-        memset(below, 0, sizeof(below));
-        for (uint32_t i = 0; i < grid->bound_count; i++)
-            count_below(below, x + first, n, grid->bounds[i]);
-        for (uint64_t i = 0; i < n; i++)
-            q[first + i] = (uint8_t)below[i];
-    }
+    count_below(q, x, count, grid->bounds, grid->bound_count);
 }
 
 const struct grid_form grid_form_table = {.restore = table_restore, .find = table_find};
@@ -196,10 +210,13 @@ float grid_mean_square(const float *x, uint64_t count)
 
 /* In scales; 0 where the scale is 0. */
 CODEC_VECTOR static void divide(float *restrict y, const float *restrict x, uint64_t count,
-                                const float *scale)
+                                const float *scale, uint32_t step)
 {
-    for (uint64_t i = 0; i < count; i++)
+    for (uint64_t i = 0; i < count && step; i++)
         y[i] = scale[i] > 0 ? x[i] / scale[i] : 0;
+    float one = *scale;
+    for (uint64_t i = 0; i < count && !step; i++)
+        y[i] = one > 0 ? x[i] / one : 0;
 }
 
 float grid_refit(const struct grid *grid, const float *x, uint64_t count, float scale)
@@ -207,14 +224,11 @@ float grid_refit(const struct grid *grid, const float *x, uint64_t count, float 
     static const float one = 1;
     float products = 0;
     float squares = 0;
-    float scales[RUN];
-    for (uint32_t i = 0; i < RUN; i++)
-        scales[i] = scale;
     for (uint64_t first = 0; first < count; first += RUN) {
         uint64_t n = larder_min_u64(count - first, RUN);
         float y[RUN];
         uint8_t q[RUN];
-        divide(y, x + first, n, scales);
+        divide(y, x + first, n, &scale, 0);
         grid->form->find(grid, q, y, n);
         grid->form->restore(grid, y, q, n, &one, 0);
         products += sum_products(x + first, y, n);
@@ -231,6 +245,13 @@ float grid_power_below(float x)
 
 /* --- a block's scales ------------------------------------------------------------------------- */
 
+CODEC_VECTOR static void copy_scaled(float *restrict out, const float *restrict x, uint64_t count,
+                                     uint64_t stride, float unit)
+{
+    for (uint64_t i = 0; i < count; i++)
+        out[i * stride] = x[i] * unit;
+}
+
 /* The numbers of each group side by side, in units. */
 static void gather_block(float *out, const struct grid *grid, const struct codec_tile *tile,
                          uint32_t first, float unit)
@@ -241,8 +262,7 @@ static void gather_block(float *out, const struct grid *grid, const struct codec
         float *block = out + head * dims * tokens;
         for (uint64_t token = 0; token < tokens; token++) {
             const float *x = tile->x + ((uint64_t)head * tile->size.tokens + first + token) * dims;
-            for (uint64_t dim = 0; dim < dims; dim++)
-                block[dim * tokens + token] = x[dim] * unit;
+            copy_scaled(block + token, x, dims, tokens, unit);
         }
     }
 }
@@ -304,20 +324,28 @@ static void restore_row(const struct grid *grid, float *x, const uint8_t *q, uin
                             0);
 }
 
-/* `spread` has room for a row. */
-static void quantize_row(const struct grid *grid, uint8_t *q, float *x, uint32_t dims,
-                         const float *scale, float *spread)
+static void quantize_run(const struct grid *grid, uint8_t *q, float *x, uint64_t count,
+                         const float *scale, uint32_t step)
 {
-    const struct groups *groups = &grid->groups;
-    for (uint32_t dim = 0; dim < dims; dim++)
-        spread[dim] = scale[groups->by_channel ? dim : dim / groups->dims];
-    for (uint32_t first = 0; first < dims; first += RUN) {
-        uint64_t n = larder_min_u64(dims - first, RUN);
-        float y[RUN];
-        divide(y, x + first, n, spread + first);
+    float y[RUN];
+    for (uint64_t first = 0; first < count; first += RUN) {
+        uint64_t n = larder_min_u64(count - first, RUN);
+        divide(y, x + first, n, scale + first * step, step);
         grid->form->find(grid, q + first, y, n);
     }
-    restore_row(grid, x, q, dims, scale);
+    grid->form->restore(grid, x, q, count, scale, step);
+}
+
+static void quantize_row(const struct grid *grid, uint8_t *q, float *x, uint32_t dims,
+                         const float *scale)
+{
+    const struct groups *groups = &grid->groups;
+    if (groups->by_channel || groups->dims >= dims) {
+        quantize_run(grid, q, x, dims, scale, groups->by_channel);
+        return;
+    }
+    for (uint32_t dim = 0; dim < dims; dim += groups->dims, scale++)
+        quantize_run(grid, q + dim, x + dim, larder_min_u64(groups->dims, dims - dim), scale, 0);
 }
 
 int grid_encode(const struct codec_node *node, struct codec_run *run, struct codec_tile *tile)
@@ -328,7 +356,6 @@ int grid_encode(const struct codec_node *node, struct codec_run *run, struct cod
     uint8_t *mark = run->scratch;
     float *scale = codec_take_scratch(run, grid.groups.block_groups * sizeof(float));
     float *block = codec_take_scratch(run, block_elems(&grid, size) * sizeof(float));
-    float *spread = codec_take_scratch(run, size->dims * sizeof(float));
     uint8_t *q = codec_take_scratch(run, codec_elems(size));
     float unit = 1;
     int err = 0;
@@ -355,7 +382,7 @@ int grid_encode(const struct codec_node *node, struct codec_run *run, struct cod
                 quantize_row(&grid,
                              q + ((uint64_t)head * grid.groups.whole_tokens + token) * size->dims,
                              tile->x + ((uint64_t)head * size->tokens + token) * size->dims,
-                             size->dims, own, spread);
+                             size->dims, own);
         }
     }
     struct codec_size whole = groups_whole(&grid.groups, size);

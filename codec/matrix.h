@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* matrix.h - a row times a square matrix, for transforms that have no quicker form at every size.
- * The sums run in one order on every machine.
+/* matrix.h - rows times a square matrix, for transforms that have no quicker form at every size.
+ * Sums run in one order, each step rounded once, so that every machine gives the same bits.
  */
 #ifndef LARDER_CODEC_MATRIX_H
 #define LARDER_CODEC_MATRIX_H
 
 #include <stdint.h>
 
-/* out[j] = sum over i, from the first on, of x[i] * matrix[i][j]; out is not x. */
-void matrix_times_row(float *restrict out, const float *restrict x, const float *restrict matrix,
-                      uint32_t dims);
+/* out[row][j] = sum over i, from the first on, of x[row][i] * matrix[i][j]; out is not x. */
+void matrix_times_rows(float *restrict out, const float *restrict x, uint64_t rows,
+                       const float *restrict matrix, uint32_t dims);
 
 #endif

@@ -39,14 +39,19 @@ struct qjl {
     float factor; /* of the sums of S's rows by signs, for a length of sqrt(dims) */
     uint32_t tokens;
     float *matrix;
-    float *length; /* of a token's heads */
-    float *signs;
+    float *length; /* [token][head] of CODEC_ROWS_TOKENS tokens */
+    float *signs;  /* of their rows of one head */
     uint8_t *q;
 };
 
 static uint64_t floats_bytes(uint64_t count)
 {
     return larder_round_up(count * sizeof(float), 64);
+}
+
+static uint64_t rows_bytes(const struct codec_size *size)
+{
+    return floats_bytes((uint64_t)CODEC_ROWS_TOKENS * size->dims);
 }
 
 static uint64_t qjl_bound(const struct codec_node *node, const struct codec_size *size)
@@ -59,9 +64,9 @@ static uint64_t qjl_scratch(const struct codec_node *node, const struct codec_si
     uint64_t decoding = larder_round_up(symbols_tile_bytes(size), 64);
     uint64_t encoding = larder_round_up(codec_elems(size), 64);
     return larder_round_up(sizeof(struct qjl), 64) +
-           2 * floats_bytes((uint64_t)size->dims * size->dims) + floats_bytes(size->heads) +
-           2 * floats_bytes(size->dims) + (decoding > encoding ? decoding : encoding) +
-           symbols_scratch(node, size);
+           2 * floats_bytes((uint64_t)size->dims * size->dims) +
+           floats_bytes((uint64_t)CODEC_ROWS_TOKENS * size->heads) + 2 * rows_bytes(size) +
+           (decoding > encoding ? decoding : encoding) + symbols_scratch(node, size);
 }
 
 /* Row by row of S: out[row][channel], or turned over. */
@@ -108,39 +113,62 @@ CODEC_VECTOR static void multiply(float *x, uint64_t count, float factor)
         x[i] *= factor;
 }
 
-static int qjl_encode(const struct codec_node *node, struct codec_run *run, struct codec_tile *tile)
+struct work {
+    float *to_signs;
+    float *from_signs;
+    float *rows; /* CODEC_ROWS_TOKENS each */
+    float *products;
+    float unit;
+};
+
+/* The tokens from `first` on of one head. Their lengths are stored [token][head]. */
+static void sketch(uint8_t *q, uint8_t *lengths, const struct work *work, struct codec_tile *tile,
+                   uint32_t head, uint32_t first)
 {
     uint32_t dims = tile->size.dims;
-    uint32_t seed = (uint32_t)node->value[SEED];
-    uint8_t *mark = run->scratch;
-    float *to_signs = codec_take_scratch(run, (uint64_t)dims * dims * sizeof(float));
-    float *from_signs = codec_take_scratch(run, (uint64_t)dims * dims * sizeof(float));
-    float *row = codec_take_scratch(run, dims * sizeof(float));
-    float *products = codec_take_scratch(run, dims * sizeof(float));
-    uint8_t *q = codec_take_scratch(run, codec_elems(&tile->size));
-    fill_matrix(to_signs, dims, seed, true);
-    fill_matrix(from_signs, dims, seed, false);
-    float unit;
-    int err = codec_append_unit(run, &unit, tile->x, codec_elems(&tile->size));
-    uint64_t rows = err == 0 ? (uint64_t)tile->size.heads * tile->size.tokens : 0;
-    uint8_t *lengths = codec_append(run, 2 * rows);
-    for (uint64_t i = 0; i < rows; i++) {
-        uint32_t head = (uint32_t)(i / tile->size.tokens);
-        uint32_t token = (uint32_t)(i % tile->size.tokens);
-        uint8_t *stored = lengths + 2 * ((uint64_t)token * tile->size.heads + head);
-        float *x = tile->x + i * dims;
-        memcpy(row, x, dims * sizeof(float));
-        multiply(row, dims, unit);
-        float length = sqrtf(grid_mean_square(row, dims));
-        codec_store_f16(stored, &length, 1, 1);
-        codec_load_f16(&length, stored, 1, unit);
-        matrix_times_row(products, row, to_signs, dims);
-        take_signs(q + i * dims, row, products, dims);
-        matrix_times_row(x, row, from_signs, dims);
-        multiply(x, dims, length * factor_of(dims));
+    uint64_t at = ((uint64_t)head * tile->size.tokens + first) * dims;
+    uint64_t count = larder_min_u64(tile->size.tokens - first, CODEC_ROWS_TOKENS);
+    float *x = tile->x + at;
+    float length[CODEC_ROWS_TOKENS];
+    memcpy(work->rows, x, count * dims * sizeof(float));
+    multiply(work->rows, count * dims, work->unit);
+    for (uint64_t i = 0; i < count; i++) {
+        uint8_t *stored = lengths + 2 * ((first + i) * tile->size.heads + head);
+        length[i] = sqrtf(grid_mean_square(work->rows + i * dims, dims));
+        codec_store_f16(stored, &length[i], 1, 1);
+        codec_load_f16(&length[i], stored, 1, work->unit);
     }
-    if (err == 0)
-        symbols_encode(node, run, q, &tile->size, LEVELS);
+    matrix_times_rows(work->products, work->rows, count, work->to_signs, dims);
+    take_signs(q + at, work->rows, work->products, count * dims);
+    matrix_times_rows(x, work->rows, count, work->from_signs, dims);
+    for (uint64_t i = 0; i < count; i++)
+        multiply(x + i * dims, dims, length[i] * factor_of(dims));
+}
+
+static int qjl_encode(const struct codec_node *node, struct codec_run *run, struct codec_tile *tile)
+{
+    const struct codec_size *size = &tile->size;
+    uint32_t seed = (uint32_t)node->value[SEED];
+    uint64_t matrix_elems = (uint64_t)size->dims * size->dims;
+    uint8_t *mark = run->scratch;
+    struct work work = {
+        .to_signs = codec_take_scratch(run, matrix_elems * sizeof(float)),
+        .from_signs = codec_take_scratch(run, matrix_elems * sizeof(float)),
+        .rows = codec_take_scratch(run, rows_bytes(size)),
+        .products = codec_take_scratch(run, rows_bytes(size)),
+    };
+    uint8_t *q = codec_take_scratch(run, codec_elems(size));
+    fill_matrix(work.to_signs, size->dims, seed, true);
+    fill_matrix(work.from_signs, size->dims, seed, false);
+    int err = codec_append_unit(run, &work.unit, tile->x, codec_elems(size));
+    if (err == 0) {
+        uint8_t *lengths = codec_append(run, 2ul * size->tokens * size->heads);
+        for (uint32_t head = 0; head < size->heads; head++) {
+            for (uint32_t first = 0; first < size->tokens; first += CODEC_ROWS_TOKENS)
+                sketch(q, lengths, &work, tile, head, first);
+        }
+        symbols_encode(node, run, q, size, LEVELS);
+    }
     run->scratch = mark;
     return err;
 }
@@ -151,8 +179,9 @@ static int qjl_decode_begin(const struct codec_node *node, struct codec_run *run
     struct qjl *qjl = codec_take_scratch(run, sizeof(*qjl));
     *qjl = (struct qjl){.tokens = size->tokens, .factor = factor_of(size->dims)};
     qjl->matrix = codec_take_scratch(run, (uint64_t)size->dims * size->dims * sizeof(float));
-    qjl->length = codec_take_scratch(run, size->heads * sizeof(float));
-    qjl->signs = codec_take_scratch(run, size->dims * sizeof(float));
+    qjl->length =
+        codec_take_scratch(run, (uint64_t)CODEC_ROWS_TOKENS * size->heads * sizeof(float));
+    qjl->signs = codec_take_scratch(run, rows_bytes(size));
     qjl->q = codec_take_scratch(run, symbols_tile_bytes(size));
     fill_matrix(qjl->matrix, size->dims, (uint32_t)node->value[SEED], false);
     LARDER_TRY(codec_take_unit(run, &qjl->unit));
@@ -175,16 +204,15 @@ static void qjl_decode_rows(const struct codec_node *node, const struct codec_ru
     if (in_tile == 0)
         symbols_rows(&qjl->symbols, first, &symbols, qjl->q);
     uint64_t dims = tile->size.dims;
-    for (uint32_t token = 0; token < tile->size.tokens; token++) {
-        uint64_t at = (uint64_t)(first + token) * tile->size.heads;
-        codec_load_f16(qjl->length, qjl->lengths + 2 * at, tile->size.heads, qjl->unit);
-        for (uint32_t head = 0; head < tile->size.heads; head++) {
-            float *x = tile->x + ((uint64_t)head * tile->size.tokens + token) * dims;
-            const uint8_t *q = qjl->q + ((uint64_t)head * symbols.tokens + in_tile + token) * dims;
-            signs_of(qjl->signs, q, dims);
-            matrix_times_row(x, qjl->signs, qjl->matrix, (uint32_t)dims);
-            multiply(x, dims, qjl->length[head] * qjl->factor);
-        }
+    uint64_t heads = tile->size.heads;
+    uint64_t tokens = tile->size.tokens;
+    codec_load_f16(qjl->length, qjl->lengths + 2 * first * heads, tokens * heads, qjl->unit);
+    for (uint64_t head = 0; head < heads; head++) {
+        float *x = tile->x + head * tokens * dims;
+        signs_of(qjl->signs, qjl->q + (head * symbols.tokens + in_tile) * dims, tokens * dims);
+        matrix_times_rows(x, qjl->signs, tokens, qjl->matrix, (uint32_t)dims);
+        for (uint64_t token = 0; token < tokens; token++)
+            multiply(x + token * dims, dims, qjl->length[token * heads + head] * qjl->factor);
     }
 }
 

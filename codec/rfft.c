@@ -19,7 +19,7 @@
 struct rfft {
     uint32_t dims;
     float *matrix; /* [from][to]; back: [to][from] */
-    float *row;
+    float *rows;   /* CODEC_ROWS_TOKENS of them */
     void *inner;
 };
 
@@ -28,9 +28,9 @@ static uint64_t matrix_bytes(const struct codec_size *size)
     return larder_round_up((uint64_t)size->dims * size->dims * sizeof(float), 64);
 }
 
-static uint64_t row_bytes(const struct codec_size *size)
+static uint64_t rows_bytes(const struct codec_size *size)
 {
-    return larder_round_up(size->dims * sizeof(float), 64);
+    return larder_round_up((uint64_t)CODEC_ROWS_TOKENS * size->dims * sizeof(float), 64);
 }
 
 static uint64_t cosines_bytes(const struct codec_size *size)
@@ -42,7 +42,7 @@ static uint64_t rfft_scratch(const struct codec_node *node, const struct codec_s
 {
     uint64_t inner = codec_scratch(node->inner, size);
     uint64_t cosines = cosines_bytes(size);
-    return larder_round_up(sizeof(struct rfft), 64) + matrix_bytes(size) + row_bytes(size) +
+    return larder_round_up(sizeof(struct rfft), 64) + matrix_bytes(size) + rows_bytes(size) +
            (inner > cosines ? inner : cosines);
 }
 
@@ -113,7 +113,7 @@ static void rfft_open(struct rfft *out, struct codec_run *run, const struct code
 {
     *out = (struct rfft){.dims = size->dims};
     out->matrix = codec_take_scratch(run, matrix_bytes(size));
-    out->row = codec_take_scratch(run, row_bytes(size));
+    out->rows = codec_take_scratch(run, rows_bytes(size));
 }
 
 static void turn_to(struct rfft *rfft, struct codec_run *run, const struct codec_size *size,
@@ -130,10 +130,11 @@ static void turn_to(struct rfft *rfft, struct codec_run *run, const struct codec
 static void transform(const struct rfft *rfft, struct codec_tile *tile)
 {
     uint64_t rows = (uint64_t)tile->size.heads * tile->size.tokens;
-    for (uint64_t i = 0; i < rows; i++) {
-        float *x = tile->x + i * rfft->dims;
-        matrix_times_row(rfft->row, x, rfft->matrix, rfft->dims);
-        memcpy(x, rfft->row, rfft->dims * sizeof(float));
+    for (uint64_t first = 0; first < rows; first += CODEC_ROWS_TOKENS) {
+        uint64_t count = larder_min_u64(rows - first, CODEC_ROWS_TOKENS);
+        float *x = tile->x + first * rfft->dims;
+        matrix_times_rows(rfft->rows, x, count, rfft->matrix, rfft->dims);
+        memcpy(x, rfft->rows, count * rfft->dims * sizeof(float));
     }
 }
 
