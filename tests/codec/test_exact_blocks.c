@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Goal:   recipe "exact" gives back every bit of whatever block.
  * Method: K and V of blocks of random shapes and dtypes, half of them cut from a real model's KV,
- *         the others noise, channels like a model's, or any bits, with NaNs, infinities and denormals
- *         sprinkled over; encoded, decoded into other memory, compared. LARDER_EXACT_BLOCKS blocks
- *         (3,000); the promise was checked with a million of them. */
+ *         the others noise, channels like a model's, or any bits, with NaN and infinity and
+ *         denormals sprinkled over; encoded, decoded into other memory, compared.
+ *         LARDER_EXACT_BLOCKS blocks (3,000); the promise was checked with a million of them. */
 #include <check.h>
 #include <stdio.h>
 #include <stdlib.h>
