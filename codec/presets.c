@@ -18,10 +18,41 @@ const struct recipe_preset recipe_presets[] = {
      "hadamard | quant bits=2 axis=channel group=16 mode=sym"},
     {"turboquant2", "TurboQuant, 2 bits: rotated rows on the levels of a normal number",
      "hadamard signs=1 | lloyd bits=2"},
+    {"turboquant2.5", "TurboQuant, 3 bits for the channels of the widest range, 2 for the others",
+     "split by=channels{hadamard signs=1 | lloyd bits=3}{hadamard signs=2 | lloyd bits=2}"},
     {"turboquant3", "TurboQuant, 3 bits", "hadamard signs=1 | lloyd bits=3"},
+    {"turboquant3.5", "TurboQuant, 4 bits for the channels of the widest range, 3 for the others",
+     "split by=channels{hadamard signs=1 | lloyd bits=4}{hadamard signs=2 | lloyd bits=3}"},
     {"turboquant4", "TurboQuant, 4 bits", "hadamard signs=1 | lloyd bits=4"},
+    {"turboquant2-prod",
+     "TurboQuant for inner products: of K's 2 bits one is a sketch of the error",
+     "k{hadamard signs=1 | residual{lloyd bits=1}{qjl}} "
+     "v{hadamard signs=1 | lloyd bits=2}"},
+    {"turboquant2.5-prod", "TurboQuant for inner products, 3 and 2 bits",
+     "k{split by=channels{hadamard signs=1 | residual{lloyd bits=2}{qjl}}"
+     "{hadamard signs=2 | residual{lloyd bits=1}{qjl}}} "
+     "v{split by=channels{hadamard signs=1 | lloyd bits=3}{hadamard signs=2 | lloyd bits=2}}"},
+    {"turboquant3-prod", "TurboQuant for inner products, 3 bits",
+     "k{hadamard signs=1 | residual{lloyd bits=2}{qjl}} "
+     "v{hadamard signs=1 | lloyd bits=3}"},
+    {"turboquant3.5-prod", "TurboQuant for inner products, 4 and 3 bits",
+     "k{split by=channels{hadamard signs=1 | residual{lloyd bits=3}{qjl}}"
+     "{hadamard signs=2 | residual{lloyd bits=2}{qjl}}} "
+     "v{split by=channels{hadamard signs=1 | lloyd bits=4}{hadamard signs=2 | lloyd bits=3}}"},
+    {"turboquant4-prod", "TurboQuant for inner products, 4 bits",
+     "k{hadamard signs=1 | residual{lloyd bits=3}{qjl}} "
+     "v{hadamard signs=1 | lloyd bits=4}"},
     {"itq3", "ITQ3's grid: a rotation, then three levels, five numbers to a byte",
      "hadamard | ternary group=128"},
+    {"vidkv", "VidKV: K in 2 bits and in 1 behind a Fourier transform, V in three levels",
+     "k{split by=channels{quant bits=2 axis=channel group=32}"
+     "{rfft | lloyd bits=1 axis=channel group=32 scale=fit}} "
+     "v{ternary axis=channel group=32 scale=mean}"},
+    {"vidkv-stp", "VidKV, V of the most important 20 % of the tokens in 2 bits",
+     "k{split by=channels{quant bits=2 axis=channel group=32}"
+     "{rfft | lloyd bits=1 axis=channel group=32 scale=fit}} "
+     "v{split by=class share=.2{quant bits=2 axis=channel group=32}"
+     "{ternary axis=channel group=32 scale=mean}}"},
     {"mxfp4", "4-bit floats with a power of two for 32 channels, rotated within them",
      "hadamard block=32 | fp4"},
     {"fp8-e4m3", "8-bit floats, a scale for each token", "fp8 format=e4m3"},
