@@ -97,6 +97,10 @@ struct larder_block {
      * heads that read this KV head, as they meet K: with their rotary embedding on. */
     const float *importance;
     const float *q_max;
+    /* Encoding: every bit is kept, whatever the recipe. For the last block of a chain when it is
+     * short: what it gains is little, it is the part that the next tokens look at most, and a
+     * longer block will replace it. */
+    bool keep_bits;
 };
 
 /* Some recipes take the rotary embedding off K and put it back, and read cosines and sines of the

@@ -104,12 +104,13 @@ static int encode_exact(const struct section *section, uint8_t *out, uint64_t *o
     struct codec_shape shape = planes_shape(section);
     struct section_header header = {.version = SECTION_VERSION, .form = FORM_EXACT};
     memcpy(out, &header, sizeof(header));
-    *error = (struct larder_section_error){.fell_back = true};
+    *error = (struct larder_section_error){0};
     uint64_t bytes;
     LARDER_TRY(codec_stage_byteplanes.encode(out + sizeof(header),
                                              codec_stage_byteplanes.bound(&shape), &bytes, error,
                                              &shape, planes, workspace));
     *out_bytes = sizeof(header) + bytes;
+    error->fell_back = !section->block->keep_bits;
     return 0;
 }
 
@@ -117,6 +118,8 @@ int section_encode(const struct section *section, void *out, uint64_t *out_bytes
                    struct larder_section_error *error, const void *planes, void *workspace,
                    uint64_t workspace_bytes)
 {
+    if (section->block->keep_bits)
+        return encode_exact(section, out, out_bytes, error, planes, workspace);
     struct codec_run run = {
         .block = section->block,
         .layer = section->layer,

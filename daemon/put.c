@@ -211,6 +211,12 @@ static float relative_rms(double error_energy, double signal_energy)
     return signal_energy > 0 ? (float)fmin(sqrt(error_energy / signal_energy), FLT_MAX) : 1;
 }
 
+/* The last block of its chain, for now: kept exact by every recipe. */
+static bool is_short(const struct put *put)
+{
+    return put->wire.token_count < put->session->daemon->config.block_tokens;
+}
+
 static int encode(struct operation *operation, uint32_t index, uint64_t place,
                   struct scratch *scratch)
 {
@@ -239,7 +245,8 @@ static int encode(struct operation *operation, uint32_t index, uint64_t place,
         struct larder_block block = {.model = model,
                                      .position = put->wire.position,
                                      .tables = operation->tables,
-                                     .token_count = token_count};
+                                     .token_count = token_count,
+                                     .keep_bits = is_short(put)};
         LARDER_TRY(larder_recipe_encode(operation->recipe, out, bound, &bytes,
                                         &operation->errors[index], &block, index, memory,
                                         memory + copy_bytes, workspace_bytes));

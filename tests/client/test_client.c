@@ -462,13 +462,13 @@ static float kv_number(uint32_t layer, uint32_t kind, uint64_t token, uint32_t h
     return sinf((float)(token * 3 + dim * 7 + head * 5 + layer + kind)) * (dim == 3 ? 8 : 1);
 }
 
-/* Runs `visit` over every element; the sum of what it gives. */
-static double over_elements(double (*visit)(char *element, float number))
+/* Runs `visit` over every element of tokens first .. end - 1; the sum of what it gives. */
+static double over_tokens(uint64_t first, uint64_t end, double (*visit)(char *element, float number))
 {
     double sum = 0;
     for (uint32_t layer = 0; layer < ENGINE_LAYERS; layer++)
         for (uint32_t kind = 0; kind < 2; kind++)
-            for (uint64_t token = 0; token < ENGINE_TOKENS; token++)
+            for (uint64_t token = first; token < end; token++)
                 for (uint32_t head = 0; head < ENGINE_HEADS; head++)
                     for (uint32_t dim = 0; dim < ENGINE_DIMS; dim++)
                         sum += visit(engine_element(&engine.layout, layer, kind, token, head, dim),
@@ -501,7 +501,7 @@ START_TEST(test_lossy)
         .wait = LARDER_DURABLE,
         .recipe = "k{rope-off | quant bits=8 axis=channel group=16} v{hadamard block=8 | kivi4}"};
     struct larder_put_result stored;
-    double energy = over_elements(write_number);
+    double energy = over_tokens(0, ENGINE_TOKENS, write_number);
     ck_assert_msg(larder_put(model, &stored, &prompt, &engine.layout, &options) == 0, "%s",
                   larder_last_error());
     ck_assert_uint_eq(stored.tokens_new, ENGINE_TOKENS);
@@ -515,14 +515,48 @@ START_TEST(test_lossy)
                      0);
     ck_assert_uint_eq(result.tokens, ENGINE_TOKENS);
     ck_assert_uint_eq(result.quality, LARDER_QUALITY_LOSSY);
-    double error = sqrt(over_elements(distance) / energy);
+    double error = sqrt(over_tokens(0, ENGINE_TOKENS, distance) / energy);
     ck_assert_msg(error > 1e-6 && error < 0.06, "relative error %g", error);
+    /* The short last block is as it was. */
+    ck_assert(over_tokens(ENGINE_TOKENS - ENGINE_TOKENS % BLOCK, ENGINE_TOKENS, distance) == 0);
 
     const struct larder_put_options unfit = {.recipe = "hadamard | quant bits=4"};
     tokens[0]++;
     ck_assert_int_eq(larder_put(model, &stored, &prompt, &engine.layout, &unfit),
                      LARDER_EUNSUPPORTED);
     ck_assert_ptr_nonnull(strstr(larder_last_error(), "power of two"));
+    close_scene();
+}
+END_TEST
+
+/* Kept exact as long as it is short; a longer block of the same recipe takes its place. */
+START_TEST(test_short_last_block)
+{
+    open_scene(ENGINE_PLAIN, LARDER_F32, 1, NULL);
+    (void)over_tokens(0, ENGINE_TOKENS, write_number);
+    const struct larder_put_options options = {.wait = LARDER_DURABLE,
+                                               .recipe = "hadamard block=8 | quant bits=4"};
+    const struct larder_get_options lossy = {.worst = LARDER_QUALITY_LOSSY};
+    const size_t counts[] = {BLOCK + 4, BLOCK + 9, 2 * BLOCK};
+    for (size_t i = 0; i < LARDER_COUNT_OF(counts); i++) {
+        const struct larder_prompt prompt = prompt_of(counts[i]);
+        struct larder_put_result stored;
+        ck_assert_int_eq(larder_put(model, &stored, &prompt, &engine.layout, &options), 0);
+        check_entries(2);
+        engine_scramble(&engine);
+        struct larder_get_result result;
+        ck_assert_int_eq(larder_get(model, &result, &prompt, &engine.layout, &lossy), 0);
+        ck_assert_uint_eq(result.tokens, counts[i]);
+        ck_assert_uint_eq(result.quality, LARDER_QUALITY_LOSSY);
+        ck_assert(over_tokens(0, BLOCK, distance) > 0);
+        const bool is_whole = counts[i] == 2 * BLOCK;
+        ck_assert((over_tokens(BLOCK, counts[i], distance) > 0) == is_whole);
+        (void)over_tokens(0, ENGINE_TOKENS, write_number);
+    }
+    /* Nothing of it counts as what a recipe could not hold. */
+    struct larder_stat stat;
+    ck_assert_int_eq(larder_get_stat(larder, &stat), 0);
+    ck_assert_uint_eq(stat.fell_back, 0);
     close_scene();
 }
 END_TEST
@@ -1122,6 +1156,7 @@ static void add_cases(Suite *suite)
         {"identity", test_identity, 1},
         {"quality", test_quality, 1},
         {"lossy", test_lossy, 1},
+        {"short_last_block", test_short_last_block, 1},
         {"remove", test_remove, 1},
         {"marks", test_marks, 1},
         {"layers", test_layers, 1},

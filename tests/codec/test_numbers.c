@@ -249,6 +249,22 @@ START_TEST(what_is_not_finite_is_kept_exact)
 }
 END_TEST
 
+/* What is exact on request is not what a recipe could not hold. */
+START_TEST(bits_are_kept_on_request)
+{
+    struct scene s;
+    scene_open(&s, "rope-off | hadamard | quant bits=2", LARDER_BF16, 2, 32, 20, 64, 0);
+    s.block.keep_bits = true;
+    scene_encode(&s);
+    ck_assert(!s.error.fell_back);
+    ck_assert(s.error.error_energy == 0);
+    s.block.keep_bits = false;
+    ck_assert_int_eq(scene_decode(&s, s.encoded, s.encoded_bytes), 0);
+    ck_assert_mem_eq(s.decoded, s.planes, s.planes_bytes);
+    scene_close(&s);
+}
+END_TEST
+
 START_TEST(sinks_are_kept_at_the_start_of_a_chain_only)
 {
     for (uint64_t position = 0; position <= 256; position += 256) {
@@ -407,6 +423,7 @@ int main(void)
     tcase_add_test(tests, groups_far_from_zero_and_constant_ones);
     tcase_add_test(tests, magnitudes);
     tcase_add_test(tests, what_is_not_finite_is_kept_exact);
+    tcase_add_test(tests, bits_are_kept_on_request);
     tcase_add_test(tests, sinks_are_kept_at_the_start_of_a_chain_only);
     tcase_add_test(tests, keys_decode_to_another_position);
     tcase_add_test(tests, cut_and_random_sections);
