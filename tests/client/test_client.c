@@ -463,7 +463,8 @@ static float kv_number(uint32_t layer, uint32_t kind, uint64_t token, uint32_t h
 }
 
 /* Runs `visit` over every element of tokens first .. end - 1; the sum of what it gives. */
-static double over_tokens(uint64_t first, uint64_t end, double (*visit)(char *element, float number))
+static double over_tokens(uint64_t first, uint64_t end,
+                          double (*visit)(char *element, float number))
 {
     double sum = 0;
     for (uint32_t layer = 0; layer < ENGINE_LAYERS; layer++)
