@@ -19,6 +19,7 @@
 #include "base/mem.h"
 #include "codec/profile.h"
 #include "tools/eval/claims.h"
+#include "tools/eval/kvtuner.h"
 #include "tools/eval/measure.h"
 #include "tools/eval/plot.h"
 #include "tools/eval/recipes.h"
@@ -205,15 +206,38 @@ static int fill_mark(char out[LARDER_RECIPE_BYTES_MAX + 1], const char *text, co
     return 0;
 }
 
+/* One that cannot even be written down, with the message of why. */
+static int add_failed(struct trials *trials, const struct eval_method *method)
+{
+    char why[256];
+    snprintf(why, sizeof(why), "%s", larder_error_message());
+    LARDER_TRY(add_trial(trials, method->family, method->label, "raw"));
+    struct eval_trial *trial = &trials->list[trials->count - 1];
+    snprintf(trial->error, sizeof(trial->error), "%s", why);
+    atomic_store(&trial->failed, true);
+    return 0;
+}
+
 static int add_method(struct trials *trials, const struct eval_method *method)
 {
     char text[LARDER_RECIPE_BYTES_MAX + 1];
+    char made[LARDER_RECIPE_BYTES_MAX + 1];
     char name[64];
-    LARDER_TRY(fill_mark(text, method->text, ""));
+    const char *marked = method->text;
+    double budget;
+    if (sscanf(marked, "budget=%lf", &budget) == 1) {
+        int err = eval_kvtuner(made, sizeof(made), trials->subject.profile, budget);
+        if (err == -ENOMEM)
+            return err;
+        if (err < 0) /* the reason is told with the others that were not measured */
+            return add_failed(trials, method);
+        marked = made;
+    }
+    LARDER_TRY(fill_mark(text, marked, ""));
     LARDER_TRY(add_trial(trials, method->family, method->label, text));
-    if (!strchr(method->text, '%'))
+    if (!strchr(marked, '%'))
         return 0;
-    LARDER_TRY(fill_mark(text, method->text, " | rans"));
+    LARDER_TRY(fill_mark(text, marked, " | rans"));
     snprintf(name, sizeof(name), "%s, rans", method->label);
     LARDER_TRY(add_trial(trials, method->family, name, text));
     trials->list[trials->count - 1].is_coded = true;

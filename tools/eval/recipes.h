@@ -14,8 +14,8 @@
 struct eval_method {
     const char *family;
     const char *label; /* of this size within the family */
-    const char *text;
-    bool is_quick; /* stands for its family in a quick look */
+    const char *text;  /* "budget=BITS": made from the model's profile (kvtuner.h) */
+    bool is_quick;     /* stands for its family in a quick look */
 };
 
 extern const struct eval_method eval_methods[];

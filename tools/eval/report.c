@@ -12,7 +12,7 @@
 static void print_row(const struct eval_row *row, FILE *out)
 {
     const struct eval_trial *trial = row->trial;
-    fprintf(out, "%-11s %-22s %6.3f  %8.5f %8.5f %8.4f %8.5f  %6.2f  %8.4f  %6.4f %6.4f %6.4f",
+    fprintf(out, "%-15s %-22s %6.3f  %8.5f %8.5f %8.4f %8.5f  %6.2f  %8.4f  %6.4f %6.4f %6.4f",
             trial->family, trial->name, row->bits_per_element, row->first.mean, row->answers.mean,
             row->kl_p99, row->all.mean, 100 * row->top1, row->bits_per_byte, row->error_of[EVAL_K],
             row->error_of[EVAL_V], row->error_of[EVAL_ATTENTION]);
@@ -27,9 +27,9 @@ void eval_print_table(const struct eval_report *report, FILE *out)
     fprintf(out, "%s: %u prefixes of %u tokens before text, %u before questions\n\n",
             report->model->name, samples->text_count, EVAL_PREFIX_TOKENS,
             samples->count - samples->text_count);
-    fprintf(out, "%-11s %-22s %6s  %-35s  %6s  %8s  %-20s  %-13s\n", "", "", "bits/",
+    fprintf(out, "%-15s %-22s %6s  %-35s  %6s  %8s  %-20s  %-13s\n", "", "", "bits/",
             "KL, nats a byte", "top 1", "bits/", "relative error", "GB/s");
-    fprintf(out, "%-11s %-22s %6s  %8s %8s %8s %8s  %6s  %8s  %6s %6s %6s  %6s %6s\n", "family",
+    fprintf(out, "%-15s %-22s %6s  %8s %8s %8s %8s  %6s  %8s  %6s %6s %6s  %6s %6s\n", "family",
             "recipe", "elem", "first", "answers", "p99", "all", "%", "byte", "K", "V", "attn",
             "encode", "decode");
     const char *family = "";
