@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* kvtuner.h - KVTuner's recipe for a model: bits for K and V of each layer, under a budget, from the
- * sensitivities in its profile.
+/* kvtuner.h - KVTuner's recipe for a model: bits for K and V of each layer, under a budget, from
+ * the sensitivities in its profile.
  * Threads: pure functions.
  */
 #ifndef LARDER_TOOLS_EVAL_KVTUNER_H
