@@ -9,7 +9,8 @@
     "v{quant bits=" #bits " axis=token group=" #group "%}"
 #define TURBOQUANT(bits) "hadamard signs=1 | lloyd bits=" #bits "%"
 #define TURBOQUANT_HALF(more, less)                                                                \
-    "hadamard signs=1 | split by=channels order=first{lloyd bits=" #more "%}{lloyd bits=" #less "%}"
+    "split by=channels{hadamard signs=1 | lloyd bits=" #more                                       \
+    "%}{hadamard signs=2 | lloyd bits=" #less "%}"
 #define TURBOQUANT_PROD(bits)                                                                      \
     "k{hadamard signs=1 | residual{lloyd bits=" #bits "%}{qjl}} "                                  \
     "v{hadamard signs=1 | lloyd bits=" #bits "%}"
@@ -36,6 +37,9 @@
     "codebook bits=" #bits " axis=channel norm=" #norm "%}}} "                                     \
     "v{sinks tokens=1{outliers share=" #share " axis=token{"                                       \
     "codebook bits=" #bits " axis=token norm=" #norm "%}}}"
+#define VIDKV(share, v)                                                                            \
+    "k{split by=channels share=" #share "{quant bits=2 axis=channel group=32%}"                    \
+    "{rfft | lloyd bits=1 axis=channel group=32 scale=fit%}} v{" v "}"
 #define ROTATEKV(bits, group, clip)                                                                \
     "sinks tokens=4{k{rope-off | hadamard heads=4 | reorder by=rotatekv | join | "                 \
     "quant bits=" #bits " group=" #group " clip=" #clip " mode=int%} "                             \
@@ -115,6 +119,11 @@ const struct eval_method eval_methods[] = {
     {"kvtuner", "budget 4", "budget=4", false},
     {"kvtuner", "budget 3.25", "budget=3.25", true},
     {"kvtuner", "budget 2.5", "budget=2.5", false},
+
+    {"vidkv", "K 2 and 1, V 2", VIDKV(.5, "quant bits=2 axis=channel%"), false},
+    {"vidkv", "K 1.75, V 1.58", VIDKV(.75, "ternary axis=channel group=32 scale=mean%"), false},
+    {"vidkv", "K 1.5, V 1.58", VIDKV(.5, "ternary axis=channel group=32 scale=mean%"), true},
+    {"vidkv", "K 1.25, V 1.58", VIDKV(.25, "ternary axis=channel group=32 scale=mean%"), false},
 
     {"itq3", "groups of 32", "hadamard | ternary group=32%", false},
     {"itq3", "groups of 128", "hadamard | ternary group=128%", true},
