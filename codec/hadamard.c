@@ -6,7 +6,10 @@
  * a power of two instead of the whole of it; `signs` flips signs before the turn by a seed, which
  * makes the rotation a random one (0: none).
  */
+#include "codec/hadamard.h"
+
 #include <math.h>
+#include <stdatomic.h>
 #include <string.h>
 
 #include "base/bytes.h"
@@ -61,78 +64,54 @@ static uint64_t hadamard_scratch(const struct codec_node *node, const struct cod
     return 2 * row_bytes(node, size) + 64 + codec_scratch(node->inner, size);
 }
 
-#define LANES 16u
-
-/* Never an argument or a result: how those are passed depends on the machine. */
-typedef float lanes __attribute__((vector_size(LANES * sizeof(float))));
-
-/* Sums and differences of elements `step` apart, in elements that the row's end or a vector's
- * width lets stand side by side. */
-static inline void butterfly(float *x, uint64_t count, uint64_t step)
+void hadamard_scalar(float *x, uint64_t count, uint64_t dims, const float *factors)
 {
-    for (uint64_t first = 0; first < count; first += 2 * step) {
-        float *low = x + first;
-        float *high = low + step;
-        for (uint64_t i = 0; i < step; i++) {
-            float sum = low[i] + high[i];
-            float difference = low[i] - high[i];
-            low[i] = sum;
-            high[i] = difference;
+    for (uint64_t step = dims / 2; step > 0; step /= 2) {
+        for (uint64_t first = 0; first < count; first += 2 * step) {
+            float *low = x + first;
+            float *high = low + step;
+            for (uint64_t i = 0; i < step; i++) {
+                float sum = low[i] + high[i];
+                float difference = low[i] - high[i];
+                low[i] = sum;
+                high[i] = difference;
+            }
         }
     }
+    for (uint64_t i = 0; i < count && factors; i++)
+        x[i] *= factors[i];
 }
 
-/* The steps below LANES, within one vector: a lane whose bit is clear gets x + y, its partner y
- * the difference; signs of +1 and -1 change no bit of a product. */
-static inline void turn_lanes(float *at)
+static hadamard_function choose(void)
 {
-    const lanes sign8 = {1, 1, 1, 1, 1, 1, 1, 1, -1, -1, -1, -1, -1, -1, -1, -1};
-    const lanes sign4 = {1, 1, 1, 1, -1, -1, -1, -1, 1, 1, 1, 1, -1, -1, -1, -1};
-    const lanes sign2 = {1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1};
-    const lanes sign1 = {1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1};
-    lanes x;
-    memcpy(&x, at, sizeof(x));
-    x = __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7) +
-        x * sign8;
-    x = __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11) +
-        x * sign4;
-    x = __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13) +
-        x * sign2;
-    x = __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14) +
-        x * sign1;
-    memcpy(at, &x, sizeof(x));
-}
-
-/* Each run of `dims` elements times the Hadamard matrix, not normalised. */
-CODEC_VECTOR static void turn_row(float *x, uint64_t count, uint64_t dims)
-{
-    uint64_t step = dims / 2;
-    for (; step >= LANES; step /= 2)
-        butterfly(x, count, step);
-    if (dims < LANES) {
-        for (; step > 0; step /= 2)
-            butterfly(x, count, step);
-        return;
+    static _Atomic(hadamard_function) chosen;
+    hadamard_function turn = atomic_load_explicit(&chosen, memory_order_relaxed);
+    if (!turn) {
+        turn = hadamard_avx512();
+        if (!turn)
+            turn = hadamard_avx2();
+        if (!turn)
+            turn = hadamard_scalar;
+        atomic_store_explicit(&chosen, turn, memory_order_relaxed);
     }
-    for (uint64_t i = 0; i < count; i += LANES)
-        turn_lanes(x + i);
+    return turn;
 }
 
-CODEC_VECTOR static void multiply(float *restrict x, const float *restrict y, uint64_t count,
-                                  float factor)
+CODEC_VECTOR static void multiply(float *restrict x, const float *restrict y, uint64_t count)
 {
     for (uint64_t i = 0; i < count; i++)
-        x[i] = x[i] * y[i] * factor;
+        x[i] *= y[i];
 }
 
-/* +1 or -1 each, the same in every release: bits of a multiplicative hash of seed and channel. */
-static void make_signs(float *out, uint64_t count, uint32_t seed)
+/* The factor or its negative each, the same in every release: bits of a multiplicative hash of seed
+ * and channel. */
+static void make_factors(float *out, uint64_t count, uint32_t seed, float factor)
 {
     for (uint64_t i = 0; i < count; i++) {
         uint64_t mixed = (i + 1 + ((uint64_t)seed << 32)) * 0x9e3779b97f4a7c15ull;
         mixed ^= mixed >> 29;
         mixed *= 0xbf58476d1ce4e5b9ull;
-        out[i] = seed && (mixed >> 63) ? -1 : 1;
+        out[i] = seed && (mixed >> 63) ? -factor : factor;
     }
 }
 
@@ -140,8 +119,7 @@ struct hadamard {
     uint32_t heads;
     uint64_t count; /* channels that stand in a row */
     uint64_t dims;  /* ... and are turned together */
-    float factor;
-    float *signs;
+    float *factors;
     float *row;
     void *inner;
 };
@@ -152,14 +130,15 @@ static void hadamard_open(struct hadamard *out, const struct codec_node *node,
     out->heads = joined_heads(node, size);
     out->count = (uint64_t)out->heads * size->dims;
     out->dims = turned_dims(node, size);
-    out->factor = 1 / sqrtf((float)out->dims);
-    out->signs = codec_take_scratch(run, out->count * sizeof(float));
+    out->factors = codec_take_scratch(run, out->count * sizeof(float));
     out->row = codec_take_scratch(run, out->count * sizeof(float));
-    make_signs(out->signs, out->count, (uint32_t)node->value[SIGNS]);
+    make_factors(out->factors, out->count, (uint32_t)node->value[SIGNS],
+                 1 / sqrtf((float)out->dims));
 }
 
 static void turn(const struct hadamard *hadamard, struct codec_tile *tile, bool back)
 {
+    hadamard_function turn_row = choose();
     uint64_t dims = tile->size.dims;
     uint64_t head_count = (uint64_t)tile->size.tokens * dims;
     for (uint32_t head = 0; head < tile->size.heads; head += hadamard->heads) {
@@ -169,10 +148,8 @@ static void turn(const struct hadamard *hadamard, struct codec_tile *tile, bool 
             for (uint32_t i = 0; i < hadamard->heads && row != at; i++)
                 memcpy(row + i * dims, at + i * head_count, dims * sizeof(float));
             if (!back)
-                multiply(row, hadamard->signs, hadamard->count, hadamard->factor);
-            turn_row(row, hadamard->count, hadamard->dims);
-            if (back)
-                multiply(row, hadamard->signs, hadamard->count, hadamard->factor);
+                multiply(row, hadamard->factors, hadamard->count);
+            turn_row(row, hadamard->count, hadamard->dims, back ? hadamard->factors : NULL);
             for (uint32_t i = 0; i < hadamard->heads && row != at; i++)
                 memcpy(at + i * head_count, row + i * dims, dims * sizeof(float));
         }

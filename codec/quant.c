@@ -125,12 +125,35 @@ CODEC_VECTOR static void widen_each(float *low, float *high, const float *x, uin
     }
 }
 
-static void widen_one(float *low, float *high, const float *x, uint64_t count)
+/* In lanes, which the compiler makes vectors of. */
+#define WIDEN_LANES 16u
+CODEC_VECTOR static void widen_one(float *low, float *high, const float *x, uint64_t count)
 {
-    for (uint64_t i = 0; i < count; i++) {
-        *low = x[i] < *low ? x[i] : *low;
-        *high = x[i] > *high ? x[i] : *high;
+    float lows[WIDEN_LANES];
+    float highs[WIDEN_LANES];
+    for (uint32_t lane = 0; lane < WIDEN_LANES; lane++) {
+        lows[lane] = *low;
+        highs[lane] = *high;
     }
+    uint64_t i = 0;
+    for (; i + WIDEN_LANES <= count; i += WIDEN_LANES) {
+        for (uint32_t lane = 0; lane < WIDEN_LANES; lane++) {
+            lows[lane] = x[i + lane] < lows[lane] ? x[i + lane] : lows[lane];
+            highs[lane] = x[i + lane] > highs[lane] ? x[i + lane] : highs[lane];
+        }
+    }
+    for (uint32_t lane = 0; i < count; i++, lane++) {
+        lows[lane] = x[i] < lows[lane] ? x[i] : lows[lane];
+        highs[lane] = x[i] > highs[lane] ? x[i] : highs[lane];
+    }
+    for (uint32_t step = WIDEN_LANES / 2; step > 0; step /= 2) {
+        for (uint32_t lane = 0; lane < step; lane++) {
+            lows[lane] = lows[lane + step] < lows[lane] ? lows[lane + step] : lows[lane];
+            highs[lane] = highs[lane + step] > highs[lane] ? highs[lane + step] : highs[lane];
+        }
+    }
+    *low = lows[0];
+    *high = highs[0];
 }
 
 static void find_ranges(float *low, float *high, const struct grid *grid,

@@ -16,6 +16,7 @@
 #include "base/record.h"
 #include "codec/codec.h"
 #include "codec/grid.h"
+#include "codec/hadamard.h"
 #include "codec/profile_writer.h"
 #include "kernels/cpu/cpu_math.h"
 
@@ -344,6 +345,42 @@ START_TEST(lookups_are_alike)
 }
 END_TEST
 
+/* So do those of the rotation, of every size; and the specification is its own inverse. */
+START_TEST(rotations_are_alike)
+{
+    enum { COUNT = 2048 };
+    const hadamard_function versions[] = {hadamard_avx2(), hadamard_avx512(), hadamard_scalar};
+    float x[COUNT];
+    float factors[COUNT];
+    float wanted[COUNT];
+    float is[COUNT];
+    for (uint32_t i = 0; i < COUNT; i++) {
+        x[i] = (float)next_normal();
+        factors[i] = (float)next_normal();
+    }
+    for (uint64_t dims = 1; dims <= COUNT; dims *= 2) {
+        for (uint64_t count = dims; count <= COUNT; count += count == dims ? dims * 2 : COUNT) {
+            if (count > COUNT)
+                break;
+            for (size_t v = 0; v < LARDER_COUNT_OF(versions); v++) {
+                for (int scaled = 0; scaled < 2 && versions[v]; scaled++) {
+                    memcpy(wanted, x, sizeof(x));
+                    memcpy(is, x, sizeof(x));
+                    hadamard_scalar(wanted, count, dims, scaled ? factors : NULL);
+                    versions[v](is, count, dims, scaled ? factors : NULL);
+                    ck_assert_mem_eq(is, wanted, sizeof(is));
+                }
+            }
+            memcpy(is, x, sizeof(x));
+            hadamard_scalar(is, count, dims, NULL);
+            hadamard_scalar(is, count, dims, NULL);
+            for (uint64_t i = 0; i < count; i++)
+                ck_assert(fabsf(is[i] / (float)dims - x[i]) < 1e-5f);
+        }
+    }
+}
+END_TEST
+
 START_TEST(bad_parameters)
 {
     static const struct {
@@ -544,6 +581,7 @@ int main(void)
     tcase_add_test(tests, one_bit_by_hand);
     tcase_add_test(tests, a_clip_is_taken_where_it_helps);
     tcase_add_test(tests, lookups_are_alike);
+    tcase_add_test(tests, rotations_are_alike);
     tcase_add_test(tests, bad_parameters);
     tcase_add_test(tests, no_number_as_a_power);
     tcase_add_test(tests, magnitudes);
