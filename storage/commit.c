@@ -13,7 +13,8 @@
  *     given back while the index still names it.
  *   - A removal is durable through its tombstone in the tail, and told when the index has it too:
  *     nothing else would say so if a bit of the tombstone flipped. An eviction has none: undone by
- *     a crash before the next commit it only gives back what is there anyway.
+ *     a crash before the next commit it only gives back what is there anyway. Who removes what was
+ *     evicted is told that it is not there after that commit.
  *   - The tail is bounded (TAIL_BYTES_MAX), so that a start stays fast.
  *
  * Threads: the storage thread.
@@ -31,8 +32,9 @@
 #define COMMIT_AGE_US  100000u
 #define COMMIT_BYTES   (32ull << 20)
 #define COMMIT_CHANGES 400u
-/* Attempts at an index that has no room on the disk. */
+/* Attempts at an index that has no room on the disk, or no memory; at files that stay. */
 #define RETRY_US 100000u
+#define SWEEP_US 1000000u
 
 uint64_t commit_now_us(void)
 {
@@ -158,7 +160,7 @@ static void let_go(struct larder_store *store, struct removal **list, int err)
     while (*list) {
         struct removal *removal = *list;
         *list = removal->next;
-        removal->err = err;
+        removal->err = err < 0 ? err : removal->err;
         store_complete_locked(store, &removal->completion);
     }
     pthread_mutex_unlock(&store->lock);
@@ -328,7 +330,7 @@ static void batch_committed(struct larder_store *store, const struct batch *batc
     segment->in_index = true;
 }
 
-/* The index had no room: what it did not get waits, in front of what came meanwhile. */
+/* The index had no room, or no memory: what it did not get waits, in front of what came since. */
 static void put_back(struct larder_store *store)
 {
     struct commits *commits = &store->commits;
@@ -383,7 +385,9 @@ static void end_round(struct larder_store *store)
         if (i < round->removed)
             segment_gone(store, round->removes[i]);
     }
-    if (round->commit_err == -ENOSPC) {
+    if (round->removed < round->remove_count)
+        commits->sweep_us = commit_now_us() + SWEEP_US;
+    if (keeper_may_try_again(round->commit_err)) {
         put_back(store);
     } else if (round->commit_err < 0) {
         free_batches(round->batches);
@@ -430,6 +434,7 @@ static void give_up(struct larder_store *store)
     store->commits.waiting_changes = 0;
     let_go(store, &store->commits.held, LARDER_EREADONLY);
     store->sweep = false;
+    store->commits.look_us = store->commits.sweep_us = 0;
     pthread_mutex_lock(&store->lock);
     store->dead.count = 0;
     pthread_mutex_unlock(&store->lock);
@@ -460,6 +465,10 @@ void commit_give_round(struct larder_store *store)
     struct commits *commits = &store->commits;
     if (commits->busy)
         return;
+    if (commits->sweep_us != 0 && commit_now_us() >= commits->sweep_us) {
+        commits->sweep_us = 0;
+        store->sweep = true;
+    }
     pthread_mutex_lock(&store->lock);
     bool stopping = store->stopping;
     bool read_only = store->read_only;
@@ -475,16 +484,27 @@ bool commit_idle(struct larder_store *store)
     return !store->commits.busy && !store->commits.batches && !store->sweep && !has_dead(store);
 }
 
+static void be_earlier(uint64_t *due_us, uint64_t us)
+{
+    if (us != 0 && us < *due_us)
+        *due_us = us;
+}
+
 int commit_timeout_ms(const struct larder_store *store)
 {
     const struct commits *commits = &store->commits;
-    if (commits->busy || (!commits->batches && commits->retry_us == 0 && commits->look_us == 0))
+    uint64_t due_us = UINT64_MAX;
+    if (commits->busy)
         return -1;
-    uint64_t due = commits->retry_us  ? commits->retry_us
-                   : commits->batches ? commits->since_us + COMMIT_AGE_US
-                                      : commits->look_us;
+    be_earlier(&due_us, commits->retry_us);
+    be_earlier(&due_us, commits->look_us);
+    be_earlier(&due_us, commits->sweep_us);
+    if (commits->batches && commits->retry_us == 0)
+        be_earlier(&due_us, commits->since_us + COMMIT_AGE_US);
+    if (due_us == UINT64_MAX)
+        return -1;
     uint64_t now = commit_now_us();
-    return due <= now ? 0 : (int)((due - now) / 1000 + 1);
+    return due_us <= now ? 0 : (int)((due_us - now) / 1000 + 1);
 }
 
 void commit_close(struct larder_store *store)

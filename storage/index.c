@@ -27,6 +27,9 @@
 /* What a transaction may take of the map or the disk is made sure of before it begins. */
 #define AHEAD_BYTES     (16ull << 20)
 #define AHEAD_BYTES_MIN (8ull << 20)
+/* Of those, what one change takes, and what any transaction does. */
+#define CHANGE_BYTES      (16ull << 10)
+#define TRANSACTION_BYTES (512ull << 10)
 
 #define INDEX_FORMAT 1u
 
@@ -489,7 +492,7 @@ static int grow_map(struct larder_index *index, uint64_t used)
 
 /* A commit that meets a full disk poisons the index; so the disk's room is asked for here, where
  * refusing costs nothing. */
-static int reserve_disk(struct larder_index *index, uint64_t used)
+static int reserve_disk(struct larder_index *index, uint64_t used, uint64_t need)
 {
     if (used + AHEAD_BYTES_MIN <= index->reserved_bytes)
         return 0;
@@ -499,7 +502,10 @@ static int reserve_disk(struct larder_index *index, uint64_t used)
         return fail_lmdb(rc, "file");
     uint64_t bytes = used + AHEAD_BYTES;
     if (fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, (off_t)bytes) != 0) {
-        if (errno == ENOSPC || errno == EDQUOT)
+        bool is_full = errno == ENOSPC || errno == EDQUOT;
+        if (is_full && used + need <= index->reserved_bytes)
+            return 0;
+        if (is_full)
             return larder_fail(-ENOSPC, "index: no room on disk for %llu MiB more",
                                (unsigned long long)(AHEAD_BYTES >> 20));
         if (errno != EOPNOTSUPP && errno != ENOSYS && errno != EINTR)
@@ -509,23 +515,39 @@ static int reserve_disk(struct larder_index *index, uint64_t used)
     return 0;
 }
 
-int larder_index_reserve(struct larder_index *index)
+static int reserve(struct larder_index *index, uint64_t need)
 {
     assert(!index->txn);
     if (index->poisoned)
         return refuse_poisoned();
     uint64_t used = used_bytes(index);
     LARDER_TRY(grow_map(index, used));
-    return reserve_disk(index, used);
+    return reserve_disk(index, used, need);
 }
 
-int larder_index_begin(struct larder_index *index)
+int larder_index_reserve(struct larder_index *index)
 {
-    LARDER_TRY(larder_index_reserve(index));
+    return reserve(index, AHEAD_BYTES_MIN);
+}
+
+static int begin(struct larder_index *index, uint64_t need)
+{
+    LARDER_TRY(reserve(index, need));
     int rc = mdb_txn_begin(index->env, NULL, 0, &index->txn);
     if (rc)
         index->txn = NULL;
     return rc ? fail_lmdb(rc, "begin") : 0;
+}
+
+int larder_index_begin(struct larder_index *index)
+{
+    return begin(index, AHEAD_BYTES_MIN);
+}
+
+int larder_index_begin_few(struct larder_index *index, uint32_t changes)
+{
+    return begin(index,
+                 larder_min_u64(TRANSACTION_BYTES + changes * CHANGE_BYTES, AHEAD_BYTES_MIN));
 }
 
 static void entry_key(uint8_t out[36], const struct larder_key *key, uint32_t variant)

@@ -99,6 +99,8 @@ int larder_index_load(struct larder_index *index, const struct index_visitor *vi
  * there is no error. The caller aborts after any other failure of a put or delete; a failed commit
  * has ended the transaction itself. */
 int larder_index_begin(struct larder_index *index);
+/* The same for so many changes: on a full disk what was reserved before may do for them. */
+int larder_index_begin_few(struct larder_index *index, uint32_t changes);
 /* Makes sure of the same room without a transaction. */
 int larder_index_reserve(struct larder_index *index);
 int larder_index_put_entry(struct larder_index *index, const struct larder_key *key,

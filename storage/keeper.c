@@ -63,19 +63,26 @@ static int apply_batch(struct keeper *keeper, struct round *round, struct batch 
     return larder_index_put_segment(keeper->index, batch->segment_id, &batch->row);
 }
 
+bool keeper_may_try_again(int commit_err)
+{
+    return commit_err == -ENOSPC || commit_err == -ENOMEM;
+}
+
 static int commit_batch(struct keeper *keeper, struct round *round, struct batch *batch)
 {
     int err = -EAGAIN;
     for (int attempt = 0; attempt < ATTEMPTS_MAX && err == -EAGAIN; attempt++) {
-        LARDER_TRY(larder_index_begin(keeper->index));
+        LARDER_TRY(larder_index_begin_few(keeper->index, batch->count + round->gone_count));
         err = apply_batch(keeper, round, batch);
-        if (err < 0)
+        if (err < 0) {
             larder_index_abort(keeper->index);
-        else
+        } else {
             err = larder_index_commit(keeper->index, round->next_generation);
+            /* What changes nothing before it is a failure like others in a commit. */
+            err = keeper_may_try_again(err) ? -EIO : err;
+        }
     }
-    /* A full disk is met at begin, and changes nothing; in a commit it is a failure like others. */
-    return err == -ENOSPC ? -EIO : err;
+    return err;
 }
 
 static int commit_batches(struct keeper *keeper, struct round *round)
@@ -122,7 +129,7 @@ static void work(struct keeper *keeper, struct round *round)
     }
     round->commit_err = commit_batches(keeper, round);
     if (round->commit_err < 0) {
-        keeper->failed = round->commit_err != -ENOSPC;
+        keeper->failed = !keeper_may_try_again(round->commit_err);
         round->room_err = round->commit_err;
         return;
     }

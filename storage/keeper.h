@@ -11,7 +11,8 @@
  * Owns:    its thread; while a round is given, the index, the round and what it points to.
  * Threads: the storage thread calls; the keeper's thread works.
  * K1  Nothing is given back before the index has forgotten it, durably.
- * K2  After a failed commit nothing more is done (-EIO), in this round or a later one.
+ * K2  After a commit that failed in earnest nothing more is done (-EIO), in this round or a later
+ *     one.
  */
 #ifndef LARDER_STORAGE_KEEPER_H
 #define LARDER_STORAGE_KEEPER_H
@@ -76,7 +77,7 @@ struct round {
 
     /* the keeper's answers */
     uint32_t committed; /* leading batches */
-    int commit_err;     /* -ENOSPC: nothing was changed; try again later. Others end writing */
+    int commit_err;     /* keeper_may_try_again(), or writing ends */
     int room_err;       /* has the index room for what comes next? */
     int punch_err;      /* -EOPNOTSUPP: not on this file system */
     uint32_t removed;   /* leading ones of `removes` */
@@ -86,6 +87,9 @@ struct round {
 };
 
 struct keeper;
+
+/* No room on the disk, or no memory, before anything was changed. */
+bool keeper_may_try_again(int commit_err);
 
 /* `done` is called on the keeper's thread when a round is over; keeper_take() gets it then. */
 int keeper_open(struct keeper **out, struct larder_index *index, const struct seglog *log,

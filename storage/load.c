@@ -84,6 +84,7 @@ bool load_takes_dead_locked(struct larder_store *store, const struct dead_extent
         if (load->variant.segment_id == extent->segment_id &&
             load->variant.segment_page == extent->segment_page && !load->dead) {
             load->dead = true;
+            store->dying_bytes += load->bytes;
             return true;
         }
     }
@@ -352,8 +353,10 @@ static void finish_if_over(struct larder_store *store, struct load *load)
         end_slot_locked(store, load);
     if (load->extends != HOST_NONE)
         end_tail_check_locked(store, load);
-    if (load->dead)
+    if (load->dead) {
+        store->dying_bytes -= load->bytes;
         writer_extent_dead_locked(store, &load->variant);
+    }
     if (load->move)
         move_read_locked(store, load);
     if (load->slot == HOST_NONE)

@@ -139,6 +139,30 @@ static int find_removed_locked(struct larder_store *store, uint32_t *out, uint32
     return 0;
 }
 
+/* It may have been evicted just now, and come back with a crash before the index has learned of it:
+ * who is told that it is not there must not meet it again. */
+static void tell_absent_later_locked(struct larder_store *store, struct removal *removal)
+{
+    removal->completion.run = run_removal;
+    removal->err = LARDER_ENOTFOUND;
+    removal->next = store->absent;
+    store->absent = removal;
+}
+
+void remove_tell_absent(struct larder_store *store)
+{
+    pthread_mutex_lock(&store->lock);
+    while (store->absent) {
+        struct removal *removal = store->absent;
+        store->absent = removal->next;
+        if (commit_is_behind(store))
+            commit_hold_locked(store, removal);
+        else
+            store_complete_locked(store, &removal->completion);
+    }
+    pthread_mutex_unlock(&store->lock);
+}
+
 static void remove_record(struct larder_store *store, uint32_t tenant, const struct larder_key *key,
                           uint32_t variant, enum larder_remove_pinned pinned,
                           void (*done)(void *context, int err, uint64_t removed), void *context)
@@ -154,10 +178,13 @@ static void remove_record(struct larder_store *store, uint32_t tenant, const str
     pthread_mutex_lock(&store->lock);
     uint32_t id;
     int err = find_removed_locked(store, &id, tenant, key, variant, pinned);
+    bool absent = err == LARDER_ENOTFOUND;
     if (err == 0)
         err = remove_subtree_locked(store, id, removal);
+    else if (absent)
+        tell_absent_later_locked(store, removal);
     pthread_mutex_unlock(&store->lock);
-    if (err < 0) {
+    if (err < 0 && !absent) {
         larder_free(removal);
         done(context, err, 0);
         return;

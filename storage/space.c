@@ -47,31 +47,40 @@ static int refuse(struct larder_store *store, int err)
     return err;
 }
 
+/* What goes with segments that go; each is an open file. */
+static bool is_shortage(int err)
+{
+    return err == -ENOSPC || err == -EMFILE || err == -ENFILE;
+}
+
 /* What has died is given back first, what else is needed is evicted, then the file is made. */
 static int make_segment(struct larder_store *store)
 {
     struct commits *commits = &store->commits;
     int err = commits->make_err;
     commits->make_err = 0;
-    if (err < 0 && (err != -ENOSPC || ++store->attempts >= ATTEMPTS_MAX))
+    if (err < 0 && (!is_shortage(err) || ++store->attempts >= ATTEMPTS_MAX))
         return refuse(store, err);
     pthread_mutex_lock(&store->lock);
-    bool dying = store->dead.count > 0;
+    bool dead = store->dead.count > 0;
+    uint64_t dying_bytes = store->dying_bytes;
     pthread_mutex_unlock(&store->lock);
-    if (dying || store->sweep)
+    if (dead || store->sweep)
         return come_again(store);
     uint64_t need = seglog_usage(&store->log) + store->options.segment_bytes;
     uint64_t too_much = need > store->options.ssd_bytes ? need - store->options.ssd_bytes : 0;
-    if (err == -ENOSPC && too_much == 0)
+    if (err < 0 && too_much == 0)
         too_much = store->options.segment_bytes;
     if (too_much > 0) {
+        /* What was evicted and is being read comes back as its readers end. */
+        if (dying_bytes >= too_much)
+            return 1;
         uint64_t freed;
-        int evict_err = evict_ssd(store, EVICT_ANY, too_much, &freed);
+        int evict_err = evict_ssd(store, EVICT_ANY, too_much - dying_bytes, &freed);
         if (freed > 0)
             return come_again(store);
-        /* What was evicted may be in use for a while yet: its segments still count. */
         if (evict_err < 0)
-            return refuse(store, evict_err);
+            return dying_bytes > 0 ? 1 : refuse(store, evict_err);
     }
     commits->want_segment = true;
     commits->is_ahead = false;
@@ -146,11 +155,9 @@ static void evict_ahead(struct larder_store *store)
 {
     struct commits *commits = &store->commits;
     const struct larder_store_options *options = &store->options;
-    bool again = commits->look_us != 0 && commit_now_us() >= commits->look_us;
-    if (!(commits->look || again) || !store->log.punches)
+    if (!commits->look || !store->log.punches)
         return;
     commits->look = false;
-    commits->look_us = 0;
     uint64_t use = seglog_usage(&store->log) + (store->log.ahead ? 0 : options->segment_bytes);
     uint64_t low = options->ssd_bytes / 100 * options->ssd_low;
     if (use > options->ssd_bytes / 100 * options->ssd_high)
@@ -168,7 +175,11 @@ static void evict_ahead(struct larder_store *store)
 
 void space_look_ahead(struct larder_store *store)
 {
-    const struct commits *commits = &store->commits;
+    struct commits *commits = &store->commits;
+    if (commits->look_us != 0 && commit_now_us() >= commits->look_us) {
+        commits->look = true;
+        commits->look_us = 0;
+    }
     if (commits->busy || commits->want_segment || commits->retry_us != 0 || commits->index_full ||
         store->options.ssd_bytes / store->options.segment_bytes < SEGMENTS_MIN)
         return;

@@ -387,6 +387,7 @@ struct commits {
     uint32_t ahead_for; /* the open segment for which the next one was asked for already */
     bool look;          /* use may have changed */
     uint64_t look_us;   /* nothing could go: eviction ahead is tried again then; 0: not waiting */
+    uint64_t sweep_us;  /* not all dead segments could: they are tried again then; 0: not waiting */
     bool draining;      /* it was above ssd_high, and is not below ssd_low yet */
     bool index_full;
     bool busy; /* the round is the keeper's */
@@ -473,6 +474,7 @@ struct larder_store {
     uint64_t queued_bytes;
     struct removal *removals;
     struct removal **removals_end;
+    struct removal *absent; /* of what is not there: to be told */
     struct marks marks;
     struct marks_waiting marks_waiting;
     uint32_t mark_moves;          /* of those in the queue and in groups */
@@ -484,7 +486,8 @@ struct larder_store {
     struct watch *watches;
     struct purge *purges;
     struct larder_lease *leases;
-    struct load *loads; /* in order of arrival */
+    uint64_t dying_bytes; /* of records that nothing names any more, but that are being read */
+    struct load *loads;   /* in order of arrival */
     struct load *loads_end;
     struct completion_list completions;
     bool read_only;
@@ -726,6 +729,8 @@ void remove_tail_locked(struct larder_store *store, uint32_t entry);
 /* Its time is over. */
 void remove_expired_locked(struct larder_store *store, uint32_t entry);
 void remove_slice_done_locked(struct larder_store *store, struct slice *slice, int err);
+/* Storage thread: those of what was not there hear it, when no crash can bring it back. */
+void remove_tell_absent(struct larder_store *store);
 void remove_dead_locked(struct larder_store *store, uint32_t entry);
 
 /* move.c */

@@ -837,6 +837,7 @@ void writer_step(struct larder_store *store)
     commit_take_round(store);
     step_group(store);
     mark_forget_rows(store);
+    remove_tell_absent(store);
     space_look_ahead(store);
     commit_give_round(store);
 }
@@ -854,7 +855,7 @@ bool writer_must_step(struct larder_store *store)
 bool writer_idle(struct larder_store *store)
 {
     pthread_mutex_lock(&store->lock);
-    bool queued = has_queued_locked(store);
+    bool queued = has_queued_locked(store) || store->absent;
     pthread_mutex_unlock(&store->lock);
     return !queued && !store->filling && !store->syncing && commit_idle(store);
 }

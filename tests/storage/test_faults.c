@@ -5,6 +5,7 @@
  * Method: a store over the simulated disk, with single faults placed. */
 #include <check.h>
 #include <errno.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -232,6 +233,42 @@ START_TEST(a_failed_commit_of_the_index_ends_writing)
 }
 END_TEST
 
+/* LMDB's own allocations, as they fail. */
+static atomic_int index_puts_that_fail;
+
+int __wrap_mdb_put(void *txn, unsigned database, void *key, void *value, unsigned flags);
+int __real_mdb_put(void *txn, unsigned database, void *key, void *value, unsigned flags);
+
+int __wrap_mdb_put(void *txn, unsigned database, void *key, void *value, unsigned flags)
+{
+    if (atomic_load(&index_puts_that_fail) > 0) {
+        atomic_fetch_sub(&index_puts_that_fail, 1);
+        return ENOMEM;
+    }
+    return __real_mdb_put(txn, database, key, value, flags);
+}
+
+/* The transaction is given up and made again; it ended writing. */
+START_TEST(an_index_without_memory_is_tried_again)
+{
+    fixture_put_chain(&f, 1, 2, 20000, LARDER_DURABLE);
+    fixture_commit(&f);
+    atomic_store(&index_puts_that_fail, 3);
+    fixture_put_chain(&f, 10, 2, 20000, LARDER_DURABLE);
+    uint64_t removed;
+    ck_assert_int_eq(fixture_remove(&f, 1, &removed), 0);
+    ck_assert_uint_eq(removed, 2);
+    ck_assert_int_eq(atomic_load(&index_puts_that_fail), 0);
+    fixture_commit(&f);
+    ck_assert_uint_eq(fixture_stats(&f).read_only, 0);
+    reopen();
+    int err;
+    ck_assert_uint_eq(fixture_stats(&f).recovered_from_tail, 0);
+    ck_assert_uint_eq(fixture_get_chain(&f, 10, 2, &err), 2);
+    ck_assert(!fixture_has(&f, 1));
+}
+END_TEST
+
 START_TEST(a_full_disk_evicts)
 {
     /* The disk is smaller than ssd_bytes says. */
@@ -359,6 +396,7 @@ int main(void)
     tcase_add_test(tcase, what_is_written_over_zeros_survives);
     tcase_add_test(tcase, a_failed_sync_ends_writing);
     tcase_add_test(tcase, a_failed_commit_of_the_index_ends_writing);
+    tcase_add_test(tcase, an_index_without_memory_is_tried_again);
     tcase_add_test(tcase, a_full_disk_evicts);
     tcase_add_test(tcase, a_disk_without_room_refuses_and_serves);
     tcase_add_test(tcase, wrong_pages_are_never_believed);

@@ -252,6 +252,65 @@ START_TEST(commits)
 }
 END_TEST
 
+static bool disk_is_full;
+
+int __wrap_fallocate(int fd, int mode, off_t offset, off_t bytes);
+int __real_fallocate(int fd, int mode, off_t offset, off_t bytes);
+
+int __wrap_fallocate(int fd, int mode, off_t offset, off_t bytes)
+{
+    if (disk_is_full) {
+        errno = ENOSPC;
+        return -1;
+    }
+    return __real_fallocate(fd, mode, offset, bytes);
+}
+
+static void put_many(struct larder_index *index, uint32_t first, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        struct larder_key key = {{0}};
+        uint32_t number = __builtin_bswap32(first + i);
+        memcpy(key.bytes, &number, sizeof(number));
+        struct index_entry entry = entry_of(first + i);
+        ck_assert_int_eq(larder_index_put_entry(index, &key, 0, &entry), 0);
+    }
+}
+
+/* What was reserved before does for a few changes, which may give room back. */
+START_TEST(a_full_disk_takes_few_changes)
+{
+    struct fixture fixture;
+    set_up(&fixture);
+    struct larder_index *index = open_good(&fixture, true);
+    uint32_t count = 0;
+    ck_assert_int_eq(larder_index_begin(index), 0);
+    put_many(index, count++, 1);
+    ck_assert_int_eq(larder_index_commit(index, 1000), 0);
+    disk_is_full = true;
+    /* Until less is left than many might take. */
+    while (larder_index_reserve(index) == 0) {
+        ck_assert_int_eq(larder_index_begin(index), 0);
+        put_many(index, count, 2000);
+        count += 2000;
+        ck_assert_int_eq(larder_index_commit(index, 1000), 0);
+    }
+    ck_assert_int_eq(larder_index_begin(index), -ENOSPC);
+    ck_assert_int_eq(larder_index_begin_few(index, 500), -ENOSPC);
+    ck_assert_int_eq(larder_index_begin_few(index, 20), 0);
+    put_many(index, count, 20);
+    ck_assert_int_eq(larder_index_commit(index, 1000), 0);
+    disk_is_full = false;
+    ck_assert_int_eq(larder_index_begin(index), 0);
+    larder_index_abort(index);
+    larder_index_close(index);
+    index = open_good(&fixture, false);
+    ck_assert_uint_ge(larder_index_entry_count(index), count);
+    larder_index_close(index);
+    scratch_remove(fixture.directory);
+}
+END_TEST
+
 START_TEST(segments_and_models)
 {
     struct fixture fixture;
@@ -648,6 +707,7 @@ static Suite *suite(void)
     TCase *use = tcase_create("use");
     tcase_set_timeout(use, 120);
     tcase_add_test(use, commits);
+    tcase_add_test(use, a_full_disk_takes_few_changes);
     tcase_add_test(use, segments_and_models);
     tcase_add_test(use, marks_are_kept_and_deleted);
     tcase_add_test(use, small_map);

@@ -361,7 +361,8 @@ static uint32_t count_files(void)
     return files;
 }
 
-/* The segment was unlinked, but stayed listed, and could not be unlinked again. */
+/* The segment was unlinked, but stayed listed, and could not be unlinked again. It is tried again
+ * when nothing else happens, too. */
 START_TEST(a_segment_whose_removal_failed_goes_the_next_time)
 {
     static struct larder_io_ops ops;
@@ -380,14 +381,173 @@ START_TEST(a_segment_whose_removal_failed_goes_the_next_time)
     fixture_put_chain(&f, 20, 1, 20000, LARDER_DURABLE);
     fixture_commit(&f);
     ck_assert(!atomic_load(&fail_directory_sync));
-    ck_assert_uint_eq(fixture_stats(&f).segments, 2);
-    /* Until another segment is begun. */
-    for (uint64_t seed = 100; seed < 112; seed++)
-        fixture_put_chain(&f, seed, 1, 60000, LARDER_DURABLE);
     /* The keeper may be at it just now. */
     for (int i = 0; i < 1000 && fixture_stats(&f).segments != count_files(); i++)
         usleep(10000);
     ck_assert_uint_eq(fixture_stats(&f).segments, count_files());
+    ck_assert_uint_eq(fixture_stats(&f).segments, 1);
+}
+END_TEST
+
+static int open_few(struct larder_io *io, struct larder_file **out, const char *name,
+                    enum larder_io_open how)
+{
+    return how == LARDER_IO_CREATE_NEW && count_files() >= 6
+               ? -EMFILE
+               : real_ops->open_file(io, out, name, how);
+}
+
+static void reopen_with(struct larder_io_ops *ops)
+{
+    fixture_close(&f);
+    f.options.eviction = "lru";
+    f.options.io_override = sim_disk_open_io(disk);
+    ops->name = f.options.io_override->ops->name;
+    f.options.io_override->ops = ops;
+    ck_assert_int_eq(fixture_open(&f), 0);
+}
+
+static struct larder_io_ops ops_of_the_disk(void)
+{
+    struct larder_io *io = sim_disk_open_io(disk);
+    real_ops = io->ops;
+    io->ops->close(io);
+    return *real_ops;
+}
+
+/* Each segment is an open file: what was used longest ago goes when no more may be opened. */
+START_TEST(a_limit_of_open_files_evicts)
+{
+    fixture_close(&f);
+    struct larder_io_ops ops = ops_of_the_disk();
+    ops.open_file = open_few;
+    reopen_with(&ops);
+    for (uint64_t seed = 1000; seed < 1200; seed += 2)
+        fixture_put_chain(&f, seed, 1, 60000, LARDER_DURABLE);
+    ck_assert_uint_le(count_files(), 6);
+    ck_assert_uint_gt(fixture_stats(&f).evicted_ssd, 30);
+    ck_assert(fixture_has(&f, 1198));
+    fixture_close(&f);
+}
+END_TEST
+
+/* --- what was evicted just now ---------------------------------------------------------------- */
+
+static atomic_bool hold_commits;
+
+static int wait_to_commit(void *context)
+{
+    (void)context;
+    while (atomic_load(&hold_commits))
+        usleep(1000);
+    return 0;
+}
+
+static void tell_removed(void *context, int err, uint64_t removed)
+{
+    must(removed == 0);
+    tell(context, err);
+}
+
+/* It was told at once, and a crash brought the entry back. */
+START_TEST(who_removes_what_was_evicted_is_told_when_it_cannot_come_back)
+{
+    f.options.index_gate = wait_to_commit;
+    reopen_by_recency();
+    fixture_put_chain(&f, 1, 1, 20000, LARDER_DURABLE);
+    fixture_put_chain(&f, 10, 1, 20000, LARDER_DURABLE);
+    reopen_by_recency(); /* the host tier forgets them */
+    const struct larder_quota quota = {.ssd_bytes = 140000};
+    larder_store_set_quota(f.store, f.tenant.index, &quota);
+    fixture_put_chain(&f, 20, 1, 20000, LARDER_DURABLE);
+    fixture_commit(&f);
+    ck_assert(fixture_has(&f, 1));
+    atomic_store(&hold_commits, true);
+    fixture_put_chain(&f, 30, 1, 20000, LARDER_DURABLE);
+    ck_assert(!fixture_has(&f, 1));
+    struct told told;
+    sem_init(&told.over, 0, 0);
+    struct larder_key key = block_key(1);
+    larder_store_remove(f.store, f.tenant.index, &key, LARDER_KEEP_PINNED, tell_removed, &told);
+    pause_shortly();
+    pause_shortly();
+    pause_shortly();
+    ck_assert_int_ne(sem_trywait(&told.over), 0);
+    atomic_store(&hold_commits, false);
+    ck_assert_int_eq(answer_of(&told), LARDER_ENOTFOUND);
+    sem_destroy(&told.over);
+    f.options.index_gate = NULL;
+}
+END_TEST
+
+/* --- what is being read ----------------------------------------------------------------------- */
+
+static atomic_bool hold_reads;
+static struct larder_io_request *held_reads;
+
+static void submit_or_hold(struct larder_io *io, struct larder_io_request *request)
+{
+    if (request->op != LARDER_IO_READ || !atomic_load(&hold_reads)) {
+        real_ops->submit(io, request);
+        return;
+    }
+    request->next = held_reads;
+    held_reads = request;
+}
+
+static int poll_held(struct larder_io *io, int timeout_ms)
+{
+    while (!atomic_load(&hold_reads) && held_reads) {
+        struct larder_io_request *request = held_reads;
+        held_reads = request->next;
+        request->next = NULL;
+        real_ops->submit(io, request);
+    }
+    return real_ops->poll(io, timeout_ms);
+}
+
+/* What was evicted counts until its readers are gone: more was evicted, until nothing was left. */
+START_TEST(what_is_read_while_it_is_evicted_is_waited_for)
+{
+    enum { READS = 30 };
+    f.options.ssd_bytes = 8 << 20;
+    fixture_close(&f);
+    struct larder_io_ops ops = ops_of_the_disk();
+    ops.submit = submit_or_hold;
+    ops.poll = poll_held;
+    reopen_with(&ops);
+    for (uint64_t seed = 1000; seed < 1112; seed += 2)
+        fixture_put_chain(&f, seed, 1, 60000, LARDER_DURABLE);
+    uint64_t before = fixture_stats(&f).evicted_ssd;
+    atomic_store(&hold_reads, true);
+    struct told reads[READS];
+    uint32_t count = 0;
+    for (uint64_t seed = 1000; seed < 1112 && count < READS; seed += 2) {
+        struct larder_key key = block_key(seed);
+        if (!fixture_has(&f, seed))
+            continue;
+        sem_init(&reads[count].over, 0, 0);
+        larder_store_verify(f.store, &key, 0, tell, &reads[count++]);
+    }
+    struct told told;
+    sem_init(&told.over, 0, 0);
+    fixture_put_chain(&f, 2000, 12, 60000, LARDER_CACHED);
+    struct larder_key last = block_key(2011);
+    larder_store_when(f.store, f.tenant.index, &last, LARDER_QUALITY_BLENDED, LARDER_DURABLE, tell,
+                      &told);
+    for (int i = 0; i < 6; i++)
+        pause_shortly();
+    ck_assert_uint_le(fixture_stats(&f).evicted_ssd, before + 20);
+    atomic_store(&hold_reads, false);
+    larder_io_wake(f.options.io_override);
+    ck_assert_int_eq(answer_of(&told), 0);
+    for (uint32_t i = 0; i < count; i++) {
+        int err = answer_of(&reads[i]);
+        ck_assert(err == 0 || err == LARDER_ENOTFOUND);
+        sem_destroy(&reads[i].over);
+    }
+    sem_destroy(&told.over);
+    fixture_close(&f);
 }
 END_TEST
 
@@ -570,6 +730,9 @@ int main(void)
     tcase_add_test(tcase, a_rebuild_knows_what_went_with_its_parent);
     tcase_add_test(tcase, a_new_tenant_keeps_nobody_waiting);
     tcase_add_test(tcase, a_segment_whose_removal_failed_goes_the_next_time);
+    tcase_add_test(tcase, a_limit_of_open_files_evicts);
+    tcase_add_test(tcase, who_removes_what_was_evicted_is_told_when_it_cannot_come_back);
+    tcase_add_test(tcase, what_is_read_while_it_is_evicted_is_waited_for);
     tcase_add_test(tcase, a_chain_replaced_from_its_end_is_linked);
     tcase_add_test(tcase, a_chain_of_the_host_tier_goes_from_its_end);
     tcase_add_test(tcase, a_chain_above_the_host_tier_gives_its_start);
