@@ -85,12 +85,22 @@ uint64_t larder_recipe_bound(const struct larder_recipe *recipe,
 uint64_t larder_recipe_workspace_bytes(const struct larder_recipe *recipe,
                                        const struct larder_model_desc *model, uint32_t token_count);
 
+/* Shows symbols as encoding makes them, to those who calibrate: [head][token][dim], each below
+ * `levels`; `pipe` names the leaf that made them and all stages above it, the same in each recipe
+ * that has these. */
+struct larder_symbol_watch {
+    void (*see)(void *context, const char *pipe, uint32_t layer, const uint8_t *symbols,
+                uint32_t heads, uint32_t tokens, uint32_t dims, uint32_t levels);
+    void *context;
+};
+
 /* The block whose sections are encoded or decoded. */
 struct larder_block {
     const struct larder_model_desc *model; /* larder_model_check() accepted it */
     uint64_t position;                     /* of its first token when K was computed */
     const void *tables; /* larder_recipe_fill_tables(); NULL where a recipe needs none */
     uint32_t token_count;
+    const struct larder_symbol_watch *watch; /* NULL: nobody looks on */
     /* Inputs of encoding (larder_recipe_needs); NULL: not there. Decoding never looks at them.
      * Importance is a score for [layer][KV head][token of the block], higher is more important;
      * q_max the largest |q| for [layer][KV head][dim of K], over all tokens and over the query

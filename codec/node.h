@@ -90,6 +90,7 @@ struct codec_run {
 };
 
 struct codec_node;
+struct symbol_tables;
 
 struct codec_param {
     const char *name;
@@ -166,8 +167,10 @@ struct codec_node {
     const struct codec_node *next;  /* beside it in the node around both */
     bool entropy_coded;             /* of a leaf: rans stands behind it */
     double value[CODEC_PARAMS_MAX];
-    void *bound;          /* by `bind`; only read after open. NULL: nothing */
-    uint32_t layer_first; /* inner nodes of layers() */
+    void *bound;                  /* by `bind`; only read after open. NULL: nothing */
+    struct symbol_tables *tables; /* of an entropy-coded leaf (symbols.h); NULL: none */
+    char pipe[17];                /* of a leaf: a digest of all stages down to it */
+    uint32_t layer_first;         /* inner nodes of layers() */
     uint32_t layer_last;
 };
 

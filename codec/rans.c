@@ -170,8 +170,9 @@ uint64_t rans_encode(uint8_t *out, uint64_t room, const uint8_t *symbols, uint64
     return store_states(out + room, at, states);
 }
 
-uint64_t rans_encode_runs(uint8_t *out, uint64_t room, const uint8_t *symbols,
-                          const struct rans_model *models, const uint8_t *which, uint64_t run_count)
+uint64_t rans_encode_runs_scalar(uint8_t *out, uint64_t room, const uint8_t *symbols,
+                                 const struct rans_model *models, const uint8_t *which,
+                                 uint64_t run_count)
 {
     assert(run_count % 2 == 0);
     assert(room >= rans_bound(run_count * RANS_RUN));
@@ -187,6 +188,20 @@ uint64_t rans_encode_runs(uint8_t *out, uint64_t room, const uint8_t *symbols,
         }
     }
     return store_states(out + room, at, states);
+}
+
+uint64_t rans_encode_runs(uint8_t *out, uint64_t room, const uint8_t *symbols,
+                          const struct rans_model *models, const uint8_t *which, uint64_t run_count)
+{
+    static _Atomic(rans_encode_runs_function) chosen;
+    rans_encode_runs_function encode = atomic_load_explicit(&chosen, memory_order_relaxed);
+    if (!encode) {
+        encode = rans_encode_runs_avx512();
+        if (!encode)
+            encode = rans_encode_runs_scalar;
+        atomic_store_explicit(&chosen, encode, memory_order_relaxed);
+    }
+    return encode(out, room, symbols, models, which, run_count);
 }
 
 /* --- decoding --------------------------------------------------------------------------------- */
@@ -274,4 +289,29 @@ void rans_decode_runs(struct rans_decoder *decoder, const struct rans_table *tab
     }
     assert(run_count % 2 == 0);
     decode(decoder, tables, which, symbols, run_count);
+}
+
+void rans_decode_two_scalar(struct rans_decoder decoders[2], const struct rans_table *tables,
+                            const uint8_t *which, uint8_t *symbols, uint64_t run_count)
+{
+    uint64_t half = run_count / 2;
+    rans_decode_runs_scalar(&decoders[0], tables, which, symbols, half);
+    rans_decode_runs_scalar(&decoders[1], tables, which + half, symbols + half * RANS_RUN, half);
+}
+
+void rans_decode_two(struct rans_decoder decoders[2], const struct rans_table *tables,
+                     const uint8_t *which, uint8_t *symbols, uint64_t run_count)
+{
+    static _Atomic(rans_decode_two_function) chosen;
+    rans_decode_two_function decode = atomic_load_explicit(&chosen, memory_order_relaxed);
+    if (!decode) {
+        decode = rans_decode_two_avx512();
+        if (!decode)
+            decode = rans_decode_two_avx2();
+        if (!decode)
+            decode = rans_decode_two_scalar;
+        atomic_store_explicit(&chosen, decode, memory_order_relaxed);
+    }
+    assert(run_count % 4 == 0);
+    decode(decoders, tables, which, symbols, run_count);
 }

@@ -76,6 +76,11 @@ uint64_t rans_encode_runs(uint8_t *out, uint64_t room, const uint8_t *symbols,
 /* The next `run_count` runs, an even number. */
 void rans_decode_runs(struct rans_decoder *decoder, const struct rans_table *tables,
                       const uint8_t *which, uint8_t *symbols, uint64_t run_count);
+/* Of two streams in lockstep, which hides the time that each step waits for the one before: the
+ * first half of the runs is the first stream's, the second half the other's; each half is of an
+ * even number. */
+void rans_decode_two(struct rans_decoder decoders[2], const struct rans_table *tables,
+                     const uint8_t *which, uint8_t *symbols, uint64_t run_count);
 /* Whether all was read, and what was read was a stream. */
 bool rans_decoder_is_done(const struct rans_decoder *decoder);
 
@@ -94,5 +99,21 @@ void rans_decode_runs_scalar(struct rans_decoder *decoder, const struct rans_tab
                              const uint8_t *which, uint8_t *symbols, uint64_t run_count);
 rans_decode_runs_function rans_decode_runs_avx2(void);
 rans_decode_runs_function rans_decode_runs_avx512(void);
+
+typedef void (*rans_decode_two_function)(struct rans_decoder decoders[2],
+                                         const struct rans_table *tables, const uint8_t *which,
+                                         uint8_t *symbols, uint64_t run_count);
+void rans_decode_two_scalar(struct rans_decoder decoders[2], const struct rans_table *tables,
+                            const uint8_t *which, uint8_t *symbols, uint64_t run_count);
+rans_decode_two_function rans_decode_two_avx2(void);
+rans_decode_two_function rans_decode_two_avx512(void);
+
+typedef uint64_t (*rans_encode_runs_function)(uint8_t *out, uint64_t room, const uint8_t *symbols,
+                                              const struct rans_model *models, const uint8_t *which,
+                                              uint64_t run_count);
+uint64_t rans_encode_runs_scalar(uint8_t *out, uint64_t room, const uint8_t *symbols,
+                                 const struct rans_model *models, const uint8_t *which,
+                                 uint64_t run_count);
+rans_encode_runs_function rans_encode_runs_avx512(void);
 
 #endif

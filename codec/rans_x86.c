@@ -90,6 +90,92 @@ AVX512 static void decode_runs_512(struct rans_decoder *decoder, const struct ra
                             run_count - done);
 }
 
+/* Steps that both streams can make without a look at their ends. */
+static uint64_t safe_steps(const struct rans_decoder *decoder)
+{
+    uint64_t left = words_left(decoder);
+    return left < WORDS_AHEAD ? 0 : (left - 16) / RANS_LANES;
+}
+
+AVX512 static void decode_two_512(struct rans_decoder decoders[2], const struct rans_table *tables,
+                                  const uint8_t *which, uint8_t *symbols, uint64_t run_count)
+{
+    uint64_t half = run_count / 2;
+    uint64_t done = 0;
+    __m512i states[4];
+    for (uint32_t i = 0; i < 4; i++)
+        states[i] = _mm512_loadu_si512(decoders[i / 2].states + i % 2 * RANS_RUN);
+    while (done < half) {
+        uint64_t steps = safe_steps(&decoders[0]);
+        uint64_t others = safe_steps(&decoders[1]);
+        steps = steps < others ? steps : others;
+        if (steps == 0)
+            break;
+        const uint8_t *in[2] = {decoders[0].in, decoders[1].in};
+        uint64_t wanted = (half - done) / 2;
+        for (uint64_t n = steps < wanted ? steps : wanted; n > 0; n--, done += 2) {
+            for (uint32_t i = 0; i < 4; i++) {
+                uint64_t run = (i / 2) * half + done + i % 2;
+                __m128i got = step_512(&states[i], &in[i / 2], tables[which[run]].slots);
+                _mm_storeu_si128((__m128i *)(void *)(symbols + run * RANS_RUN), got);
+            }
+        }
+        decoders[0].in = in[0];
+        decoders[1].in = in[1];
+    }
+    for (uint32_t i = 0; i < 4; i++)
+        _mm512_storeu_si512(decoders[i / 2].states + i % 2 * RANS_RUN, states[i]);
+    for (uint32_t i = 0; i < 2; i++)
+        decode_runs_512(&decoders[i], tables, which + i * half + done,
+                        symbols + (i * half + done) * RANS_RUN, half - done);
+}
+
+/* Sixteen symbols of one model onto sixteen lanes. Quotients of doubles: x + 1/2 over f is at least
+ * 2^-13 away from a whole number, which rounding cannot bridge. */
+AVX512 static inline __m512i push_512(__m512i x, uint8_t **at, const uint8_t *symbols,
+                                      const struct rans_model *model)
+{
+    const __m512i low16 = _mm512_set1_epi32(0xffff);
+    const __m512d half = _mm512_set1_pd(0.5);
+    __m512i which = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)symbols));
+    __m512i frequency = _mm512_and_si512(_mm512_i32gather_epi32(which, model->frequency, 2), low16);
+    __m512i start = _mm512_and_si512(_mm512_i32gather_epi32(which, model->start, 2), low16);
+    /* x >= f << 20, where f << 20 may be 2^32: x >> 20 >= f says the same. */
+    __mmask16 full = _mm512_cmpge_epu32_mask(_mm512_srli_epi32(x, 20), frequency);
+    __m256i words = _mm512_cvtepi32_epi16(_mm512_maskz_compress_epi32(full, x));
+    unsigned count = (unsigned)__builtin_popcount(full);
+    *at -= 2 * count;
+    _mm256_mask_storeu_epi16(*at, (__mmask16)((1u << count) - 1), words);
+    x = _mm512_mask_srli_epi32(x, full, x, 16);
+    __m512d low = _mm512_div_pd(_mm512_add_pd(_mm512_cvtepu32_pd(_mm512_castsi512_si256(x)), half),
+                                _mm512_cvtepu32_pd(_mm512_castsi512_si256(frequency)));
+    __m512d high =
+        _mm512_div_pd(_mm512_add_pd(_mm512_cvtepu32_pd(_mm512_extracti64x4_epi64(x, 1)), half),
+                      _mm512_cvtepu32_pd(_mm512_extracti64x4_epi64(frequency, 1)));
+    __m512i quotient = _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvttpd_epu32(low)),
+                                          _mm512_cvttpd_epu32(high), 1);
+    __m512i rest = _mm512_sub_epi32(x, _mm512_mullo_epi32(quotient, frequency));
+    return _mm512_add_epi32(_mm512_slli_epi32(quotient, RANS_SCALE_BITS),
+                            _mm512_add_epi32(rest, start));
+}
+
+AVX512 static uint64_t encode_runs_512(uint8_t *out, uint64_t room, const uint8_t *symbols,
+                                       const struct rans_model *models, const uint8_t *which,
+                                       uint64_t run_count)
+{
+    __m512i first = _mm512_set1_epi32(1 << 16);
+    __m512i second = first;
+    uint8_t *at = out + room;
+    for (uint64_t run = run_count; run > 0; run -= 2) {
+        second = push_512(second, &at, symbols + (run - 1) * RANS_RUN, &models[which[run - 1]]);
+        first = push_512(first, &at, symbols + (run - 2) * RANS_RUN, &models[which[run - 2]]);
+    }
+    at -= RANS_LANES * sizeof(uint32_t);
+    _mm512_storeu_si512(at, first);
+    _mm512_storeu_si512(at + RANS_RUN * sizeof(uint32_t), second);
+    return (uint64_t)(out + room - at);
+}
+
 AVX2 static inline void step_256(__m256i *states, const uint8_t **in, const uint32_t *slots,
                                  uint8_t *symbols)
 {
@@ -172,6 +258,14 @@ AVX2 static void decode_runs_256(struct rans_decoder *decoder, const struct rans
                             run_count - done);
 }
 
+AVX2 static void decode_two_256(struct rans_decoder decoders[2], const struct rans_table *tables,
+                                const uint8_t *which, uint8_t *symbols, uint64_t run_count)
+{
+    uint64_t half = run_count / 2;
+    decode_runs_256(&decoders[0], tables, which, symbols, half);
+    decode_runs_256(&decoders[1], tables, which + half, symbols + half * RANS_RUN, half);
+}
+
 static bool has_avx2(void)
 {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2");
@@ -203,6 +297,21 @@ rans_decode_runs_function rans_decode_runs_avx512(void)
     return has_avx512() ? decode_runs_512 : NULL;
 }
 
+rans_decode_two_function rans_decode_two_avx2(void)
+{
+    return has_avx2() ? decode_two_256 : NULL;
+}
+
+rans_decode_two_function rans_decode_two_avx512(void)
+{
+    return has_avx512() ? decode_two_512 : NULL;
+}
+
+rans_encode_runs_function rans_encode_runs_avx512(void)
+{
+    return has_avx512() ? encode_runs_512 : NULL;
+}
+
 #else
 
 rans_decode_function rans_decode_avx2(void)
@@ -221,6 +330,21 @@ rans_decode_runs_function rans_decode_runs_avx2(void)
 }
 
 rans_decode_runs_function rans_decode_runs_avx512(void)
+{
+    return NULL;
+}
+
+rans_decode_two_function rans_decode_two_avx2(void)
+{
+    return NULL;
+}
+
+rans_decode_two_function rans_decode_two_avx512(void)
+{
+    return NULL;
+}
+
+rans_encode_runs_function rans_encode_runs_avx512(void)
 {
     return NULL;
 }

@@ -18,6 +18,7 @@
 #include "codec/recipe_tree.h"
 #include "codec/section.h"
 #include "codec/stage.h"
+#include "codec/symbols_tables.h"
 #include "codec/text.h"
 #include "kernels/rope.h"
 
@@ -34,12 +35,11 @@ static int bind_nodes(struct larder_recipe *recipe, const struct larder_profile 
     for (uint32_t i = 0; i < recipe->tree.node_count; i++) {
         struct codec_node *node = &recipe->tree.nodes[i];
         uint8_t kind = i < recipe->tree.v_node_first ? LARDER_SECTION_K : LARDER_SECTION_V;
-        if (!node->ops->bind)
-            continue;
-        int err = node->ops->bind(&node->bound, node, profile, kind);
-        if (err < 0)
-            return err;
-        if (node->bound)
+        if (node->entropy_coded)
+            LARDER_TRY(symbol_tables_bind(&node->tables, node->pipe, profile));
+        if (node->ops->bind)
+            LARDER_TRY(node->ops->bind(&node->bound, node, profile, kind));
+        if (node->bound || node->tables)
             recipe->profile = profile;
     }
     return 0;
@@ -67,8 +67,10 @@ void larder_recipe_close(struct larder_recipe *recipe)
 {
     if (!recipe)
         return;
-    for (uint32_t i = 0; i < recipe->tree.node_count; i++)
+    for (uint32_t i = 0; i < recipe->tree.node_count; i++) {
         larder_free(recipe->tree.nodes[i].bound);
+        larder_free(recipe->tree.nodes[i].tables);
+    }
     larder_free(recipe);
 }
 

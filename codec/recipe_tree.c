@@ -436,5 +436,5 @@ int recipe_parse(struct recipe_tree *out, const char *text)
             return unexpected(&parser, rest, "the end");
         out->side[kind] = side;
     }
-    return 0;
+    return recipe_name_pipes(out);
 }

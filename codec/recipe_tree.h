@@ -41,6 +41,10 @@ extern const uint32_t recipe_preset_count;
 /* -EINVAL with a message that names the position, what was found and what is allowed. */
 int recipe_parse(struct recipe_tree *out, const char *text);
 
+/* Sets the `pipe` of each leaf: recipes whose stages down to a leaf are the same, with the same
+ * parameters, name it alike, presets or not. */
+int recipe_name_pipes(struct recipe_tree *tree);
+
 /* Stages by index, for help; NULL at the end. */
 const struct codec_node_ops *recipe_stage(uint32_t index);
 

@@ -38,15 +38,9 @@ static uint64_t packed_bytes(uint64_t count, uint32_t levels)
     return bytes;
 }
 
-/* A tile's symbols, filled up to whole steps of the coder. */
-static uint64_t padded(uint64_t count)
-{
-    return larder_round_up(count, RANS_LANES);
-}
-
 uint64_t symbols_tile_bytes(const struct codec_size *size)
 {
-    return padded(larder_min_u64(size->tokens, CODEC_TILE_TOKENS) * size->heads * size->dims);
+    return larder_min_u64(size->tokens, CODEC_TILE_TOKENS) * size->heads * size->dims;
 }
 
 static uint64_t tiles_packed_bytes(const struct codec_size *size, uint32_t levels)
@@ -54,12 +48,6 @@ static uint64_t tiles_packed_bytes(const struct codec_size *size, uint32_t level
     uint64_t row = (uint64_t)size->heads * size->dims;
     return size->tokens / CODEC_TILE_TOKENS * packed_bytes(row * CODEC_TILE_TOKENS, levels) +
            packed_bytes(row * (size->tokens % CODEC_TILE_TOKENS), levels);
-}
-
-static uint64_t padded_symbols(const struct codec_size *size)
-{
-    uint64_t tiles = (size->tokens + CODEC_TILE_TOKENS - 1) / CODEC_TILE_TOKENS;
-    return tiles * symbols_tile_bytes(size);
 }
 
 uint64_t symbols_bound(const struct codec_node *leaf, const struct codec_size *size,
@@ -70,13 +58,8 @@ uint64_t symbols_bound(const struct codec_node *leaf, const struct codec_size *s
 
 uint64_t symbols_scratch(const struct codec_node *leaf, const struct codec_size *size)
 {
-    uint64_t tile = larder_round_up(symbols_tile_bytes(size), 64);
-    if (!leaf->entropy_coded)
-        return tile;
-    uint64_t symbols = padded_symbols(size);
-    uint64_t encoding = larder_round_up(symbols, 64) + larder_round_up(rans_bound(symbols), 64);
-    uint64_t decoding = larder_round_up(sizeof(struct rans_table), 64);
-    return tile + (encoding > decoding ? encoding : decoding);
+    uint64_t coded = leaf->entropy_coded ? symbols_coded_scratch(size) : 0;
+    return larder_round_up(symbols_tile_bytes(size), 64) + coded;
 }
 
 /* out[j] = (in[j] >> from & mask) << to, in each byte alone. */
@@ -220,75 +203,19 @@ static void encode_packed(struct codec_run *run, const uint8_t *symbols,
     run->scratch = mark;
 }
 
-/* False, and nothing is written, when it would not be smaller than packing. */
-static bool encode_stream(struct codec_run *run, const uint8_t *symbols,
-                          const struct codec_size *size, uint32_t levels)
-{
-    uint8_t *mark = run->scratch;
-    uint8_t *all = codec_take_scratch(run, padded_symbols(size));
-    uint64_t count = 0;
-    for (uint32_t first = 0; first < size->tokens; first += CODEC_TILE_TOKENS) {
-        uint64_t tokens = larder_min_u64(size->tokens - first, CODEC_TILE_TOKENS);
-        uint64_t tile = tokens * size->heads * size->dims;
-        gather_tile(all + count, symbols, size, first, tokens);
-        memset(all + count + tile, 0, padded(tile) - tile);
-        count += padded(tile);
-    }
-    uint64_t counts[RANS_LEVELS_MAX] = {0};
-    for (uint64_t i = 0; i < count; i++)
-        counts[all[i]]++;
-    bool smaller = false;
-    if (count > 0) {
-        struct rans_model model;
-        uint8_t model_bytes[RANS_MODEL_BYTES_MAX];
-        rans_model_fit(&model, counts, levels);
-        size_t model_count = rans_model_store(&model, model_bytes);
-        uint64_t room = rans_bound(count);
-        uint8_t *stream = codec_take_scratch(run, room);
-        uint32_t bytes = (uint32_t)rans_encode(stream, room, all, count, &model);
-        smaller = 1 + model_count + sizeof(bytes) + bytes < 1 + tiles_packed_bytes(size, levels);
-        if (smaller) {
-            *codec_append(run, 1) = 1;
-            memcpy(codec_append(run, model_count), model_bytes, model_count);
-            memcpy(codec_append(run, sizeof(bytes)), &bytes, sizeof(bytes));
-            memcpy(codec_append(run, bytes), stream + room - bytes, bytes);
-        }
-    }
-    run->scratch = mark;
-    return smaller;
-}
-
 void symbols_encode(const struct codec_node *leaf, struct codec_run *run, const uint8_t *symbols,
                     const struct codec_size *size, uint32_t levels)
 {
+    if (run->block->watch)
+        run->block->watch->see(run->block->watch->context, leaf->pipe, run->layer, symbols,
+                               size->heads, size->tokens, size->dims, levels);
     if (leaf->entropy_coded) {
-        if (encode_stream(run, symbols, size, levels))
+        if (symbols_encode_coded(leaf, run, symbols, size, levels,
+                                 1 + tiles_packed_bytes(size, levels)))
             return;
-        *codec_append(run, 1) = 0;
+        *codec_append(run, 1) = SYMBOLS_PACKED;
     }
     encode_packed(run, symbols, size, levels);
-}
-
-static int begin_stream(struct symbols *out, struct codec_run *run)
-{
-    struct rans_model model;
-    size_t model_bytes =
-        rans_model_load(&model, run->in, (size_t)(run->in_end - run->in), out->levels);
-    if (model_bytes == 0)
-        return larder_fail(LARDER_ECORRUPT, "symbols: no model of %u levels", out->levels);
-    run->in += model_bytes;
-    uint32_t bytes;
-    const uint8_t *in = codec_take(run, sizeof(bytes), "symbols");
-    if (!in)
-        return LARDER_ECORRUPT;
-    memcpy(&bytes, in, sizeof(bytes));
-    in = codec_take(run, bytes, "symbols");
-    if (!in || !rans_decoder_open(&out->decoder, in, bytes))
-        return larder_fail(LARDER_ECORRUPT, "symbols: a stream of %u bytes", bytes);
-    out->table = codec_take_scratch(run, sizeof(*out->table));
-    rans_table_fill(out->table, &model);
-    out->entropy_coded = true;
-    return 0;
 }
 
 int symbols_begin(struct symbols *out, const struct codec_node *leaf, struct codec_run *run,
@@ -298,10 +225,10 @@ int symbols_begin(struct symbols *out, const struct codec_node *leaf, struct cod
     *out = (struct symbols){.levels = levels, .tile_bytes = packed_bytes(tile_count, levels)};
     if (leaf->entropy_coded) {
         const uint8_t *form = codec_take(run, 1, "symbols");
-        if (!form || *form > 1)
-            return larder_fail(LARDER_ECORRUPT, "symbols: neither packed nor a stream");
-        if (*form == 1)
-            return begin_stream(out, run);
+        if (!form)
+            return LARDER_ECORRUPT;
+        if (*form != SYMBOLS_PACKED)
+            return symbols_begin_coded(out, leaf, run, size, *form);
     }
     out->in = codec_take(run, tiles_packed_bytes(size, levels), "symbols");
     return out->in ? 0 : LARDER_ECORRUPT;
@@ -311,16 +238,15 @@ void symbols_rows(struct symbols *symbols, uint32_t first, const struct codec_si
                   uint8_t *out)
 {
     assert(first % CODEC_TILE_TOKENS == 0);
-    uint64_t count = codec_elems(size);
     if (symbols->entropy_coded)
-        rans_decode(&symbols->decoder, symbols->table, out, padded(count));
+        symbols_rows_coded(symbols, size, out);
     else
-        unpack(out, symbols->in + first / CODEC_TILE_TOKENS * symbols->tile_bytes, count,
-               symbols->levels);
+        unpack(out, symbols->in + first / CODEC_TILE_TOKENS * symbols->tile_bytes,
+               codec_elems(size), symbols->levels);
 }
 
 const struct codec_node_ops codec_node_rans = {
     .name = "rans",
-    .summary = "symbols entropy-coded, with a model fitted to the section",
+    .summary = "symbols entropy-coded, with the profile's tables or a model fitted to the section",
     .role = CODEC_CODER,
 };

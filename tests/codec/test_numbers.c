@@ -390,8 +390,11 @@ START_TEST(symbols_of_all_sizes)
         uint64_t bound = symbols_bound(&leaf, &size, level_count);
         ck_assert_uint_le(symbols_scratch(&leaf, &size), sizeof(scratch));
         uint8_t *bytes = larder_alloc(bound);
-        struct codec_run run = {
-            .out = bytes, .scratch = scratch, .scratch_end = scratch + sizeof(scratch)};
+        struct larder_block block = {0};
+        struct codec_run run = {.block = &block,
+                                .out = bytes,
+                                .scratch = scratch,
+                                .scratch_end = scratch + sizeof(scratch)};
         symbols_encode(&leaf, &run, in, &size, level_count);
         ck_assert_uint_le((uint64_t)(run.out - bytes), bound);
         ck_assert(l % 3 > 0 || run.out == bytes + bound);

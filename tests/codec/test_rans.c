@@ -208,6 +208,84 @@ START_TEST(each_run_has_its_model)
 }
 END_TEST
 
+/* Two streams in lockstep are what they are alone, whole or damaged; encoders agree. */
+START_TEST(two_streams_and_all_encoders)
+{
+    enum { MODELS = 3, RUNS = 400, COUNT = RUNS * RANS_RUN };
+    static struct rans_table tables[MODELS];
+    struct rans_model models[MODELS];
+    uint8_t symbols[COUNT];
+    uint8_t which[RUNS];
+    uint8_t first[COUNT];
+    uint8_t again[COUNT];
+    for (uint32_t m = 0; m < MODELS; m++) {
+        uint64_t counts[RANS_LEVELS_MAX] = {0};
+        for (uint32_t i = 0; i < 20; i++)
+            counts[i] = 1 + next_random() % (m == 0 ? 2 : 1u << i);
+        if (m == 2) /* one symbol has all slots */
+            memset(counts + 1, 0, sizeof(counts) - sizeof(counts[0]));
+        rans_model_fit(&models[m], counts, 20);
+        rans_table_fill(&tables[m], &models[m]);
+    }
+    for (uint32_t run = 0; run < RUNS; run++) {
+        which[run] = (uint8_t)(next_random() % MODELS);
+        for (uint32_t i = 0; i < RANS_RUN; i++)
+            symbols[run * RANS_RUN + i] =
+                (uint8_t)tables[which[run]].slots[next_random() % RANS_SCALE];
+    }
+    uint64_t room = rans_bound(COUNT);
+    uint8_t *out = larder_alloc(room);
+    uint8_t *other = larder_alloc(room);
+    uint64_t bytes[2];
+    uint8_t *streams[2];
+    for (uint32_t s = 0; s < 2; s++) {
+        uint64_t at = s * RUNS / 2;
+        bytes[s] = rans_encode_runs_scalar(out, room, symbols + at * RANS_RUN, models, which + at,
+                                           RUNS / 2);
+        uint64_t same =
+            rans_encode_runs(other, room, symbols + at * RANS_RUN, models, which + at, RUNS / 2);
+        ck_assert_uint_eq(same, bytes[s]);
+        ck_assert_mem_eq(other + room - same, out + room - same, same);
+        streams[s] = larder_alloc(bytes[s]);
+        memcpy(streams[s], out + room - bytes[s], bytes[s]);
+    }
+    const rans_decode_two_function decoders[] = {rans_decode_two_scalar, rans_decode_two_avx2(),
+                                                 rans_decode_two_avx512(), rans_decode_two};
+    for (int round = 0; round < 100; round++) {
+        uint64_t cut[2];
+        uint8_t *in[2];
+        for (uint32_t s = 0; s < 2; s++) {
+            cut[s] = round == 0 ? bytes[s] : 128 + next_random() % (bytes[s] - 127);
+            in[s] = larder_alloc(cut[s]);
+            memcpy(in[s], streams[s], cut[s]);
+            if (round > 0)
+                in[s][next_random() % cut[s]] ^= 0x11;
+        }
+        for (size_t v = 0; v < LARDER_COUNT_OF(decoders); v++) {
+            struct rans_decoder two[2];
+            if (!decoders[v])
+                continue;
+            for (uint32_t s = 0; s < 2; s++)
+                ck_assert(rans_decoder_open(&two[s], in[s], cut[s]));
+            memset(again, 0xee, sizeof(again));
+            decoders[v](two, tables, which, again, RUNS);
+            if (v == 0)
+                memcpy(first, again, sizeof(first));
+            ck_assert_mem_eq(again, first, sizeof(first));
+            ck_assert(round > 0 ||
+                      (rans_decoder_is_done(&two[0]) && rans_decoder_is_done(&two[1])));
+        }
+        ck_assert(round > 0 || memcmp(first, symbols, sizeof(first)) == 0);
+        larder_free(in[0]);
+        larder_free(in[1]);
+    }
+    larder_free(streams[0]);
+    larder_free(streams[1]);
+    larder_free(other);
+    larder_free(out);
+}
+END_TEST
+
 START_TEST(models_are_read_as_written)
 {
     for (int round = 0; round < 500; round++) {
@@ -245,6 +323,7 @@ int main(void)
     tcase_add_test(tests, symbols_come_back_at_their_entropy);
     tcase_add_test(tests, any_bytes_decode_alike);
     tcase_add_test(tests, each_run_has_its_model);
+    tcase_add_test(tests, two_streams_and_all_encoders);
     tcase_add_test(tests, models_are_read_as_written);
     suite_add_tcase(suite, tests);
     SRunner *runner = srunner_create(suite);
