@@ -297,9 +297,10 @@ struct wire_stat_ok {
     uint64_t bytes_slabs;   /* of the host tier that is the tenant's */
     uint64_t ssd_bytes_max; /* its quotas; 0: none */
     uint64_t host_bytes_max;
-    uint64_t fell_back; /* sections stored exact: their recipe could not hold them */
+    uint64_t fell_back;           /* sections stored exact: their recipe could not hold them */
+    uint64_t bytes_slabs_retired; /* of slabs that went to others, and its clients keep */
 };
-static_assert(sizeof(struct wire_stat_ok) == 128, "wire size");
+static_assert(sizeof(struct wire_stat_ok) == 136, "wire size");
 
 /* --- control socket: wire_hello first, as on the engine socket ------------------------------- */
 
@@ -414,7 +415,7 @@ struct wire_admin_tenant_ok {
     char name[LARDER_TENANT_NAME_MAX];
     struct wire_stat_ok stat;
 };
-static_assert(sizeof(struct wire_admin_tenant_ok) == 216, "wire size");
+static_assert(sizeof(struct wire_admin_tenant_ok) == 224, "wire size");
 
 struct wire_admin_status_ok {
     char version[32];
@@ -464,9 +465,10 @@ struct wire_admin_status_ok {
     uint64_t bytes_demoted;
     uint64_t bytes_hit_host;
     uint64_t bytes_hit_ssd;
-    uint64_t fell_back; /* sections stored exact: their recipe could not hold them */
+    uint64_t fell_back;          /* sections stored exact: their recipe could not hold them */
+    uint64_t slab_bytes_retired; /* on top of slab_bytes: kept by clients of those they went from */
 };
-static_assert(sizeof(struct wire_admin_status_ok) == 696, "wire size");
+static_assert(sizeof(struct wire_admin_status_ok) == 704, "wire size");
 
 /* How long requests took: bucket i counts those above bound i - 1 and up to bound i, the last one
  * those above all bounds. */

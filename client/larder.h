@@ -313,6 +313,9 @@ struct larder_stat {
     /* K or V of a layer stored exact, because the recipe could not hold it (a number that is not
      * finite) or would not have made it smaller; since the daemon started. */
     uint64_t fell_back;
+    /* Host memory that went to other tenants, and that clients of this one still have mapped: it
+     * counts towards the quota. A connection lets it go with its next call. */
+    uint64_t bytes_slabs_retired;
 };
 LARDER_API int larder_get_stat(struct larder *larder, struct larder_stat *out);
 

@@ -108,6 +108,7 @@ static int admin_status(struct session *session, const struct frame *frame)
         .bytes_hit_host = stats.bytes_hit_host,
         .bytes_hit_ssd = stats.bytes_hit_ssd,
         .fell_back = fell_back,
+        .slab_bytes_retired = stats.slab_bytes_retired,
     };
     snprintf(ok.version, sizeof(ok.version), "%s", LARDER_VERSION);
     snprintf(ok.directory, sizeof(ok.directory), "%.255s", daemon->config.directory);

@@ -426,6 +426,8 @@ void session_tick_all(struct larderd *daemon, uint64_t now_ms)
     }
     session_expire_leases(daemon, now_ms);
     session_feed_starving(daemon, now_ms);
+    /* One at a time: that takes some milliseconds. */
+    (void)larder_store_free_retired(daemon->store);
     larder_store_expire(daemon->store);
 }
 

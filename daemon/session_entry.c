@@ -95,7 +95,8 @@ int session_tenant_stat(const struct larderd *daemon, struct wire_stat_ok *out, 
                                  .bytes_slabs = stats.slab_bytes_mapped,
                                  .ssd_bytes_max = stats.ssd_bytes_max,
                                  .host_bytes_max = stats.host_bytes_max,
-                                 .fell_back = daemon->accounts.tenants[tenant].fell_back};
+                                 .fell_back = daemon->accounts.tenants[tenant].fell_back,
+                                 .bytes_slabs_retired = stats.slab_bytes_retired};
     return 0;
 }
 

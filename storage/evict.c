@@ -183,6 +183,23 @@ bool evict_finds_slab_locked(struct larder_store *store, uint32_t tenant)
     return find_idle_slab_locked(store, &slab, tenant);
 }
 
+static int refuse_slot_locked(const struct larder_store *store, uint32_t tenant, uint64_t bytes,
+                              bool may_grow)
+{
+    uint64_t kept = store->host.tenants[tenant].retired_count * store->options.slab_bytes;
+    if (!may_grow && kept > 0)
+        return larder_fail(
+            -EBUSY,
+            "no room for %llu bytes in the host tier: clients of the tenant keep "
+            "%llu bytes of slabs that went to others; they let go as they make calls",
+            (unsigned long long)bytes, (unsigned long long)kept);
+    return larder_fail(-EBUSY,
+                       "no room for %llu bytes in the host tier: all %s is leased or being "
+                       "written; try again, or raise %s",
+                       (unsigned long long)bytes, may_grow ? "of it" : "that is the tenant's",
+                       may_grow ? "host_bytes" : "its quota");
+}
+
 int evict_take_locked(struct larder_store *store, uint32_t *out, uint32_t tenant, uint64_t bytes)
 {
     bool may_grow = quota_may_grow_locked(store, tenant);
@@ -200,11 +217,7 @@ int evict_take_locked(struct larder_store *store, uint32_t *out, uint32_t tenant
         if (store->tenants[tenant].growing)
             return -EAGAIN;
         quota_refused_locked(store, tenant);
-        return larder_fail(-EBUSY,
-                           "no room for %llu bytes in the host tier: all %s is leased or being "
-                           "written; try again, or raise %s",
-                           (unsigned long long)bytes, may_grow ? "of it" : "that is the tenant's",
-                           may_grow ? "host_bytes" : "its quota");
+        return refuse_slot_locked(store, tenant, bytes, may_grow);
     }
 }
 

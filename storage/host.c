@@ -4,6 +4,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -29,9 +30,11 @@ struct extent {
 };
 
 struct host_slab {
-    uint8_t *map;
+    struct host_slab *next; /* of those retired */
+    uint8_t *map;           /* NULL: retired */
     uint64_t bytes;
     int fd;
+    bool tells; /* H5 */
     uint32_t tenant;
     uint32_t slab_id;
     uint32_t slot_count;
@@ -103,12 +106,6 @@ uint32_t host_slot_at(const struct host *host, uint32_t tenant, uint32_t slab_id
     return id_of(index, slot);
 }
 
-int host_slab_fd(const struct host *host, uint32_t tenant, uint32_t slab_id)
-{
-    uint32_t index = find_slab(host, tenant, slab_id);
-    return index == UINT32_MAX ? -1 : host->slabs[index]->fd;
-}
-
 /* --- slabs ----------------------------------------------------------------------------------- */
 
 /* One slot a page until the limit: no slab can hold more records than pages. */
@@ -137,16 +134,86 @@ static int make_memfd(void)
     return fd;
 }
 
-static void free_slab(struct host_slab *slab)
+/* All but the descriptor. */
+static void shut_slab(struct host_slab *slab)
 {
     if (slab->map)
         munmap(slab->map, slab->bytes);
-    if (slab->fd >= 0)
-        close(slab->fd);
+    slab->map = NULL;
     larder_free(slab->extents);
     larder_free(slab->slots);
+    slab->extents = NULL;
+    slab->slots = NULL;
+}
+
+void host_slab_free(struct host_slab *slab)
+{
+    shut_slab(slab);
+    if (slab->fd >= 0)
+        close(slab->fd);
     larder_free(slab);
 }
+
+/* --- who keeps one ---------------------------------------------------------------------------- */
+
+static int reopen(int fd, int flags)
+{
+    char path[32];
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+    return open(path, flags | O_CLOEXEC);
+}
+
+/* Has anybody but this descriptor the file open, or mapped? Nobody can from then on. */
+static bool is_kept(const struct host_slab *slab)
+{
+    if (!slab->tells || fcntl(slab->fd, F_SETLEASE, F_WRLCK) == 0) {
+        (void)fcntl(slab->fd, F_SETLEASE, F_UNLCK);
+        return false;
+    }
+    return errno == EAGAIN;
+}
+
+/* Of a descriptor that memfd_create() made the kernel does not count that it writes: of one opened
+ * by name it does. */
+static void find_out_who_keeps(struct host_slab *slab)
+{
+    int fd = reopen(slab->fd, O_RDWR);
+    if (fd < 0)
+        return;
+    close(slab->fd);
+    slab->fd = fd;
+    slab->tells = true;
+    slab->tells = !is_kept(slab);
+}
+
+int host_slab_open(const struct host *host, int *out_fd, uint32_t tenant, uint32_t slab_id)
+{
+    *out_fd = -1;
+    uint32_t index = find_slab(host, tenant, slab_id);
+    if (index == UINT32_MAX)
+        return larder_fail(LARDER_ENOTFOUND, "slab=%u does not exist", slab_id);
+    const struct host_slab *slab = host->slabs[index];
+    *out_fd = slab->tells ? reopen(slab->fd, O_RDONLY) : fcntl(slab->fd, F_DUPFD_CLOEXEC, 0);
+    return *out_fd >= 0
+               ? 0
+               : larder_fail(-errno, "a descriptor of slab %u: %s", slab_id, strerror(errno));
+}
+
+struct host_slab *host_take_released(struct host *host)
+{
+    for (struct host_slab **at = &host->retired; *at; at = &(*at)->next) {
+        struct host_slab *slab = *at;
+        if (is_kept(slab))
+            continue;
+        *at = slab->next;
+        host->retired_count--;
+        host->tenants[slab->tenant].retired_count--;
+        return slab;
+    }
+    return NULL;
+}
+
+/* --- making and retiring ---------------------------------------------------------------------- */
 
 /* Populated before it is sealed and used: first touch while reading into it would halve the
  * speed. */
@@ -176,6 +243,7 @@ static int map_slab(struct host_slab *slab)
     if (fcntl(slab->fd, F_ADD_SEALS,
               F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE | F_SEAL_SEAL) < 0)
         return larder_fail(-errno, "host tier: sealing a slab: %s", strerror(errno));
+    find_out_who_keeps(slab);
     return 0;
 }
 
@@ -194,7 +262,7 @@ int host_slab_make(struct host_slab **out, uint32_t tenant, uint32_t slab_id, ui
     slab->extents = larder_alloc_zero(slab->slot_count + 1, sizeof(*slab->extents));
     int err = slab->slots && slab->extents ? map_slab(slab) : -ENOMEM;
     if (err < 0) {
-        free_slab(slab);
+        host_slab_free(slab);
         return err;
     }
     uint64_t data_offset = data_offset_for(slab_bytes);
@@ -239,7 +307,7 @@ int host_grow_end(struct host *host, struct host_slab *slab)
             larder_realloc(host->slabs, sizeof(struct host_slab *) * (host->slab_end + 1ul));
         if (!slabs) {
             host->bytes -= host->slab_bytes;
-            free_slab(slab);
+            host_slab_free(slab);
             return larder_fail(-ENOMEM, "host tier: no memory");
         }
         host->slabs = slabs;
@@ -274,9 +342,23 @@ static struct host_slab *take_out(struct host *host, uint32_t index)
     return slab;
 }
 
+struct host_slab *host_give_up_slab(struct host *host, struct host_slab *slab)
+{
+    if (!is_kept(slab))
+        return slab;
+    shut_slab(slab);
+    slab->next = host->retired;
+    host->retired = slab;
+    host->retired_count++;
+    host->tenants[slab->tenant].retired_count++;
+    return NULL;
+}
+
 void host_retire(struct host *host, uint32_t index)
 {
-    free_slab(take_out(host, index));
+    struct host_slab *released = host_give_up_slab(host, take_out(host, index));
+    if (released)
+        host_slab_free(released);
 }
 
 struct host_slab *host_take_slab(struct host *host, uint32_t tenant)
@@ -292,7 +374,6 @@ void host_slab_wipe(struct host_slab *slab)
 {
     uint64_t data_offset = data_offset_for(slab->bytes);
     memset(slab->map + data_offset, 0, slab->bytes - data_offset);
-    free_slab(slab);
 }
 
 int host_open(struct host *host, uint64_t bytes_max, uint64_t slab_bytes, uint64_t *next_generation)
@@ -309,7 +390,12 @@ void host_close(struct host *host)
 {
     for (uint32_t i = 0; i < host->slab_end; i++) {
         if (host->slabs[i])
-            free_slab(host->slabs[i]);
+            host_slab_free(host->slabs[i]);
+    }
+    while (host->retired) {
+        struct host_slab *slab = host->retired;
+        host->retired = slab->next;
+        host_slab_free(slab);
     }
     larder_free(host->slabs);
     larder_free(host->tenants);

@@ -9,9 +9,12 @@
  *     pages can be taken by another.
  * H3  A slot that is leased or pinned keeps its pages; dropped meanwhile, it is freed by the last
  *     of those who let go.
- * H4  Slabs together never exceed host_bytes. What clients still map of a retired slab is not
- *     counted: the kernel keeps it until they unmap, and a client is told to by the mark in its
- *     header.
+ * H4  Slabs together never exceed host_bytes. A retired slab stays in memory as long as a client
+ *     keeps it open or mapped (its header tells it to let go); it counts for its tenant until then,
+ *     and for nobody else.
+ * H5  Whether somebody does, the kernel says: clients are given descriptors opened for reading, and
+ *     no write lease is granted on a file that anybody but its owner has open. Where it cannot say
+ *     (no /proc, no leases), a retired slab is not counted.
  */
 #ifndef LARDER_STORAGE_HOST_H
 #define LARDER_STORAGE_HOST_H
@@ -68,6 +71,7 @@ struct host_slab;
 struct host_tenant {
     uint32_t next_slab_id;
     uint32_t slab_count;
+    uint32_t retired_count; /* that its clients keep */
 };
 
 struct host {
@@ -75,7 +79,9 @@ struct host {
     uint32_t slab_end;
     uint64_t slab_bytes;
     uint64_t bytes_max;
-    uint64_t bytes;              /* of slabs, and of those being made */
+    uint64_t bytes;            /* of slabs, and of those being made */
+    struct host_slab *retired; /* that clients keep */
+    uint32_t retired_count;
     uint64_t *next_generation;   /* the store's */
     struct host_tenant *tenants; /* LARDER_TENANTS_MAX */
 };
@@ -109,7 +115,8 @@ uint32_t host_slot_tenant(const struct host *host, uint32_t id);
 void host_address(const struct host *host, uint32_t id, uint32_t *slab_id, uint32_t *slot);
 /* HOST_NONE for one that does not exist. */
 uint32_t host_slot_at(const struct host *host, uint32_t tenant, uint32_t slab_id, uint32_t slot);
-int host_slab_fd(const struct host *host, uint32_t tenant, uint32_t slab_id);
+/* A new descriptor of that slab, for a client of its tenant. LARDER_ENOTFOUND. */
+int host_slab_open(const struct host *host, int *out_fd, uint32_t tenant, uint32_t slab_id);
 
 /* Adding a slab: begin (locked) reserves its bytes and id, -ENOBUFS when there is no budget; make
  * (unlocked); end (locked) takes it in, or with NULL gives the bytes back. */
@@ -124,8 +131,14 @@ bool host_slab_slots(const struct host *host, uint32_t index, uint32_t *tenant, 
 void host_retire(struct host *host, uint32_t index);
 /* Takes a slab of the tenant out, NULL when there is none; all its slots are free. */
 struct host_slab *host_take_slab(struct host *host, uint32_t tenant);
-/* Overwrites what was in it, marks it as retired, frees it. Unlocked: it takes long. */
+/* Overwrites what was in one that was taken out. Unlocked: it takes long. */
 void host_slab_wipe(struct host_slab *slab);
+/* ... and it is retired. What it returns is to be freed: nobody keeps it. */
+struct host_slab *host_give_up_slab(struct host *host, struct host_slab *slab);
+/* One of the retired that nobody keeps any more, NULL: there is none. */
+struct host_slab *host_take_released(struct host *host);
+/* Unlocked: it takes long. */
+void host_slab_free(struct host_slab *slab);
 
 /* Tests: extents and slots of all slabs fit together; LARDER_ECORRUPT with a message. */
 int host_check(const struct host *host);

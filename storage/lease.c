@@ -475,11 +475,11 @@ int larder_store_prefetch(struct larder_store *store, uint32_t *entry_count,
 int larder_store_slab_fd(struct larder_store *store, int *out_fd, uint64_t *out_bytes,
                          uint32_t tenant, uint32_t slab_id)
 {
-    pthread_mutex_lock(&store->lock);
-    *out_fd = host_slab_fd(&store->host, tenant, slab_id);
-    pthread_mutex_unlock(&store->lock);
     *out_bytes = store->options.slab_bytes;
-    return *out_fd >= 0 ? 0 : larder_fail(LARDER_ENOTFOUND, "slab=%u does not exist", slab_id);
+    pthread_mutex_lock(&store->lock);
+    int err = host_slab_open(&store->host, out_fd, tenant, slab_id);
+    pthread_mutex_unlock(&store->lock);
+    return err;
 }
 
 const struct larder_record *larder_store_ref_record(struct larder_store *store, uint32_t tenant,

@@ -182,6 +182,11 @@ static void retire_slabs(struct larder_store *store, uint32_t tenant)
         if (!slab)
             return;
         host_slab_wipe(slab); /* takes long */
+        pthread_mutex_lock(&store->lock);
+        slab = host_give_up_slab(&store->host, slab);
+        pthread_mutex_unlock(&store->lock);
+        if (slab)
+            host_slab_free(slab);
     }
 }
 

@@ -4,7 +4,7 @@
  *
  * SSD: a tenant at its quota evicts its own entries, never others'; what is pinned counts, and when
  * nothing but that is left its PUTs are refused. Host: its slabs stay within its quota (one it may
- * always have), and it evicts its own. The queue: it may have as much as the others leave free of
+ * always have), and it evicts its own. What of it was retired, and its clients keep, counts. The queue: it may have as much as the others leave free of
  * it, so that a flood of one leaves room for all who come after.
  *
  * Leases are the other way to take all of the host tier: a tenant that found no slot while it has
@@ -98,11 +98,29 @@ int quota_make_room(struct larder_store *store, uint32_t tenant, uint64_t bytes)
 
 /* --- the host tier ---------------------------------------------------------------------------- */
 
+/* Slabs of it that its clients keep count, up to all of the host tier where there is no quota: else
+ * whoever lets nothing go would get ever more memory, a slab each time another tenant takes one. */
 bool quota_may_grow_locked(const struct larder_store *store, uint32_t tenant)
 {
+    const struct host_tenant *slabs = &store->host.tenants[tenant];
     uint64_t quota = store->tenants[tenant].quota.host_bytes;
-    uint32_t slabs = store->host.tenants[tenant].slab_count;
-    return quota == 0 || slabs == 0 || (slabs + 1ull) * store->options.slab_bytes <= quota;
+    if (quota == 0 && slabs->retired_count == 0)
+        return true;
+    uint64_t limit = quota > 0 ? quota : store->options.host_bytes;
+    uint64_t kept = slabs->retired_count * store->options.slab_bytes;
+    if (slabs->slab_count == 0)
+        return kept <= limit;
+    return kept + (slabs->slab_count + 1ull) * store->options.slab_bytes <= limit;
+}
+
+bool larder_store_free_retired(struct larder_store *store)
+{
+    pthread_mutex_lock(&store->lock);
+    struct host_slab *released = host_take_released(&store->host);
+    pthread_mutex_unlock(&store->lock);
+    if (released)
+        host_slab_free(released);
+    return released != NULL;
 }
 
 static bool is_starving(const struct tenant_state *state, uint64_t at_ms)

@@ -158,6 +158,7 @@ void larder_store_stats(struct larder_store *store, struct larder_store_stats *o
     pthread_mutex_lock(&store->lock);
     *out = store->stats;
     out->slab_bytes_mapped = store->host.bytes;
+    out->slab_bytes_retired = store->host.retired_count * store->options.slab_bytes;
     pthread_mutex_unlock(&store->lock);
     out->host_bytes_max = store->options.host_bytes;
     out->ssd_bytes_max = store->options.ssd_bytes;
@@ -172,7 +173,9 @@ int larder_store_tenant_stats(struct larder_store *store, struct larder_store_st
     bool there = tenant < LARDER_TENANTS_MAX && store->tenants[tenant].root != TABLE_NONE;
     if (there) {
         *out = store->tenants[tenant].stats;
-        out->slab_bytes_mapped = store->host.tenants[tenant].slab_count * store->options.slab_bytes;
+        const struct host_tenant *slabs = &store->host.tenants[tenant];
+        out->slab_bytes_mapped = slabs->slab_count * store->options.slab_bytes;
+        out->slab_bytes_retired = slabs->retired_count * store->options.slab_bytes;
         out->host_bytes_max = store->tenants[tenant].quota.host_bytes;
         out->ssd_bytes_max = store->tenants[tenant].quota.ssd_bytes;
     }

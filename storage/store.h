@@ -104,6 +104,10 @@ void larder_store_set_quota(struct larder_store *store, uint32_t tenant,
  * than its fair share, keeps by its leases: *from. Its oldest leases should be revoked then. */
 bool larder_store_starving(struct larder_store *store, uint32_t *from);
 
+/* Frees a retired slab that no client keeps any more; false when there is none. To be called now and
+ * then: a tenant whose clients keep too many gets no further ones. */
+bool larder_store_free_retired(struct larder_store *store);
+
 /* Gives the tenant its first slab, if memory is free for one, so that its first PUT or GET does not
  * wait for that. Takes tens of milliseconds: not for a thread that serves others. */
 void larder_store_prepare(struct larder_store *store, uint32_t tenant);
@@ -208,8 +212,8 @@ void larder_store_release(struct larder_store *store, struct larder_lease *lease
  * as the memory is wanted; the handle stays valid until larder_store_release(). */
 void larder_store_revoke(struct larder_store *store, struct larder_lease *lease);
 
-/* A slab's memfd, sealed, for sending to a client of its tenant; owned by the store, and open while
- * a lease holds one of its slots. LARDER_ENOTFOUND when there is none. */
+/* A new descriptor of a slab's memfd, sealed, for sending to a client of its tenant: the caller
+ * closes it. LARDER_ENOTFOUND when there is none. */
 int larder_store_slab_fd(struct larder_store *store, int *out_fd, uint64_t *out_bytes,
                          uint32_t tenant, uint32_t slab_id);
 /* The record behind a ref, for users inside the daemon; valid while the lease holds. */
@@ -394,6 +398,7 @@ struct larder_store_stats {
     uint64_t raw_bytes;         /* of all entries */
     uint64_t host_bytes_max;
     uint64_t slab_bytes_mapped;
+    uint64_t slab_bytes_retired; /* on top: that clients keep, although they are told to let go */
     uint64_t ssd_bytes_max;
     uint64_t segment_bytes; /* of all files */
     uint64_t segments;

@@ -76,7 +76,8 @@ static json_t *number(uint64_t value)
     X(bytes_demoted)                                                                               \
     X(bytes_hit_host)                                                                              \
     X(bytes_hit_ssd)                                                                               \
-    X(fell_back)
+    X(fell_back)                                                                                   \
+    X(slab_bytes_retired)
 
 static json_t *status_json(const struct wire_admin_status_ok *status)
 {
@@ -97,9 +98,12 @@ static void print_tiers(const struct wire_admin_status_ok *status)
     char a[16], b[16], c[16], d[16];
     printf("entries     %llu, %s raw\n", llu(status->entries),
            larder_human_bytes(a, status->raw_bytes));
-    printf("host tier   %llu entries, %s of %s; %s mapped in slabs\n", llu(status->entries_host),
+    printf("host tier   %llu entries, %s of %s; %s mapped in slabs", llu(status->entries_host),
            larder_human_bytes(a, status->bytes_host), larder_human_bytes(b, status->host_bytes_max),
            larder_human_bytes(c, status->slab_bytes));
+    if (status->slab_bytes_retired > 0)
+        printf(", and %s kept by clients", larder_human_bytes(d, status->slab_bytes_retired));
+    printf("\n");
     printf("SSD tier    %llu entries, %s of %s; %llu segments of %s together\n",
            llu(status->entries_durable), larder_human_bytes(a, status->bytes_ssd),
            larder_human_bytes(b, status->ssd_bytes_max), llu(status->segments),
@@ -241,7 +245,7 @@ static json_t *tenant_json(const struct wire_admin_tenant_ok *tenant)
     return json_pack(
         "{s:i, s:s, s:s, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, "
         "s:I, "
-        "s:I, s:I}",
+        "s:I, s:I, s:I}",
         "index", (int)tenant->index, "name", tenant->name, "id", id, "connections",
         (int)tenant->connections, "entries", (json_int_t)stat->entries, "entries_host",
         (json_int_t)stat->entries_host, "entries_durable", (json_int_t)stat->entries_durable,
@@ -252,7 +256,7 @@ static json_t *tenant_json(const struct wire_admin_tenant_ok *tenant)
         "bytes_pinned", (json_int_t)stat->bytes_pinned, "bytes_slabs",
         (json_int_t)stat->bytes_slabs, "ssd_bytes_max", (json_int_t)stat->ssd_bytes_max,
         "host_bytes_max", (json_int_t)stat->host_bytes_max, "fell_back",
-        (json_int_t)stat->fell_back);
+        (json_int_t)stat->fell_back, "bytes_slabs_retired", (json_int_t)stat->bytes_slabs_retired);
 }
 
 /* "1.2 GB/4.0 GB"; without a quota the first alone. */

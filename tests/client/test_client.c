@@ -1081,7 +1081,18 @@ static int mapped_slabs(void)
     return count;
 }
 
-/* A slab that another tenant took the place of is unmapped: until then its memory is not free. */
+/* As another connection of the tenant is told: it has nothing mapped. */
+static uint64_t retired_bytes(void)
+{
+    struct larder *other = connect_to(&fixture, 1);
+    struct larder_stat stat;
+    ck_assert_int_eq(larder_get_stat(other, &stat), 0);
+    larder_close(other);
+    return stat.bytes_slabs_retired;
+}
+
+/* A slab that another tenant took the place of is unmapped: until then its memory is not free, and
+ * counts. */
 START_TEST(test_retired_slab)
 {
     open_scene(ENGINE_PLAIN, LARDER_BF16, 1,
@@ -1107,6 +1118,7 @@ START_TEST(test_retired_slab)
     model = own_model;
 
     ck_assert_int_eq(mapped_slabs(), 1);
+    ck_assert_uint_eq(retired_bytes(), 1 << 20);
     struct larder_lookup_result match;
     const struct larder_prompt prompt = prompt_of(ENGINE_TOKENS);
     for (int i = 0; i < 2; i++) {
@@ -1114,6 +1126,9 @@ START_TEST(test_retired_slab)
         ck_assert_int_eq(larder_lookup(model, &match, &prompt, LARDER_QUALITY_EXACT), 0);
     }
     ck_assert_int_eq(mapped_slabs(), 0);
+    for (int i = 0; i < 3000 && retired_bytes() > 0; i++)
+        usleep(10000);
+    ck_assert_uint_eq(retired_bytes(), 0);
     ck_assert_uint_eq(get(ENGINE_TOKENS), ENGINE_TOKENS);
     close_scene();
 }

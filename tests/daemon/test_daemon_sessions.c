@@ -545,6 +545,8 @@ START_TEST(slabs_cannot_be_changed)
         ck_assert_ptr_eq(mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, again, 0),
                          MAP_FAILED);
         ck_assert_int_eq(pwrite(again, "x", 1, 0), -1);
+        ck_assert_int_ne(ftruncate(again, 4096), 0);
+        ck_assert_int_ne(fallocate(again, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, 65536), 0);
         close(again);
     }
     check_chain(&peer, blocks, 2, 1);

@@ -238,6 +238,7 @@ START_TEST(leased_slots_stay_and_generations_rise)
     ck_assert_int_eq(larder_store_slab_fd(f.store, &fd, &bytes, f.tenant.index, refs[0].slab_id),
                      0);
     ck_assert_uint_eq(bytes, f.options.slab_bytes);
+    close(fd);
     ck_assert_int_eq(larder_store_slab_fd(f.store, &fd, &bytes, f.tenant.index, 999),
                      LARDER_ENOTFOUND);
     /* The slot as a client sees it: through a mapping of its own. */
@@ -259,6 +260,7 @@ START_TEST(leased_slots_stay_and_generations_rise)
         fixture_put_chain(&f, chain * 100, 4, 60000, LARDER_DURABLE);
     ck_assert_uint_gt(atomic_load(&slot->generation), refs[0].generation);
     munmap((void *)(uintptr_t)map, bytes);
+    close(fd);
     larder_store_release(f.store, lease);
     check();
     int err;

@@ -9,6 +9,8 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "base/error.h"
 
@@ -140,12 +142,64 @@ START_TEST(random_slots)
 }
 END_TEST
 
+/* The first slab of the tenant, as a client gets it. */
+static int open_slab(const struct host *host, uint32_t tenant)
+{
+    int fd;
+    ck_assert_int_eq(host_slab_open(host, &fd, tenant, 0), 0);
+    return fd;
+}
+
+START_TEST(what_is_retired_counts_until_nobody_keeps_it)
+{
+    struct host host;
+    uint64_t generation = 1;
+    ck_assert_int_eq(host_open(&host, 4 * SLAB_BYTES, SLAB_BYTES, &generation), 0);
+    for (uint32_t tenant = 0; tenant < 3; tenant++)
+        ck_assert_int_eq(grow(&host, tenant), 0);
+    int none;
+    ck_assert_int_eq(host_slab_open(&host, &none, 0, 1), LARDER_ENOTFOUND);
+    ck_assert_int_eq(none, -1);
+    /* One is open, one mapped without a descriptor, and one was given back. */
+    int fd = open_slab(&host, 0);
+    int other = open_slab(&host, 1);
+    void *map = mmap(NULL, SLAB_BYTES, PROT_READ, MAP_SHARED, other, 0);
+    ck_assert_ptr_ne(map, MAP_FAILED);
+    close(other);
+    close(open_slab(&host, 2));
+    for (uint32_t i = 0; i < 3; i++)
+        host_retire(&host, i);
+    ck_assert_uint_eq(host.bytes, 0);
+    ck_assert_uint_eq(host.retired_count, 2);
+    ck_assert_uint_eq(host.tenants[0].retired_count, 1);
+    ck_assert_uint_eq(host.tenants[1].retired_count, 1);
+    ck_assert_uint_eq(host.tenants[2].retired_count, 0);
+    ck_assert_ptr_null(host_take_released(&host));
+    ck_assert_uint_eq(atomic_load(&((struct larder_slab *)map)->retired), 1);
+
+    /* A copy made by a fork, or sent on, counts as well. */
+    int copy = dup(fd);
+    close(fd);
+    ck_assert_ptr_null(host_take_released(&host));
+    close(copy);
+    host_slab_free(host_take_released(&host));
+    ck_assert_uint_eq(host.retired_count, 1);
+    ck_assert_uint_eq(host.tenants[0].retired_count, 0);
+    munmap(map, SLAB_BYTES);
+    host_slab_free(host_take_released(&host));
+    ck_assert_uint_eq(host.retired_count, 0);
+    ck_assert_uint_eq(host.tenants[1].retired_count, 0);
+    host_close(&host);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("host");
     TCase *tcase = tcase_create("host");
     tcase_set_timeout(tcase, 60);
     tcase_add_test(tcase, random_slots);
+    tcase_add_test(tcase, what_is_retired_counts_until_nobody_keeps_it);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);

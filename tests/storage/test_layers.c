@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "base/bytes.h"
 #include "base/error.h"
@@ -158,6 +159,7 @@ static const struct larder_slot *slot_of(const struct larder_ref *ref)
                          0);
         void *map = mmap(NULL, bytes, PROT_READ, MAP_SHARED, fd, 0);
         ck_assert_ptr_ne(map, MAP_FAILED);
+        close(fd);
         slabs[ref->slab_id] = map;
     }
     const char *table = slabs[ref->slab_id] + LARDER_PAGE_BYTES;

@@ -8,7 +8,9 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
+#include "base/bytes.h"
 #include "base/error.h"
 #include "base/key.h"
 #include "fixture.h"
@@ -166,6 +168,98 @@ START_TEST(slabs_stay_within_the_quota)
 }
 END_TEST
 
+/* Descriptors of the slabs of a that a chain lies in, as a client has that never lets go. */
+static uint32_t keep_slabs(int *fds, uint64_t chain)
+{
+    struct larder_key keys[3];
+    struct larder_ref refs[3];
+    struct larder_lease *lease;
+    uint32_t count;
+    bool ready;
+    for (uint64_t i = 0; i < 3; i++)
+        keys[i] = block_key(chain + i);
+    const struct larder_want want = {
+        .tenant = a.index, .keys = keys, .key_count = 3, .worst = LARDER_QUALITY_BLENDED};
+    int err = larder_store_lease(f.store, &lease, refs, &count, &ready, &want, NULL, NULL);
+    ck_assert_int_eq(err, 0);
+    ck_assert(ready);
+    for (uint32_t i = 0; i < count; i++) {
+        uint64_t bytes;
+        err = larder_store_slab_fd(f.store, &fds[i], &bytes, a.index, refs[i].slab_id);
+        ck_assert_int_eq(err, 0);
+    }
+    larder_store_release(f.store, lease);
+    return count;
+}
+
+static void free_retired(void)
+{
+    while (larder_store_free_retired(f.store))
+        ;
+}
+
+/* All slabs go to b, for what it is about to put. */
+static void take_all(uint64_t first)
+{
+    static struct larder_put *puts[16];
+    uint32_t count = 0;
+    int err = 0;
+    for (; err == 0 && count < LARDER_COUNT_OF(puts); count += err == 0) {
+        const struct larder_put_desc desc = {.tenant = b.index,
+                                             .model = f.model.index,
+                                             .key = block_key(first + count),
+                                             .recipe = "raw",
+                                             .section_count_max = 1,
+                                             .payload_bytes_max = 900u << 10};
+        err = larder_store_put_reserve(f.store, &puts[count], &desc);
+    }
+    ck_assert_int_eq(err, -EBUSY);
+    while (count > 0)
+        larder_store_put_abort(f.store, puts[--count]);
+    ck_assert_uint_eq(stats_of(&b).slab_bytes_mapped, f.options.host_bytes);
+    ck_assert_uint_eq(stats_of(&a).slab_bytes_mapped, 0);
+}
+
+/* Slab after slab of a goes to b, and none is let go of: a gets no more than it may have, b all. */
+START_TEST(who_lets_no_slab_go_gets_no_more)
+{
+    static int fds[1000];
+    uint32_t fd_count = 0;
+    int err = 0;
+    uint64_t round = 0;
+    for (;; round++) {
+        ck_assert_uint_lt(round, 20);
+        struct block block = {.token_count = 256, .section_bytes = 60000, .tenant = a.index};
+        for (uint64_t i = 0; i < 3 && err == 0; i++) {
+            block.seed = round * 100 + i;
+            err = fixture_put(&f, &block, LARDER_DURABLE);
+            block.parent = block_key(block.seed);
+        }
+        if (err < 0)
+            break;
+        fd_count += keep_slabs(fds + fd_count, round * 100);
+        take_all(50000);
+        free_retired();
+        ck_assert_uint_le(stats_of(&a).slab_bytes_retired, f.options.host_bytes + MIB);
+    }
+    ck_assert_int_eq(err, -EBUSY);
+    ck_assert_ptr_nonnull(strstr(larder_error_message(), "let go"));
+    ck_assert_uint_eq(stats_of(&a).slab_bytes_retired, f.options.host_bytes + MIB);
+    ck_assert_uint_eq(fixture_stats(&f).slab_bytes_retired, f.options.host_bytes + MIB);
+    ck_assert_uint_eq(stats_of(&b).slab_bytes_retired, 0);
+    /* It is nobody's fault but its own, and nobody's leases go for it. */
+    uint32_t from;
+    ck_assert(!larder_store_starving(f.store, &from));
+    check();
+    for (uint32_t i = 0; i < fd_count; i++)
+        close(fds[i]);
+    free_retired();
+    ck_assert_uint_eq(fixture_stats(&f).slab_bytes_retired, 0);
+    fixture_put_chain(&f, 90000, 3, 60000, LARDER_DURABLE);
+    ck_assert_uint_eq(found(&a, 90000, 3), 3);
+}
+END_TEST
+
 #define CHAINS 60
 
 START_TEST(leases_of_one_do_not_starve_another)
@@ -249,6 +343,7 @@ int main(void)
     tcase_add_test(cases, at_its_quota_a_tenant_evicts_its_own);
     tcase_add_test(cases, a_quota_all_pinned_refuses_puts);
     tcase_add_test(cases, slabs_stay_within_the_quota);
+    tcase_add_test(cases, who_lets_no_slab_go_gets_no_more);
     tcase_add_test(cases, leases_of_one_do_not_starve_another);
     tcase_add_test(cases, a_flood_leaves_room_in_the_queue);
     suite_add_tcase(suite, cases);

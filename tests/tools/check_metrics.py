@@ -100,6 +100,7 @@ PLAIN = {
     "entries": "larder_entries",
     "raw_bytes": "larder_raw_bytes",
     "slab_bytes": "larder_slab_bytes",
+    "slab_bytes_retired": "larder_retired_slab_bytes",
     "segments": "larder_segments",
     "segment_bytes": "larder_segment_bytes",
     "staging_bytes": "larder_staging_bytes",
@@ -133,6 +134,7 @@ TIERED = {
 TENANT = {
     "entries": "larder_tenant_entries",
     "bytes_slabs": "larder_tenant_slab_bytes",
+    "bytes_slabs_retired": "larder_tenant_retired_slab_bytes",
     "bytes_pinned": "larder_tenant_pinned_bytes",
     "connections": "larder_tenant_connections",
     "gets": "larder_tenant_gets_total",
