@@ -244,6 +244,9 @@ static void shut_down(struct larderd *daemon)
     assert(daemon->busy_count == 0);
     if (daemon->store)
         larder_store_close(daemon->store);
+    /* Nobody waited for the record that a scrub, or gc, was at: the store has ended that too. */
+    if (daemon->completions)
+        completions_drain(daemon->completions);
     completions_close(daemon->completions);
     larder_recipe_close(daemon->recipe);
     if (daemon->events)

@@ -4,8 +4,9 @@
  *
  * SSD: a tenant at its quota evicts its own entries, never others'; what is pinned counts, and when
  * nothing but that is left its PUTs are refused. Host: its slabs stay within its quota (one it may
- * always have), and it evicts its own. What of it was retired, and its clients keep, counts. The queue: it may have as much as the others leave free of
- * it, so that a flood of one leaves room for all who come after.
+ * always have), and it evicts its own. What of it was retired, and its clients keep, counts. The
+ * queue: it may have as much as the others leave free of it, so that a flood of one leaves room for
+ * all who come after.
  *
  * Leases are the other way to take all of the host tier: a tenant that found no slot while it has
  * less than its fair share starves, and who has most above theirs is named, for the daemon to

@@ -104,8 +104,8 @@ void larder_store_set_quota(struct larder_store *store, uint32_t tenant,
  * than its fair share, keeps by its leases: *from. Its oldest leases should be revoked then. */
 bool larder_store_starving(struct larder_store *store, uint32_t *from);
 
-/* Frees a retired slab that no client keeps any more; false when there is none. To be called now and
- * then: a tenant whose clients keep too many gets no further ones. */
+/* Frees a retired slab that no client keeps any more; false when there is none. To be called now
+ * and then: a tenant whose clients keep too many gets no further ones. */
 bool larder_store_free_retired(struct larder_store *store);
 
 /* Gives the tenant its first slab, if memory is free for one, so that its first PUT or GET does not
