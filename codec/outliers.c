@@ -37,6 +37,9 @@ enum { FILL_MEDIAN, FILL_MEAN };
 /* by=thresholds: one of so many numbers may be an outlier. */
 #define THRESHOLDS_PART 8u
 
+/* Channels that are worked on together, since they stand side by side in memory. */
+#define ROWS_TOGETHER 16u
+
 enum { MARK_LARGE = 1, MARK_SMALL = 2 };
 
 static const struct codec_param params[] = {
@@ -145,41 +148,67 @@ static uint64_t outliers_scratch(const struct codec_node *node, const struct cod
     struct rows rows = rows_of(node, size);
     return larder_round_up(sizeof(struct outliers), 64) + larder_round_up(codec_elems(size), 64) +
            larder_round_up(rows.count * sizeof(float), 64) +
-           2 * larder_round_up(rows.length * sizeof(float), 64) + larder_round_up(rows.length, 64) +
-           list_bytes(node, size) + codec_scratch(node->inner, size);
+           larder_round_up(ROWS_TOGETHER * rows.length * sizeof(float), 64) +
+           larder_round_up(rows.length * sizeof(float), 64) +
+           larder_round_up(ROWS_TOGETHER * rows.length, 64) + list_bytes(node, size) +
+           codec_scratch(node->inner, size);
 }
 
 /* --- finding them ----------------------------------------------------------------------------- */
 
-/* Numbers of a row that stand side by side, and how far apart the runs of those are. */
-struct strides {
-    uint64_t first;
-    uint64_t run;  /* numbers side by side */
-    uint64_t step; /* from a run to the next */
-};
-
-static struct strides strides_of(const struct codec_node *node, const struct codec_size *size,
-                                 uint64_t row)
+/* Rows `row` and those behind it, one after the other. */
+static void gather_rows(float *out, const struct codec_node *node, const struct codec_tile *tile,
+                        uint64_t row, uint64_t count)
 {
-    uint64_t dims = size->dims;
-    if (by_channel(node))
-        return (struct strides){
-            .first = row / dims * size->tokens * dims + row % dims, .run = 1, .step = dims};
-    return (struct strides){.first = row * dims, .run = dims, .step = size->tokens * dims};
+    uint64_t dims = tile->size.dims;
+    uint64_t tokens = tile->size.tokens;
+    if (by_channel(node)) {
+        const float *x = tile->x + row / dims * tokens * dims + row % dims;
+        for (uint64_t token = 0; token < tokens; token++, x += dims) {
+            for (uint64_t i = 0; i < count; i++)
+                out[i * tokens + token] = x[i];
+        }
+        return;
+    }
+    for (uint64_t head = 0; head < tile->size.heads; head++)
+        memcpy(out + head * dims, tile->x + (head * tokens + row) * dims, dims * sizeof(float));
 }
 
-/* What stands in an outlier's place inside. */
-static float fill_of(const struct codec_node *node, const float *x, const uint8_t *mark,
-                     const uint32_t *keys, uint64_t count)
+/* The same way back, for marks of a byte. */
+static void scatter_marks(uint8_t *marks, const uint8_t *from, const struct codec_node *node,
+                          const struct codec_size *size, uint64_t row, uint64_t count)
 {
-    if ((uint32_t)node->value[FILL] == FILL_MEDIAN)
-        return order_number(order_nth(keys, count, (count - 1) / 2));
-    double sum = 0;
-    uint64_t kept = 0;
-    for (uint64_t i = 0; i < count; i++) {
-        sum += mark[i] ? 0 : (double)x[i];
-        kept += !mark[i];
+    uint64_t dims = size->dims;
+    uint64_t tokens = size->tokens;
+    if (by_channel(node)) {
+        uint8_t *to = marks + row / dims * tokens * dims + row % dims;
+        for (uint64_t token = 0; token < tokens; token++, to += dims) {
+            for (uint64_t i = 0; i < count; i++)
+                to[i] = from[i * tokens + token];
+        }
+        return;
     }
+    for (uint64_t head = 0; head < size->heads; head++)
+        memcpy(marks + (head * tokens + row) * dims, from + head * dims, dims);
+}
+
+#define LANES 8u
+
+/* Of what is not marked; summed by lanes, so that the order is the same everywhere. */
+CODEC_VECTOR static float mean_of(const float *restrict x, const uint8_t *restrict mark,
+                                  uint64_t count, uint64_t kept)
+{
+    double sums[LANES] = {0};
+    uint64_t i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        for (uint64_t lane = 0; lane < LANES; lane++)
+            sums[lane] += mark[i + lane] ? 0 : (double)x[i + lane];
+    }
+    for (; i < count; i++)
+        sums[i % LANES] += mark[i] ? 0 : (double)x[i];
+    double sum = 0;
+    for (uint64_t lane = 0; lane < LANES; lane++)
+        sum += sums[lane];
     return kept ? (float)(sum / (double)kept) : 0;
 }
 
@@ -187,29 +216,29 @@ static void mark_quantiles(uint8_t *marks, float *fills, const struct codec_node
                            struct codec_run *run, const struct codec_tile *tile)
 {
     struct rows rows = rows_of(node, &tile->size);
+    uint64_t length = rows.length;
     uint8_t *top = run->scratch;
-    float *x = codec_take_scratch(run, rows.length * sizeof(float));
-    uint32_t *keys = codec_take_scratch(run, rows.length * sizeof(uint32_t));
-    uint8_t *mark = codec_take_scratch(run, rows.length);
-    for (uint64_t row = 0; row < rows.count && rows.each_side > 0; row++) {
-        struct strides strides = strides_of(node, &tile->size, row);
-        uint64_t at = strides.first;
-        for (uint64_t i = 0; i < rows.length; i += strides.run, at += strides.step) {
-            for (uint64_t j = 0; j < strides.run; j++)
-                x[i + j] = tile->x[at + j];
+    float *x = codec_take_scratch(run, ROWS_TOGETHER * length * sizeof(float));
+    uint32_t *keys = codec_take_scratch(run, length * sizeof(uint32_t));
+    uint8_t *mark = codec_take_scratch(run, ROWS_TOGETHER * length);
+    for (uint64_t row = 0, count; row < rows.count && rows.each_side > 0; row += count) {
+        count = by_channel(node)
+                    ? larder_min_u64(ROWS_TOGETHER, tile->size.dims - row % tile->size.dims)
+                    : 1;
+        gather_rows(x, node, tile, row, count);
+        memset(mark, 0, count * length);
+        for (uint64_t i = 0; i < count; i++) {
+            const float *row_x = x + i * length;
+            uint8_t *row_mark = mark + i * length;
+            order_keys(keys, row_x, length);
+            order_mark_largest(row_mark, MARK_LARGE, keys, length, rows.each_side);
+            order_mark_smallest(row_mark, MARK_SMALL, keys, length, rows.each_side);
+            if ((uint32_t)node->value[FILL] == FILL_MEDIAN)
+                fills[row + i] = order_number(order_nth(keys, length, (length - 1) / 2));
+            else
+                fills[row + i] = mean_of(row_x, row_mark, length, length - 2 * rows.each_side);
         }
-        memset(mark, 0, rows.length);
-        order_keys(keys, x, rows.length);
-        order_mark_largest(mark, MARK_LARGE, keys, rows.length, rows.each_side);
-        for (uint64_t i = 0; i < rows.length; i++)
-            keys[i] = ~keys[i];
-        order_mark_largest(mark, MARK_SMALL, keys, rows.length, rows.each_side);
-        for (uint64_t i = 0; i < rows.length; i++)
-            keys[i] = ~keys[i];
-        fills[row] = fill_of(node, x, mark, keys, rows.length);
-        at = strides.first;
-        for (uint64_t i = 0; i < rows.length; i += strides.run, at += strides.step)
-            memcpy(marks + at, mark + i, strides.run);
+        scatter_marks(marks, mark, node, &tile->size, row, count);
     }
     run->scratch = top;
 }
@@ -241,6 +270,13 @@ struct list {
     uint64_t most;
 };
 
+static inline bool none_of_eight(const uint8_t *marks)
+{
+    uint64_t word;
+    memcpy(&word, marks, sizeof(word));
+    return word == 0;
+}
+
 /* Goes through the marked numbers in the order of decoding; appends the counts of their runs, and
  * replaces them. CODEC_CANNOT when there are more than the list has room for. */
 static int take_out(struct list *list, struct codec_run *run, const struct codec_node *node,
@@ -254,7 +290,14 @@ static int take_out(struct list *list, struct codec_run *run, const struct codec
         uint64_t tokens = larder_min_u64(size->tokens - first, CODEC_ROWS_TOKENS);
         for (uint32_t head = 0; head < size->heads; head++) {
             uint64_t at = ((uint64_t)head * size->tokens + first) * size->dims;
-            for (uint64_t i = 0; i < tokens * size->dims; i++, at++, place++) {
+            uint64_t count = tokens * size->dims;
+            for (uint64_t i = 0; i < count; i++, at++, place++) {
+                if (count - i >= 8 && none_of_eight(marks + at)) {
+                    i += 7;
+                    at += 7;
+                    place += 7;
+                    continue;
+                }
                 if (!marks[at] || counts[place / RUN] == RUN_MOST)
                     continue;
                 if (list->count == list->most)
