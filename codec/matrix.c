@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "codec/matrix.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "codec/node.h"
@@ -19,7 +20,7 @@ CODEC_VECTOR static void add_stripes(float *restrict out, const float *restrict 
             const float *column = matrix + (uint64_t)i * dims + first;
             for (uint32_t row = 0; row < ROWS; row++) {
                 for (uint32_t lane = 0; lane < STRIPE; lane++)
-                    sums[row][lane] += x[row * dims + i] * column[lane];
+                    sums[row][lane] = fmaf(x[row * dims + i], column[lane], sums[row][lane]);
             }
         }
         for (uint32_t row = 0; row < ROWS; row++)
@@ -35,7 +36,7 @@ CODEC_VECTOR static void add_rest(float *restrict out, const float *restrict x,
     for (uint32_t i = 0; i < dims; i++) {
         const float *column = matrix + (uint64_t)i * dims;
         for (uint32_t j = first; j < dims; j++)
-            out[j] += x[i] * column[j];
+            out[j] = fmaf(x[i], column[j], out[j]);
     }
 }
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* matrix.h - rows times a square matrix, for transforms that have no quicker form at every size.
- * Sums run in one order, so that every machine gives the same bits.
+ * Sums run in one order, each step rounded once, so that every machine gives the same bits.
  */
 #ifndef LARDER_CODEC_MATRIX_H
 #define LARDER_CODEC_MATRIX_H

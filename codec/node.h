@@ -244,6 +244,7 @@ extern const struct codec_node_ops codec_node_hadamard;
 extern const struct codec_node_ops codec_node_join;
 extern const struct codec_node_ops codec_node_keep;
 extern const struct codec_node_ops codec_node_lowrank;
+extern const struct codec_node_ops codec_node_klt;
 extern const struct codec_node_ops codec_node_normalize;
 extern const struct codec_node_ops codec_node_outliers;
 extern const struct codec_node_ops codec_node_qjl;
@@ -255,5 +256,6 @@ extern const struct codec_node_ops codec_node_rfft;
 extern const struct codec_node_ops codec_node_rope_off;
 extern const struct codec_node_ops codec_node_sinks;
 extern const struct codec_node_ops codec_node_split;
+extern const struct codec_node_ops codec_node_steps;
 
 #endif

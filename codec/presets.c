@@ -6,6 +6,11 @@
 const struct recipe_preset recipe_presets[] = {
     {"raw", "as the engine computed it, not compressed", "plain"},
     {"exact", "bit-exact and smaller: byte planes, Huffman-coded exponents", "byteplanes"},
+    {"larder", "the house recipe: a basis from the model's profile, one step, entropy-coded",
+     "sinks tokens=1{rope-off | klt | steps kl=0.01}"},
+    {"larder-high", "the house recipe, nearer to raw",
+     "sinks tokens=1{rope-off | klt | steps kl=0.0025}"},
+    {"larder-small", "the house recipe, smaller", "sinks tokens=1{rope-off | klt | steps kl=0.04}"},
     {"kivi2", "KIVI, 2 bits: K in groups of 32 tokens, V in groups of 32 channels",
      "k{quant bits=2 axis=channel group=32} v{quant bits=2 axis=token group=32}"},
     {"kivi4", "KIVI, 4 bits",

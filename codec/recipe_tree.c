@@ -43,6 +43,7 @@ static const struct codec_node_ops *const stages[] = {
     &codec_node_join,
     &codec_node_reorder,
     &codec_node_rfft,
+    &codec_node_klt,
     /* wrappers */
     &codec_node_sinks,
     &codec_node_outliers,
@@ -53,6 +54,7 @@ static const struct codec_node_ops *const stages[] = {
     &codec_node_quant,
     &codec_node_codebook,
     &codec_node_keep,
+    &codec_node_steps,
     &codec_node_lloyd.ops,
     &codec_node_ternary.ops,
     &codec_node_fp4.ops,

@@ -123,7 +123,7 @@ static int fill(struct calibration *c, struct larder_profile_writer *writer,
     LARDER_TRY(calibration_measure_costs(c, &costs, writer));
     int err = c->options->budget_bits > 0 ? choose_bits(c, costs, writer, outcome) : 0;
     larder_free(costs);
-    return err;
+    return err < 0 ? err : calibration_make_house(c, writer);
 }
 
 /* Whole or not at all: a file beside it takes its name. */

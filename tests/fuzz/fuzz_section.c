@@ -8,11 +8,14 @@
 
 #include <errno.h>
 #include <stdbool.h>
+#include <stdio.h>
 
 #include "base/bytes.h"
 #include "base/error.h"
 #include "base/mem.h"
 #include "codec/profile_writer.h"
+#include "codec/rans.h"
+#include "codec/steps.h"
 #include "tests/fuzz/fuzz.h"
 
 #define GUARD_BYTES         64u
@@ -70,6 +73,54 @@ struct scene {
     uint64_t workspace_bytes;
 };
 
+/* What the house recipe reads: a basis that is little more than the channels themselves, scales
+ * from tiny to large, tables of a few symbols. */
+static void put_house(struct larder_profile_writer *writer, const struct larder_model_desc *model,
+                      char side)
+{
+    static float matrix[4 * 65 * 65];
+    float mean[4 * 65];
+    int32_t scale[4 * 65];
+    uint32_t dims = side == 'v' ? model->v_dims : model->k_dims;
+    uint32_t channels = model->kv_heads * dims;
+    uint64_t shape[] = {1, model->kv_heads, dims, dims};
+    for (uint32_t i = 0; i < channels; i++) {
+        mean[i] = (float)(i % 3) - 1;
+        scale[i] = (int32_t)(i % 40) - 20;
+        for (uint32_t j = 0; j < dims; j++)
+            matrix[i * dims + j] = (i % dims == j ? 1.f : 0) + (float)((i + j) % 5) * .01f;
+    }
+    static const char *const names[] = {"mean", "forward", "back", "scale"};
+    const void *const data[] = {mean, matrix, matrix, scale};
+    for (uint32_t i = 0; i < 4; i++) {
+        char name[32];
+        snprintf(name, sizeof(name), "larder.%c.%s", side, names[i]);
+        assert(larder_profile_put(writer, name, i < 3 ? LARDER_PROFILE_F32 : LARDER_PROFILE_I32,
+                                  shape, i == 1 || i == 2 ? 4 : 3, data[i]) == 0);
+    }
+}
+
+static void put_steps(struct larder_profile_writer *writer)
+{
+    static uint16_t tables[STEPS_TABLES][RANS_LEVELS_MAX];
+    for (uint32_t i = 0; i < STEPS_TABLES; i++) {
+        tables[i][STEPS_ESCAPE] = 1;
+        for (uint32_t j = 1; j <= i; j++)
+            tables[i][STEPS_ZERO - j] = tables[i][STEPS_ZERO + j] = (uint16_t)(40 / j + 1);
+        tables[i][STEPS_ZERO] = 0;
+        uint32_t sum = 0;
+        for (uint32_t j = 0; j < RANS_LEVELS_MAX; j++)
+            sum += tables[i][j];
+        tables[i][STEPS_ZERO] = (uint16_t)(RANS_SCALE - sum);
+    }
+    assert(larder_profile_put(writer, "larder.tables", LARDER_PROFILE_U16,
+                              (uint64_t[]){STEPS_TABLES, RANS_LEVELS_MAX}, 2, tables) == 0);
+    assert(larder_profile_put(writer, "larder.kl", LARDER_PROFILE_F32, (uint64_t[]){2}, 1,
+                              (float[]){.01f, .1f}) == 0);
+    assert(larder_profile_put(writer, "larder.step", LARDER_PROFILE_I32, (uint64_t[]){2}, 1,
+                              (int32_t[]){-9, 3}) == 0);
+}
+
 /* Code books, ranges of channels around zero, some of them no wider than a point, and channels in
  * an order that is not the model's. */
 static void make_profile(struct scene *scene)
@@ -109,6 +160,9 @@ static void make_profile(struct scene *scene)
         order[i] = (int32_t)((i + 3) % shape[1]);
     assert(larder_profile_put(writer, "bfp.order", LARDER_PROFILE_I32, shape, 2, order) == 0);
     assert(larder_profile_put(writer, "rotatekv.order", LARDER_PROFILE_I32, shape, 2, order) == 0);
+    put_house(writer, model, 'k');
+    put_house(writer, model, 'v');
+    put_steps(writer);
     uint64_t bytes;
     assert(larder_profile_finish(writer, &scene->profile_bytes, &bytes) == 0);
     larder_profile_writer_close(writer);
@@ -178,6 +232,10 @@ static bool open_scene(struct scene *scene, const uint8_t choice[5])
         "sinks{k{rope-off | reorder by=rotatekv | join | quant bits=2 group=128 clip=.8 mode=int} "
         "v{join | quant group=128}}",
         "sinks{split by=class heads=each{lowrank rank=1{ternary}}{outliers{quant bits=2}}}",
+        "larder",
+        "steps kl=.5 ends=even",
+        "hadamard block=1 | klt | steps kl=.02",
+        "klt | quant bits=3 axis=channel group=16 | rans",
     };
     static const uint32_t dtypes[] = {LARDER_BF16, LARDER_F16, LARDER_F32, LARDER_BF16};
     *scene = (struct scene){.section = choice[0] >> 2 & 1};

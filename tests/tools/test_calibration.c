@@ -15,6 +15,7 @@
 #include "base/error.h"
 #include "base/mem.h"
 #include "codec/codec.h"
+#include "tools/calibrate/eigen.h"
 
 #define MODEL       "tests/models/tiny"
 #define TEXT        MODEL "/calibration.txt"
@@ -53,7 +54,10 @@ struct made {
     struct calibration_cost *costs;
 };
 
-static void make(struct made *out, const struct calibration_options *wanted)
+/* What the house recipe reads takes longest, and is left out where it is not looked at. */
+enum extent { WITHOUT_HOUSE, WITH_HOUSE };
+
+static void make(struct made *out, const struct calibration_options *wanted, enum extent extent)
 {
     struct calibration *c;
     struct larder_profile_writer *writer;
@@ -62,6 +66,8 @@ static void make(struct made *out, const struct calibration_options *wanted)
     ck_assert_int_eq(calibration_read(c, writer), 0);
     ck_assert_int_eq(calibration_sort_weights(c, writer), 0);
     ck_assert_msg(calibration_measure_costs(c, &out->costs, writer) == 0, "%s",
+                  larder_error_message());
+    ck_assert_msg(extent == WITHOUT_HOUSE || calibration_make_house(c, writer) == 0, "%s",
                   larder_error_message());
     ck_assert_int_eq(larder_profile_finish(writer, &out->bytes, &out->count), 0);
     larder_profile_writer_close(writer);
@@ -125,7 +131,7 @@ START_TEST(test_tensors)
 {
     struct calibration_options wanted = options();
     struct made made;
-    make(&made, &wanted);
+    make(&made, &wanted, WITHOUT_HOUSE);
     struct larder_profile *profile;
     ck_assert_int_eq(larder_profile_open(&profile, made.bytes, made.count), 0);
     check_order(profile, "rotatekv.order", CHANNELS);
@@ -163,14 +169,104 @@ START_TEST(test_tensors)
 }
 END_TEST
 
+/* Coefficients and back is the identity, variances fall, and the better the recipe is to be, the
+ * finer the step. */
+static void check_basis(const struct larder_profile *profile, const char *side)
+{
+    char name[32];
+    snprintf(name, sizeof(name), "larder.%s.forward", side);
+    const float *forward = find(profile, name, LARDER_PROFILE_F32, LAYERS, 2, DIMS, DIMS);
+    snprintf(name, sizeof(name), "larder.%s.back", side);
+    const float *back = find(profile, name, LARDER_PROFILE_F32, LAYERS, 2, DIMS, DIMS);
+    snprintf(name, sizeof(name), "larder.%s.scale", side);
+    const int32_t *scale = find(profile, name, LARDER_PROFILE_I32, LAYERS, 2, DIMS, 0);
+    for (uint32_t i = 0; i < LAYERS * 2 * DIMS; i++) {
+        ck_assert(i % DIMS == 0 || scale[i] <= scale[i - 1]);
+        for (uint32_t j = i / DIMS * DIMS; j < i / DIMS * DIMS + DIMS; j++) {
+            double sum = 0;
+            for (uint32_t k = 0; k < DIMS; k++)
+                sum += (double)forward[i * DIMS + k] * (double)back[j * DIMS + k];
+            ck_assert_double_eq_tol(sum, i == j, 1e-4);
+        }
+    }
+}
+
+START_TEST(test_house)
+{
+    struct calibration_options wanted = options();
+    struct made made;
+    make(&made, &wanted, WITH_HOUSE);
+    struct larder_profile *profile;
+    ck_assert_int_eq(larder_profile_open(&profile, made.bytes, made.count), 0);
+    check_basis(profile, "k");
+    check_basis(profile, "v");
+    uint64_t count[] = {0};
+    const void *found;
+    ck_assert_int_eq(
+        larder_profile_find(profile, &found, "larder.kl", LARDER_PROFILE_F32, count, 1), 0);
+    const float *kl = found;
+    const int32_t *step = find(profile, "larder.step", LARDER_PROFILE_I32, count[0], 0, 0, 0);
+    for (uint64_t i = 1; i < count[0]; i++)
+        ck_assert(step[i] > step[i - 1] && kl[i] >= kl[i - 1]);
+    ck_assert(kl[0] <= 0.001f && kl[count[0] - 1] >= 0.05f);
+    static const char *const presets[] = {"larder", "larder-high", "larder-small"};
+    for (size_t i = 0; i < 3; i++) {
+        struct larder_recipe *recipe;
+        ck_assert_msg(larder_recipe_open(&recipe, presets[i], profile) == 0, "%s",
+                      larder_error_message());
+        larder_recipe_close(recipe);
+    }
+    larder_profile_close(profile);
+    drop(&made);
+}
+END_TEST
+
+START_TEST(test_eigenvectors)
+{
+    enum { N = 24 };
+    double a[N * N];
+    double kept[N * N];
+    double values[N];
+    double vectors[N * N];
+    uint64_t random = 7;
+    for (int round = 0; round < 3; round++) {
+        for (int i = 0; i < N; i++) {
+            for (int j = 0; j <= i; j++) {
+                random = random * 6364136223846793005ull + 1442695040888963407ull;
+                double x = (double)(random >> 40) / 0x1p24 - 0.5;
+                /* dense; one axis alone; two that belong together */
+                a[i * N + j] = a[j * N + i] = round == 0   ? x
+                                              : round == 1 ? (i == j ? i % 5 : 0)
+                                                           : (i / 2 == j / 2);
+            }
+        }
+        memcpy(kept, a, sizeof(a));
+        eigen_symmetric(values, vectors, a, N);
+        for (int i = 0; i < N; i++) {
+            ck_assert(i == 0 || values[i] <= values[i - 1]);
+            for (int j = 0; j < N; j++) {
+                double dot = 0;
+                double turned = 0;
+                for (int k = 0; k < N; k++) {
+                    dot += vectors[i * N + k] * vectors[j * N + k];
+                    turned += kept[j * N + k] * vectors[i * N + k];
+                }
+                ck_assert_double_eq_tol(dot, i == j, 1e-12);
+                ck_assert_double_eq_tol(turned, values[i] * vectors[i * N + j], 1e-12);
+            }
+        }
+    }
+}
+END_TEST
+
 START_TEST(test_same_bytes)
 {
     struct calibration_options wanted = options();
     struct made first;
     struct made second;
-    make(&first, &wanted);
+    make(&first, &wanted, WITHOUT_HOUSE);
     wanted.threads = 3;
-    make(&second, &wanted);
+    make(&second, &wanted, WITHOUT_HOUSE);
     ck_assert_uint_eq(first.count, second.count);
     ck_assert_mem_eq(first.bytes, second.bytes, first.count);
     drop(&second);
@@ -266,6 +362,8 @@ int main(void)
     tcase_set_timeout(tests, 200);
     tcase_add_checked_fixture(tests, read_text, NULL);
     tcase_add_test(tests, test_tensors);
+    tcase_add_test(tests, test_house);
+    tcase_add_test(tests, test_eigenvectors);
     tcase_add_test(tests, test_same_bytes);
     tcase_add_test(tests, test_bits);
     tcase_add_test(tests, test_recipe);

@@ -132,11 +132,9 @@ static void unrotate(float *x, const struct larder_rope_table *rope, uint32_t po
     }
 }
 
-/* Rows of the cache as [head][token][dim]. */
-static void take_rows(float *out, const struct reading *reading, uint32_t layer, enum larder_kv kv,
-                      uint32_t first, uint32_t tokens)
+void calibration_take_rows(const struct calibration *c, float *out, uint32_t layer,
+                           enum larder_kv kv, uint32_t first, uint32_t tokens)
 {
-    const struct calibration *c = reading->calibration;
     uint32_t dims = kv == LARDER_K ? c->model.k_dims : c->model.v_dims;
     uint64_t head_bytes = dims * larder_dtype_bytes(c->cache->dtype);
     const uint8_t *rows = larder_kv_cache_rows(c->cache, layer, kv);
@@ -158,8 +156,8 @@ static void watch(void *context, uint32_t layer, uint32_t first, const struct la
     uint32_t tokens = (uint32_t)q->shape[0];
     uint32_t heads = (uint32_t)q->shape[1];
     uint32_t dims = (uint32_t)q->shape[2];
-    take_rows(reading->k, reading, layer, LARDER_K, first, tokens);
-    take_rows(reading->v, reading, layer, LARDER_V, first, tokens);
+    calibration_take_rows(c, reading->k, layer, LARDER_K, first, tokens);
+    calibration_take_rows(c, reading->v, layer, LARDER_V, first, tokens);
     const float *rows = q->data;
     for (uint32_t token = 0; token < tokens; token++) {
         for (uint32_t head = 0; head < heads; head++) {

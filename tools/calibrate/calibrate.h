@@ -98,7 +98,14 @@ int calibration_choose_bits(uint8_t *choice, double *kl, const struct calibratio
 /* The recipe that says so: kivi presets by layers. -ENOSPC when there is no room. */
 int calibration_bits_recipe(char *out, size_t out_bytes, const uint8_t *choice, uint32_t layers);
 
+/* What the house recipe reads (codec/klt.c, codec/steps.c): larder.*, from the moments and the
+ * model's weights, and from measuring. */
+int calibration_make_house(struct calibration *calibration, struct larder_profile_writer *writer);
+
 /* Helpers. */
+/* Rows of the cache as f32 [head][token][dim], keys without rotary embedding. */
+void calibration_take_rows(const struct calibration *calibration, float *out, uint32_t layer,
+                           enum larder_kv kv, uint32_t first, uint32_t tokens);
 void calibration_progress(const struct calibration *calibration, const char *what, uint64_t done,
                           uint64_t all);
 /* "NAME" as f32 of [layers, a, b, c]; dimensions of 0 at the end are left out. */

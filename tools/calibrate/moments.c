@@ -6,7 +6,9 @@
  *   moments.q                                        of the queries that read the head
  *   rotatekv.order [layer, kv_heads * k_dims] i32    channels by their signed sum when turned
  *
- * Keys and queries without rotary embedding. Sums are kept in f64.
+ * Keys and queries without rotary embedding. The first token of a window is left out of what is
+ * known of keys and values: it is the sink that recipes keep as it is, and unlike any other. Sums
+ * are kept in f64.
  */
 #include <errno.h>
 #include <math.h>
@@ -30,6 +32,7 @@ struct moments {
     struct sums v;
     struct sums q;
     uint64_t tokens; /* of a layer */
+    uint64_t queries;
 };
 
 static int open_sums(struct sums *out, const struct calibration *c, uint32_t dims)
@@ -89,9 +92,10 @@ static void see_moments(void *state, const struct calibration_rows *rows)
     struct moments *m = state;
     uint32_t kv_heads = m->calibration->model.kv_heads;
     uint32_t heads = m->calibration->config->heads;
+    uint32_t sink = rows->first == 0;
     for (uint32_t head = 0; head < kv_heads; head++) {
         uint64_t place = (uint64_t)rows->layer * kv_heads + head;
-        for (uint32_t token = 0; token < rows->tokens; token++) {
+        for (uint32_t token = sink; token < rows->tokens; token++) {
             uint64_t row = (uint64_t)head * rows->tokens + token;
             add_row(&m->k, place, rows->k + row * m->k.dims);
             add_row(&m->v, place, rows->v + row * m->v.dims);
@@ -102,8 +106,10 @@ static void see_moments(void *state, const struct calibration_rows *rows)
         for (uint32_t token = 0; token < rows->tokens; token++)
             add_row(&m->q, place, rows->q + ((uint64_t)head * rows->tokens + token) * m->q.dims);
     }
-    if (rows->layer == 0)
-        m->tokens += rows->tokens;
+    if (rows->layer == 0) {
+        m->tokens += rows->tokens - sink;
+        m->queries += rows->tokens;
+    }
 }
 
 static int put_moments(struct larder_profile_writer *writer, const struct moments *m,
@@ -201,7 +207,8 @@ static int finish_moments(void *state, struct larder_profile_writer *writer)
     double readers = (double)(m->calibration->config->heads / m->calibration->model.kv_heads);
     LARDER_TRY(put_moments(writer, m, &m->k, "moments.k.mean", "moments.k", tokens));
     LARDER_TRY(put_moments(writer, m, &m->v, "moments.v.mean", "moments.v", tokens));
-    LARDER_TRY(put_moments(writer, m, &m->q, "moments.q.mean", "moments.q", tokens * readers));
+    LARDER_TRY(
+        put_moments(writer, m, &m->q, "moments.q.mean", "moments.q", (double)m->queries * readers));
     return put_order(writer, m);
 }
 

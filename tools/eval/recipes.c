@@ -44,10 +44,20 @@
     "sinks tokens=4{k{rope-off | hadamard heads=4 | reorder by=rotatekv | join | "                 \
     "quant bits=" #bits " group=" #group " clip=" #clip " mode=int%} "                             \
     "v{hadamard | join | quant bits=" #bits " group=" #group " clip=" #clip " mode=int%}}"
+#define LARDER(kl) "sinks tokens=1{rope-off | klt | steps kl=" #kl "}"
 
 const struct eval_method eval_methods[] = {
     {"exact", "raw", "raw", true},
     {"exact", "exact", "exact", true},
+
+    {"larder", "KL .0025", LARDER(.0025), true},
+    {"larder", "KL .005", LARDER(.005), false},
+    {"larder", "KL .007", LARDER(.007), false},
+    {"larder", "KL .01", LARDER(.01), true},
+    {"larder", "KL .02", LARDER(.02), false},
+    {"larder", "KL .04", LARDER(.04), true},
+    {"larder", "KL .06", LARDER(.06), false},
+    {"larder", "KL .1", LARDER(.1), false},
 
     {"uniform", "8 bits", "quant bits=8 group=0%", true},
     {"uniform", "6 bits", "quant bits=6 group=0%", false},
