@@ -220,6 +220,13 @@ bool world_may(const struct world *world, uint32_t number)
     return variants[LARDER_QUALITY_EXACT].may || variants[LARDER_QUALITY_LOSSY].may;
 }
 
+/* `fresh`: it is stored for the first time since it was removed, and has none. */
+static void forget_marks(struct item *item, bool fresh)
+{
+    item->pin = fresh ? PIN_NO : PIN_UNKNOWN;
+    item->expires_s = item->priority = (struct marked){.known = fresh};
+}
+
 /* Starts a put of a variant that is not there as far as is known. One that is not put beside what
  * there is takes the place of a worse one, when it comes to that. */
 static void start_put(struct world *world, uint32_t number, enum larder_quality quality,
@@ -259,7 +266,7 @@ static void start_put(struct world *world, uint32_t number, enum larder_quality 
     }
     pthread_mutex_lock(&world->mutex);
     if (!world_may(world, number))
-        item->pin = promise->version == 0 || promise->removed ? PIN_NO : PIN_UNKNOWN;
+        forget_marks(item, promise->version == 0 || promise->removed);
     *promise = (struct promise){.version = version, .may = true};
     if (!beside) {
         worse->must = false;
@@ -534,7 +541,7 @@ void world_remove(struct world *world, uint32_t top)
     bool was_there = false;
     for (uint32_t i = top; i < world->item_count; i++) {
         if (is_below(world, i, top))
-            world->items[i].pin = PIN_UNKNOWN;
+            forget_marks(&world->items[i], false);
         for (uint32_t quality = 0; quality < WORLD_VARIANTS && is_below(world, i, top); quality++) {
             bool was_promised = begin_removal(&world->items[i].variants[quality]);
             was_there = was_there || (i == top && was_promised);
@@ -582,11 +589,21 @@ void world_remove_variant(struct world *world, uint32_t number, enum larder_qual
     pthread_mutex_unlock(&world->mutex);
 }
 
-/* --- pins ------------------------------------------------------------------------------------- */
+/* --- marks ------------------------------------------------------------------------------------ */
 
 static void on_marked(void *context, int err)
 {
     on_removed(context, err, 0);
+}
+
+static int mark_item(struct world *world, const struct item *item, const struct larder_mark *mark)
+{
+    struct remove_wait wait = {.world = world};
+    larder_store_mark(world->store, world->tenant.index, &item->key, mark, on_marked, &wait);
+    pthread_mutex_lock(&world->mutex);
+    wait_for(world, &wait.is_done, NULL, "a mark");
+    pthread_mutex_unlock(&world->mutex);
+    return wait.err;
 }
 
 void world_pin(struct world *world, uint32_t number)
@@ -594,14 +611,51 @@ void world_pin(struct world *world, uint32_t number)
     struct item *item = &world->items[number];
     bool pins = item->pin != PIN_YES;
     const struct larder_mark mark = {.fields = pins ? LARDER_MARK_PIN : LARDER_MARK_UNPIN};
-    struct remove_wait wait = {.world = world};
     item->pin = PIN_UNKNOWN;
-    larder_store_mark(world->store, world->tenant.index, &item->key, &mark, on_marked, &wait);
-    pthread_mutex_lock(&world->mutex);
-    wait_for(world, &wait.is_done, NULL, "a mark");
-    pthread_mutex_unlock(&world->mutex);
-    if (wait.err == 0)
+    if (mark_item(world, item, &mark) == 0)
         item->pin = pins ? PIN_YES : PIN_NO;
+}
+
+#define YEAR_S 31536000u
+
+/* When it ends is the store's clock's to say: what it says right after that must hold. */
+static void end_item(struct world *world, struct item *item)
+{
+    const struct larder_mark mark = {.fields = LARDER_MARK_TTL,
+                                     .ttl_s = world_draw(world, 4) * YEAR_S};
+    struct larder_entry_info info;
+    item->expires_s.known = false;
+    if (mark_item(world, item, &mark) < 0 || larder_store_find(world->store, &info, &item->key) < 0)
+        return;
+    if ((info.expires_s != 0) != (mark.ttl_s != 0)) {
+        world_say(world, "a time of %llu s is not there", (unsigned long long)mark.ttl_s);
+        world->tally->unmarked++;
+    }
+    item->expires_s = (struct marked){.known = true, .value = (int64_t)info.expires_s};
+}
+
+static void weigh_item(struct world *world, struct item *item)
+{
+    const struct larder_mark mark = {.fields = LARDER_MARK_PRIORITY,
+                                     .priority = (int32_t)world_draw(world, 17) - 8};
+    item->priority.known = false;
+    if (mark_item(world, item, &mark) == 0)
+        item->priority = (struct marked){.known = true, .value = mark.priority};
+}
+
+void world_mark(struct world *world, uint32_t number)
+{
+    struct item *item = &world->items[number];
+    switch (world_draw(world, 3)) {
+    case 0:
+        end_item(world, item);
+        break;
+    case 1:
+        weigh_item(world, item);
+        break;
+    default:
+        world_pin(world, number);
+    }
 }
 
 /* --- moving ----------------------------------------------------------------------------------- */
@@ -628,7 +682,7 @@ static void all_purged_locked(struct world *world)
             promise->must = promise->may = false;
             promise->removed = promise->purged = true;
         }
-        world->items[i].pin = PIN_UNKNOWN;
+        forget_marks(&world->items[i], false);
     }
 }
 
@@ -690,7 +744,7 @@ void world_do_something(struct world *world)
         for (uint32_t i = 0; i < 8; i++)
             world_move(world, (uint32_t)world_draw(world, world->item_count));
     else if (what < 97)
-        world_pin(world, (uint32_t)world_draw(world, world->item_count));
+        world_mark(world, (uint32_t)world_draw(world, world->item_count));
     else if (what == 97 && world_chance(world, 50))
         world_purge(world);
     else
@@ -813,16 +867,38 @@ static void judge(struct world *world, uint32_t number, uint32_t quality, enum p
     promise->removing = false;
 }
 
-static void judge_pin(struct world *world, uint32_t number)
+/* Each start reads two clocks in whole seconds. */
+#define SLACK_S 2
+
+static void judge_marked(struct world *world, uint32_t number, const char *what,
+                         struct marked *marked, int64_t found, int64_t slack)
+{
+    if (!marked->known)
+        return;
+    bool right = llabs(marked->value - found) <= slack;
+    marked->value = right ? found : marked->value;
+    if (right)
+        return;
+    world_say(world, "item %u: %s %lld, and was promised %lld", number, what, (long long)found,
+              (long long)marked->value);
+    world->tally->unmarked++;
+    marked->known = false;
+}
+
+static void judge_marks(struct world *world, uint32_t number)
 {
     struct item *item = &world->items[number];
     struct larder_entry_info info;
-    if (!world_may(world, number))
+    if (!world_may(world, number) || world->rotted)
         return;
-    if (item->pin == PIN_UNKNOWN || world->rotted)
+    bool there = larder_store_find(world->store, &info, &item->key) == 0;
+    if (there) {
+        judge_marked(world, number, "ends at", &item->expires_s, (int64_t)info.expires_s, SLACK_S);
+        judge_marked(world, number, "has priority", &item->priority, info.priority, 0);
+    }
+    if (item->pin == PIN_UNKNOWN)
         return;
     /* What is pinned must be there, however small the disk. */
-    bool there = larder_store_find(world->store, &info, &item->key) == 0;
     bool wrong = there ? info.pinned != (item->pin == PIN_YES) : item->pin == PIN_YES;
     if (wrong) {
         world_say(world, "item %u: %s", number,
@@ -858,7 +934,7 @@ bool world_verify(struct world *world)
         judge(world, number, quality, found[number][quality]);
     }
     for (uint32_t i = 0; i < world->item_count; i++)
-        judge_pin(world, i);
+        judge_marks(world, i);
     world_count_corrupt(world);
     world->tally->rounds++;
     world->tally->acknowledged += promised;

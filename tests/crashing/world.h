@@ -40,12 +40,20 @@ enum pin {
     PIN_UNKNOWN,
 };
 
+/* A time or a priority, as it was promised. */
+struct marked {
+    bool known;
+    int64_t value;
+};
+
 struct item {
     uint32_t parent; /* WORLD_NO_ITEM: a chain's first */
     uint32_t depth;
     struct larder_key key;
     struct promise variants[WORLD_VARIANTS];
     enum pin pin; /* what was promised */
+    struct marked expires_s;
+    struct marked priority;
 };
 
 struct world {
@@ -107,7 +115,9 @@ uint32_t world_put(struct world *world, uint32_t parent, enum larder_wait wait);
 void world_put_again(struct world *world, uint32_t number, enum larder_quality quality,
                      enum larder_wait wait);
 void world_remove(struct world *world, uint32_t number);
-/* Pins it, or takes the pin away. */
+/* Pins it, or takes the pin away; or gives it another end, far away, or another priority. */
+void world_mark(struct world *world, uint32_t number);
+/* The first of these alone. */
 void world_pin(struct world *world, uint32_t number);
 void world_move(struct world *world, uint32_t number);
 /* Removes one variant and keeps the other, if there is one. */
