@@ -41,7 +41,7 @@ def findings():
         named = False
         for part in cells[3].split(";"):
             suite = None
-            for word in re.finditer(r"([a-z_0-9]+): |`([^`]+)`|([a-z_0-9]+): suite|\*[a-z]+\*", part):
+            for word in re.finditer(r"([a-z_0-9]+): |`([^`]+)`|\*[a-z]+\*", part):
                 named = True
                 if word[1]:
                     suite = word[1]
