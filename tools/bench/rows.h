@@ -9,6 +9,8 @@
 int row_codec_encode(const struct bench *bench, struct bench_result *out);
 int row_codec_decode(const struct bench *bench, struct bench_result *out);
 int row_exact_size(const struct bench *bench, struct bench_result *out);
+
+/* rows_rans.c */
 int row_rans_scalar(const struct bench *bench, struct bench_result *out);
 int row_rans_avx2(const struct bench *bench, struct bench_result *out);
 int row_rans_avx512(const struct bench *bench, struct bench_result *out);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Recipes alone: sections of an 8B model's shape from memory to memory, one core; and the entropy
- * decoder by itself. Times are the processor's, so that a busy machine disturbs them less. */
+/* Recipes alone: sections of an 8B model's shape from memory to memory, one core. Times are the
+ * processor's, so that a busy machine disturbs them less. */
 #include "tools/bench/rows.h"
 
 #include <errno.h>
@@ -12,7 +12,6 @@
 #include "base/limits.h"
 #include "base/mem.h"
 #include "codec/codec.h"
-#include "codec/rans.h"
 #include "tools/bench/data.h"
 
 #define BLOCK_TOKENS 256u
@@ -199,114 +198,4 @@ int row_exact_size(const struct bench *bench, struct bench_result *out)
     bench_note(out, "made-up KV; of a small real model: 0.66 (tests/codec)");
     codec_close(&codec);
     return err;
-}
-
-/* --- the entropy decoder ---------------------------------------------------------------------- */
-
-#define RANS_SYMBOLS (1u << 20)
-#define RANS_LEVELS  16u
-/* Streams over and over, until a round is some tens of milliseconds. */
-#define RANS_REPEATS 24u
-
-struct rans_bench {
-    struct rans_model model;
-    struct rans_table table;
-    rans_decode_function decode;
-    uint8_t *symbols;
-    uint8_t *decoded;
-    uint8_t *room;
-    uint64_t bytes; /* of the stream, at the end of the room */
-};
-
-static int rans_open(struct rans_bench *rans, rans_decode_function decode)
-{
-    *rans = (struct rans_bench){.decode = decode};
-    rans->symbols = larder_alloc(RANS_SYMBOLS);
-    rans->decoded = larder_alloc(RANS_SYMBOLS);
-    rans->room = larder_alloc(rans_bound(RANS_SYMBOLS));
-    if (!rans->symbols || !rans->decoded || !rans->room)
-        return larder_fail(-ENOMEM, "no memory");
-    /* As a quantizer makes them of normal numbers: 16 levels, some 3 bits a symbol. */
-    uint64_t counts[RANS_LEVELS] = {0};
-    uint64_t state = 1;
-    for (uint32_t i = 0; i < RANS_SYMBOLS; i++) {
-        uint32_t sum = 0;
-        for (int k = 0; k < 4; k++) {
-            state = state * 6364136223846793005u + 1442695040888963407u;
-            sum += (uint32_t)(state >> 60);
-        }
-        rans->symbols[i] = (uint8_t)(sum / 4);
-        counts[rans->symbols[i]]++;
-    }
-    rans_model_fit(&rans->model, counts, RANS_LEVELS);
-    rans_table_fill(&rans->table, &rans->model);
-    rans->bytes = rans_encode(rans->room, rans_bound(RANS_SYMBOLS), rans->symbols, RANS_SYMBOLS,
-                              &rans->model);
-    return 0;
-}
-
-static void rans_close(struct rans_bench *rans)
-{
-    larder_free(rans->room);
-    larder_free(rans->decoded);
-    larder_free(rans->symbols);
-}
-
-static int rans_decode_all(void *context, double *measure)
-{
-    struct rans_bench *rans = context;
-    const uint8_t *stream = rans->room + rans_bound(RANS_SYMBOLS) - rans->bytes;
-    double started = bench_cpu_s();
-    for (uint32_t i = 0; i < RANS_REPEATS; i++) {
-        struct rans_decoder decoder;
-        if (!rans_decoder_open(&decoder, stream, rans->bytes))
-            return larder_fail(LARDER_ECORRUPT, "a stream of %llu bytes",
-                               (unsigned long long)rans->bytes);
-        rans->decode(&decoder, &rans->table, rans->decoded, RANS_SYMBOLS);
-    }
-    *measure = (double)RANS_REPEATS * RANS_SYMBOLS / 1e9 / (bench_cpu_s() - started);
-    return 0;
-}
-
-static int rans_copy_all(void *context, double *measure)
-{
-    struct rans_bench *rans = context;
-    double started = bench_cpu_s();
-    for (uint32_t i = 0; i < RANS_REPEATS; i++) {
-        memcpy(rans->decoded, rans->symbols, RANS_SYMBOLS);
-        __asm__ volatile("" ::"r"(rans->decoded) : "memory");
-    }
-    *measure = (double)RANS_REPEATS * RANS_SYMBOLS / 1e9 / (bench_cpu_s() - started);
-    return 0;
-}
-
-static int rans_row(const struct bench *bench, struct bench_result *out,
-                    rans_decode_function decode)
-{
-    if (!decode)
-        return larder_fail(LARDER_EUNSUPPORTED, "this processor lacks the instructions");
-    struct rans_bench rans;
-    int err = rans_open(&rans, decode);
-    if (err == 0)
-        err = bench_compare(bench, out, rans_decode_all, rans_copy_all, &rans);
-    if (err == 0 && memcmp(rans.symbols, rans.decoded, RANS_SYMBOLS) != 0)
-        err = larder_fail(LARDER_ECORRUPT, "other symbols came out than went in");
-    bench_note(out, "16 levels, %.2f bits a symbol", 8 * (double)rans.bytes / RANS_SYMBOLS);
-    rans_close(&rans);
-    return err;
-}
-
-int row_rans_scalar(const struct bench *bench, struct bench_result *out)
-{
-    return rans_row(bench, out, rans_decode_scalar);
-}
-
-int row_rans_avx2(const struct bench *bench, struct bench_result *out)
-{
-    return rans_row(bench, out, rans_decode_avx2());
-}
-
-int row_rans_avx512(const struct bench *bench, struct bench_result *out)
-{
-    return rans_row(bench, out, rans_decode_avx512());
 }

@@ -175,6 +175,31 @@ static void claim_exact(struct maker *maker)
     claim->verdict = claim->value <= .72 && exact->is_exact ? EVAL_HOLDS : EVAL_FAILS;
 }
 
+static bool is_reached(const struct eval_claims *claims, const char *family)
+{
+    for (uint32_t i = 0; i < claims->reach_count; i++)
+        if (strcmp(claims->reaches[i].family, family) == 0)
+            return true;
+    return false;
+}
+
+static void make_reaches(struct maker *maker)
+{
+    struct eval_claims *out = maker->out;
+    for (uint32_t i = 0; i < maker->rows->count; i++) {
+        const char *family = maker->rows->rows[i].trial->family;
+        if (maker->rows->rows[i].is_exact || is_reached(out, family))
+            continue;
+        assert(out->reach_count < EVAL_FAMILIES_MAX);
+        size_t count = hull_of(maker, maker->points, family, OF_FAMILY, true);
+        out->reaches[out->reach_count++] = (struct eval_reach){
+            .family = family,
+            .strict = eval_hull_bits(maker->points, count, EVAL_KL_STRICT),
+            .loose = eval_hull_bits(maker->points, count, EVAL_KL_LOOSE),
+        };
+    }
+}
+
 int eval_claims_make(struct eval_claims *out, const struct eval_rows *rows)
 {
     *out = (struct eval_claims){0};
@@ -182,10 +207,21 @@ int eval_claims_make(struct eval_claims *out, const struct eval_rows *rows)
     maker.points = larder_alloc_zero(2 * (size_t)rows->count + 1, sizeof(*maker.points));
     if (!maker.points)
         return larder_fail(-ENOMEM, "no memory for hulls");
-    claim_house(&maker, "house_at_0.01", .01);
-    claim_house(&maker, "house_at_0.05", .05);
-    claim_kl(&maker, "kivi4_kl", "kivi", "4 bits", .01);
-    claim_kl(&maker, "quarot4_kl", "quarot", "int4", .01);
+    make_reaches(&maker);
+    claim_house(&maker, "house_at_0.01", EVAL_KL_STRICT);
+    claim_house(&maker, "house_at_0.05", EVAL_KL_LOOSE);
+    static const struct {
+        const char *family;
+        const char *recipe;
+        double kl;
+    } kept[] = {
+        {"kivi", "4 bits", .01},         {"quarot", "int4", .01},    {"turboquant", "4 bits", .01},
+        {"rotatekv", "4 bits", .01},     {"kvquant", "4 bits", .01}, {"gear", "4 bits", .01},
+        {"gear-l", "4 bits", .01},       {"mxfp4", "4 bits", .01},   {"bfp", "4 bits", .01},
+        {"turboquant", "3.5 bits", .02}, {"kvquant", "3 bits", .02},
+    };
+    for (size_t i = 0; i < LARDER_COUNT_OF(kept); i++)
+        claim_kl(&maker, "kl_kept", kept[i].family, kept[i].recipe, kept[i].kl);
     static const char *const better[] = {"rotatekv", "turboquant", "gear", "kvquant"};
     static const char *const sizes[] = {"2 bits", "2 bits, 128", "2 bits, 128, rans"};
     for (size_t i = 0; i < LARDER_COUNT_OF(better); i++)
@@ -210,8 +246,24 @@ static const char *verdict_name(enum eval_verdict verdict)
     return "not measured";
 }
 
+static void print_bits(double bits, FILE *out)
+{
+    if (isfinite(bits))
+        fprintf(out, "  %8.3f", bits);
+    else
+        fprintf(out, "  %8s", "-");
+}
+
 void eval_claims_print(const struct eval_claims *claims, FILE *out)
 {
+    fprintf(out, "\nbits an element at a KL of\n%-16s  %8g  %8g\n", "", EVAL_KL_LOOSE,
+            EVAL_KL_STRICT);
+    for (uint32_t i = 0; i < claims->reach_count; i++) {
+        fprintf(out, "%-16s", claims->reaches[i].family);
+        print_bits(claims->reaches[i].loose, out);
+        print_bits(claims->reaches[i].strict, out);
+        fputc('\n', out);
+    }
     fputc('\n', out);
     for (uint32_t i = 0; i < claims->count; i++) {
         const struct eval_claim *claim = &claims->list[i];
@@ -234,5 +286,21 @@ json_t *eval_claims_json(const struct eval_claims *claims)
             json_object_set_new(one, "value", json_real(claim->value));
         json_array_append_new(out, one);
     }
+    return out;
+}
+
+static json_t *bits_to_json(double bits)
+{
+    return isfinite(bits) ? json_real(bits) : json_null();
+}
+
+json_t *eval_reaches_json(const struct eval_claims *claims)
+{
+    json_t *out = json_array();
+    for (uint32_t i = 0; i < claims->reach_count; i++)
+        json_array_append_new(
+            out, json_pack("{s:s, s:o, s:o}", "family", claims->reaches[i].family,
+                           "bits_at_kl_0.05", bits_to_json(claims->reaches[i].loose),
+                           "bits_at_kl_0.01", bits_to_json(claims->reaches[i].strict)));
     return out;
 }

@@ -28,16 +28,32 @@ struct eval_claim {
     char note[300];
 };
 
-#define EVAL_CLAIMS_MAX 64u
+#define EVAL_CLAIMS_MAX   64u
+#define EVAL_FAMILIES_MAX 64u
+
+/* What limits ask for. */
+#define EVAL_KL_STRICT .01
+#define EVAL_KL_LOOSE  .05
+
+/* Where the hull of a family's lossy recipes reaches these, in bits an element; infinite: it does
+ * not. */
+struct eval_reach {
+    const char *family;
+    double strict;
+    double loose;
+};
 
 struct eval_claims {
     struct eval_claim list[EVAL_CLAIMS_MAX];
     uint32_t count;
+    struct eval_reach reaches[EVAL_FAMILIES_MAX];
+    uint32_t reach_count;
 };
 
 int eval_claims_make(struct eval_claims *out, const struct eval_rows *rows);
 void eval_claims_print(const struct eval_claims *claims, FILE *out);
-/* A new reference. */
+/* New references. */
+json_t *eval_reaches_json(const struct eval_claims *claims);
 json_t *eval_claims_json(const struct eval_claims *claims);
 
 #endif

@@ -109,12 +109,13 @@ json_t *eval_json(const struct eval_report *report)
     if (larder_model_fingerprint(&fingerprint, report->model) == 0)
         larder_hex(hex, fingerprint.bytes, sizeof(fingerprint.bytes));
     const struct eval_samples *samples = report->work->samples;
-    return json_pack("{s:s, s:s, s:s, s:i, s:i, s:i, s:o, s:o, s:o*}", "version", LARDER_VERSION,
-                     "model", report->model->name, "fingerprint", hex, "prefix_tokens",
-                     (int)EVAL_PREFIX_TOKENS, "text_samples", (int)samples->text_count,
-                     "question_samples", (int)(samples->count - samples->text_count), "recipes",
-                     recipes, "not_measured", skipped, "summary",
-                     report->claims ? eval_claims_json(report->claims) : NULL);
+    return json_pack(
+        "{s:s, s:s, s:s, s:i, s:i, s:i, s:o, s:o, s:o*, s:o*}", "version", LARDER_VERSION, "model",
+        report->model->name, "fingerprint", hex, "prefix_tokens", (int)EVAL_PREFIX_TOKENS,
+        "text_samples", (int)samples->text_count, "question_samples",
+        (int)(samples->count - samples->text_count), "recipes", recipes, "not_measured", skipped,
+        "summary", report->claims ? eval_claims_json(report->claims) : NULL, "families",
+        report->claims ? eval_reaches_json(report->claims) : NULL);
 }
 
 /* --- CSV -------------------------------------------------------------------------------------- */
