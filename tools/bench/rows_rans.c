@@ -30,8 +30,8 @@ struct rans_bench {
     uint64_t bytes[2]; /* of the streams, each at the end of its room */
 };
 
-/* Sums of four small numbers, as a quantizer makes them of normal ones; a channel group's levels lie
- * closer together the higher its number. */
+/* Sums of four small numbers, as a quantizer makes them of normal ones; a channel group's levels
+ * lie closer together the higher its number. */
 static void make_symbols(struct rans_bench *rans)
 {
     uint64_t state = 1;
