@@ -448,6 +448,55 @@ START_TEST(magnitudes)
 }
 END_TEST
 
+static bool fill_bad(struct scene *s, int kind)
+{
+    static const float odd[] = {NAN, INFINITY, -INFINITY};
+    for (uint64_t i = 0; i < s->count; i++) {
+        float normal = (float)next_normal();
+        s->x[i] = kind == 3 ? 0 : kind == 4 ? -7.25f : kind == 5 ? normal * 1e-41f : normal;
+    }
+    if (kind < 3)
+        s->x[s->count / 3] = odd[kind];
+    return kind < 3;
+}
+
+/* What is not finite is kept exact; zeros stay zeros; what a scale cannot hold is no wrong value;
+ * so also with one token and an odd number of channels. */
+START_TEST(bad_numbers)
+{
+    static const char *const texts[] = {
+        "lloyd bits=3", "lloyd bits=1 axis=channel group=16 scale=fit",
+        "ternary",      "ternary axis=channel group=16 scale=mean",
+        "fp4",          "fp8 format=e4m3",
+        "bfp",          "fp8 format=e5m2 axis=channel group=16",
+        "qjl",          "rfft | lloyd bits=2",
+        "vidkv",
+    };
+    static const uint32_t shapes[][2] = {{1, 7}, {33, 45}};
+    for (size_t t = 0; t < LARDER_COUNT_OF(texts); t++) {
+        for (int kind = 0; kind < 12; kind++) {
+            struct scene s;
+            scene_open(&s, texts[t], 2, shapes[kind / 6][0], shapes[kind / 6][1]);
+            bool exact = fill_bad(&s, kind % 6);
+            scene_run(&s);
+            ck_assert(!exact || s.error.fell_back);
+            if (exact)
+                ck_assert_mem_eq(s.decoded, s.x, s.count * sizeof(float));
+            double most = 0;
+            for (uint64_t i = 0; i < s.count && !exact; i++) {
+                ck_assert(isfinite(s.decoded[i]));
+                most = fmax(most, fabs((double)s.x[i]));
+            }
+            /* A sketch is the noisiest: its numbers may be a few times as large. */
+            for (uint64_t i = 0; i < s.count && !exact; i++)
+                ck_assert_msg(fabs((double)s.decoded[i]) <= 6 * most, "%s: %g, of at most %g",
+                              texts[t], (double)s.decoded[i], most);
+            scene_close(&s);
+        }
+    }
+}
+END_TEST
+
 /* A wave of one frequency is one number behind the transform, and the others are 0: two levels keep
  * it, whatever the number of channels. */
 START_TEST(a_wave_is_one_number)
@@ -585,6 +634,7 @@ int main(void)
     tcase_add_test(tests, bad_parameters);
     tcase_add_test(tests, no_number_as_a_power);
     tcase_add_test(tests, magnitudes);
+    tcase_add_test(tests, bad_numbers);
     tcase_add_test(tests, a_wave_is_one_number);
     tcase_add_test(tests, sketches_are_right_on_average);
     tcase_add_test(tests, channels_in_a_profiles_order);
