@@ -28,7 +28,8 @@
     X(LARDER_EEXISTS, -1015, "stored already, at this quality or better")                          \
     X(LARDER_ENOPARENT, -1016, "parent block is not stored")                                       \
     X(LARDER_EMISMATCH, -1017, "stored tokens differ from the caller's")                           \
-    X(LARDER_EPINNED, -1018, "pinned, or holds up what is pinned")
+    X(LARDER_EPINNED, -1018, "pinned, or holds up what is pinned")                                 \
+    X(LARDER_ENOPROFILE, -1019, "the profile that its recipe reads is not there")
 
 enum larder_error {
 #define LARDER_ERROR_ENUM(name, value, text) name = (value),

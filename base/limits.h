@@ -42,6 +42,10 @@
 #define LARDER_VARIANTS_MAX 8u
 /* Marks in one record: what fits its one page. */
 #define LARDER_MARKS_MAX 43u
+/* Profiles in a store: one or a few for each model. */
+#define LARDER_PROFILES_MAX 256u
+/* Measured qualities of recipes: some tens for each model that is served. */
+#define LARDER_MEASURES_MAX 1024u
 /* Text of a recipe. */
 #define LARDER_RECIPE_BYTES_MAX 1024u
 /* A profile: bases of 128 x 128 numbers for K and V of 64 layers of 8 heads are 67 MB. */

@@ -24,6 +24,46 @@ static void layout_of(struct larder_head_layout *out, const struct larder_record
                        record->section_count);
 }
 
+/* The bits of an f32 are those of a number that is not negative, and finite, if they are below
+ * infinity's: the sign stands on top. */
+#define INFINITY_UPPER 0x7f80u
+
+/* Rounded up. */
+static uint16_t upper_half(float value)
+{
+    uint32_t bits;
+    assert(isfinite(value));
+    assert(value >= 0);
+    memcpy(&bits, &value, sizeof(bits));
+    const uint32_t upper = (bits >> 16) + ((bits & 0xffff) != 0);
+    return (uint16_t)(upper < INFINITY_UPPER ? upper : INFINITY_UPPER - 1);
+}
+
+static float from_upper_half(uint16_t upper)
+{
+    const uint32_t bits = (uint32_t)upper << 16;
+    float value;
+    memcpy(&value, &bits, sizeof(value));
+    return value;
+}
+
+float larder_computed_on_kl(uint8_t computed_on, uint16_t bits)
+{
+    if (computed_on == LARDER_QUALITY_EXACT)
+        return 0;
+    return bits ? from_upper_half(bits) : INFINITY;
+}
+
+float larder_record_computed_on_kl(const struct larder_record *record)
+{
+    return larder_computed_on_kl(record->computed_on, record->computed_on_kl);
+}
+
+uint16_t larder_computed_on_kl_bits(float kl)
+{
+    return isfinite(kl) ? upper_half(kl) : 0;
+}
+
 static int check_field(const char *field, uint64_t value, uint64_t most)
 {
     if (value > most)
@@ -56,8 +96,12 @@ static int check_header(const struct larder_record *record)
     if (record->tag_kind != LARDER_TAG_XXH3_128 && record->tag_kind != LARDER_TAG_AES_256_GCM)
         return larder_fail(LARDER_EVERSION, "record: tag kind %u, this release knows %u and %u",
                            record->tag_kind, LARDER_TAG_XXH3_128, LARDER_TAG_AES_256_GCM);
-    if (record->flags != 0 || !larder_all_zero(record->reserved0, sizeof(record->reserved0)))
+    if (record->flags != 0)
         return larder_fail(LARDER_ECORRUPT, "record: reserved fields are not zero");
+    if (record->computed_on_kl >= INFINITY_UPPER ||
+        (record->computed_on_kl && record->computed_on == LARDER_QUALITY_EXACT))
+        return larder_fail(LARDER_ECORRUPT, "record: a KL of 0x%04x of what it was computed on",
+                           record->computed_on_kl);
     LARDER_TRY(check_field("record_bytes", record->record_bytes, LARDER_RECORD_BYTES_MAX));
     LARDER_TRY(check_field("raw_bytes", record->raw_bytes, LARDER_RECORD_BYTES_MAX));
     LARDER_TRY(check_field("token_count", record->token_count, LARDER_BLOCK_TOKENS_MAX));
@@ -89,29 +133,6 @@ static int check_header(const struct larder_record *record)
         return larder_fail(LARDER_ECORRUPT, "record: record_bytes=%llu for a head of %u",
                            (unsigned long long)record->record_bytes, record->head_bytes);
     return 0;
-}
-
-/* The bits of an f32 are those of a number that is not negative, and finite, if they are below
- * infinity's: the sign stands on top. */
-#define INFINITY_UPPER 0x7f80u
-
-/* Rounded up. */
-static uint16_t upper_half(float value)
-{
-    uint32_t bits;
-    assert(isfinite(value));
-    assert(value >= 0);
-    memcpy(&bits, &value, sizeof(bits));
-    const uint32_t upper = (bits >> 16) + ((bits & 0xffff) != 0);
-    return (uint16_t)(upper < INFINITY_UPPER ? upper : INFINITY_UPPER - 1);
-}
-
-static float from_upper_half(uint16_t upper)
-{
-    const uint32_t bits = (uint32_t)upper << 16;
-    float value;
-    memcpy(&value, &bits, sizeof(value));
-    return value;
 }
 
 float larder_section_error(const struct larder_section *section)

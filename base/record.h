@@ -37,35 +37,35 @@ enum larder_tag_kind {
 };
 
 struct larder_record {
-    uint64_t magic;         /* 000-007  LARDER_RECORD_MAGIC */
-    uint16_t version;       /* 008-009  LARDER_RECORD_VERSION */
-    uint16_t type;          /* 010-011  enum larder_record_type */
-    uint16_t tag_kind;      /* 012-013  enum larder_tag_kind */
-    uint16_t flags;         /* 014-015  0 */
-    uint64_t record_bytes;  /* 016-023  whole record with padding; multiple of 4096 */
-    uint64_t raw_bytes;     /* 024-031  K and V in the model's dtype, uncompressed */
-    uint64_t generation;    /* 032-039  of the write, store-wide and rising; kept when moved */
-    uint32_t segment_id;    /* 040-043  where the record stands (guards misdirected reads); */
-    uint32_t segment_page;  /* 044-047  offset / 4096; both 0 until it is appended */
-    uint64_t created_s;     /* 048-055  Unix time */
-    uint8_t key[32];        /* 056-087 */
-    uint8_t parent[32];     /* 088-119  zeros: first block of a chain */
-    uint8_t model[32];      /* 120-151  fingerprint */
-    uint8_t tenant[16];     /* 152-167  id of the tenant */
-    uint8_t profile[32];    /* 168-199  hash of the recipe's profile; zeros: none */
-    uint32_t variant;       /* 200-203  0: the first of its key */
-    uint32_t head_bytes;    /* 204-207  struct to end of directory, without padding */
-    uint32_t extra_bytes;   /* 208-211  <= LARDER_EXTRA_BYTES_MAX; tombstone: 32 x keys */
-    uint32_t token_count;   /* 212-215  1..LARDER_BLOCK_TOKENS_MAX; 0 for opaque keys */
-    uint64_t position;      /* 216-223  rope_base_pos: of the first token when K was computed */
-    uint16_t section_count; /* 224-225  <= LARDER_SECTIONS_MAX */
-    uint16_t recipe_bytes;  /* 226-227  <= LARDER_RECIPE_BYTES_MAX */
-    uint8_t quality;        /* 228      enum larder_quality, of this variant */
-    uint8_t computed_on;    /* 229      enum larder_quality of the KV it was computed on */
-    uint8_t reserved0[2];   /* 230-231  0 */
-    float k_error;          /* 232-235  relative RMS error of K over all layers; 0: exact */
-    float v_error;          /* 236-239  of V */
-    uint8_t tag[16];        /* 240-255  over head_bytes, this field as zeros */
+    uint64_t magic;          /* 000-007  LARDER_RECORD_MAGIC */
+    uint16_t version;        /* 008-009  LARDER_RECORD_VERSION */
+    uint16_t type;           /* 010-011  enum larder_record_type */
+    uint16_t tag_kind;       /* 012-013  enum larder_tag_kind */
+    uint16_t flags;          /* 014-015  0 */
+    uint64_t record_bytes;   /* 016-023  whole record with padding; multiple of 4096 */
+    uint64_t raw_bytes;      /* 024-031  K and V in the model's dtype, uncompressed */
+    uint64_t generation;     /* 032-039  of the write, store-wide and rising; kept when moved */
+    uint32_t segment_id;     /* 040-043  where the record stands (guards misdirected reads); */
+    uint32_t segment_page;   /* 044-047  offset / 4096; both 0 until it is appended */
+    uint64_t created_s;      /* 048-055  Unix time */
+    uint8_t key[32];         /* 056-087 */
+    uint8_t parent[32];      /* 088-119  zeros: first block of a chain */
+    uint8_t model[32];       /* 120-151  fingerprint */
+    uint8_t tenant[16];      /* 152-167  id of the tenant */
+    uint8_t profile[32];     /* 168-199  hash of the recipe's profile; zeros: none */
+    uint32_t variant;        /* 200-203  0: the first of its key */
+    uint32_t head_bytes;     /* 204-207  struct to end of directory, without padding */
+    uint32_t extra_bytes;    /* 208-211  <= LARDER_EXTRA_BYTES_MAX; tombstone: 32 x keys */
+    uint32_t token_count;    /* 212-215  1..LARDER_BLOCK_TOKENS_MAX; 0 for opaque keys */
+    uint64_t position;       /* 216-223  rope_base_pos: of the first token when K was computed */
+    uint16_t section_count;  /* 224-225  <= LARDER_SECTIONS_MAX */
+    uint16_t recipe_bytes;   /* 226-227  <= LARDER_RECIPE_BYTES_MAX */
+    uint8_t quality;         /* 228      enum larder_quality, of this variant */
+    uint8_t computed_on;     /* 229      enum larder_quality of the KV it was computed on */
+    uint16_t computed_on_kl; /* 230-231  of that KV: larder_record_computed_on_kl() */
+    float k_error;           /* 232-235  relative RMS error of K over all layers; 0: exact */
+    float v_error;           /* 236-239  of V */
+    uint8_t tag[16];         /* 240-255  over head_bytes, this field as zeros */
 };
 static_assert(sizeof(struct larder_record) == 256, "on-disk size");
 
@@ -94,6 +94,14 @@ struct larder_section {
     uint8_t tag[16];      /* 32-47 */
 };
 static_assert(sizeof(struct larder_section) == 48, "on-disk size");
+
+/* The most that the logits' KL (nats a token) was measured to be on the KV that this record was
+ * computed on; 0: that was exact; infinity: nobody knows. What was set is never read back lower. */
+float larder_record_computed_on_kl(const struct larder_record *record);
+/* The same from the record's fields, wherever they were kept. */
+float larder_computed_on_kl(uint8_t computed_on, uint16_t bits);
+/* 0 or infinity: unknown. */
+uint16_t larder_computed_on_kl_bits(float kl);
 
 /* Relative RMS error of the section: 0 when it is exact, negative when nobody measured it. */
 float larder_section_error(const struct larder_section *section);

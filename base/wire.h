@@ -34,6 +34,7 @@ enum wire_type {
     WIRE_STAT = 18,     /* (nothing)         -> wire_stat_ok */
     WIRE_PREFETCH = 19, /* wire_keys + keys -> wire_prefetch_ok */
     WIRE_MARK = 20,     /* wire_mark         -> (nothing) */
+    WIRE_PROFILE = 21,  /* wire_profile      -> wire_profile_ok with one descriptor */
 
     /* engine socket: daemon to client */
     WIRE_HELLO_OK = 40,
@@ -46,27 +47,34 @@ enum wire_type {
     WIRE_STAT_OK = 48,
     WIRE_PREFETCH_OK = 49,
     WIRE_MARK_OK = 50,
+    WIRE_PROFILE_OK = 51,
     WIRE_LOADED = 60, /* wire_loaded: every ref of a WIRE_GET is published or has failed */
     WIRE_SLAB = 61,   /* wire_slab with one descriptor: before the first ref into it */
 
     /* control socket: admin to daemon */
-    WIRE_ADMIN_STATUS = 100,   /* (nothing)          -> wire_admin_status_ok */
-    WIRE_ADMIN_LIST = 101,     /* wire_admin_list    -> wire_admin_list_ok + entries */
-    WIRE_ADMIN_SHOW = 102,     /* wire_admin_key     -> wire_admin_show_ok */
-    WIRE_ADMIN_VERIFY = 103,   /* wire_admin_variant -> wire_admin_verify_ok */
-    WIRE_ADMIN_REMOVE = 104,   /* wire_admin_remove  -> wire_remove_ok */
-    WIRE_ADMIN_MODELS = 105,   /* wire_admin_index   -> wire_admin_model_ok */
-    WIRE_ADMIN_TENANTS = 106,  /* wire_admin_index   -> wire_admin_tenant_ok */
-    WIRE_ADMIN_MARK = 108,     /* wire_mark          -> (nothing) */
-    WIRE_ADMIN_COUNTERS = 120, /* (nothing)         -> wire_admin_counters_ok */
-    WIRE_ADMIN_HISTORY = 121,  /* wire_admin_key    -> wire_admin_history_ok */
-    WIRE_ADMIN_DERIVE = 122,   /* wire_admin_derive + tokens -> wire_admin_key */
-    WIRE_ADMIN_SCRUB = 123,    /* wire_admin_scrub  -> wire_admin_scrub_ok */
-    WIRE_ADMIN_TOKENS = 124,   /* wire_admin_key    -> wire_admin_tokens_ok + tokens */
-    WIRE_ADMIN_ACT = 125,      /* wire_admin_act    -> (nothing); then an engine's hello */
-    WIRE_ADMIN_PURGE = 126,    /* wire_admin_purge  -> wire_remove_ok */
-    WIRE_ADMIN_GC = 127,       /* wire_admin_gc     -> wire_admin_gc_ok */
-    WIRE_ADMIN_SECTIONS = 128, /* wire_admin_variant -> wire_admin_sections_ok + sections */
+    WIRE_ADMIN_STATUS = 100,      /* (nothing)          -> wire_admin_status_ok */
+    WIRE_ADMIN_LIST = 101,        /* wire_admin_list    -> wire_admin_list_ok + entries */
+    WIRE_ADMIN_SHOW = 102,        /* wire_admin_key     -> wire_admin_show_ok */
+    WIRE_ADMIN_VERIFY = 103,      /* wire_admin_variant -> wire_admin_verify_ok */
+    WIRE_ADMIN_REMOVE = 104,      /* wire_admin_remove  -> wire_remove_ok */
+    WIRE_ADMIN_MODELS = 105,      /* wire_admin_index   -> wire_admin_model_ok */
+    WIRE_ADMIN_TENANTS = 106,     /* wire_admin_index   -> wire_admin_tenant_ok */
+    WIRE_ADMIN_MARK = 108,        /* wire_mark          -> (nothing) */
+    WIRE_ADMIN_COUNTERS = 120,    /* (nothing)         -> wire_admin_counters_ok */
+    WIRE_ADMIN_HISTORY = 121,     /* wire_admin_key    -> wire_admin_history_ok */
+    WIRE_ADMIN_DERIVE = 122,      /* wire_admin_derive + tokens -> wire_admin_key */
+    WIRE_ADMIN_SCRUB = 123,       /* wire_admin_scrub  -> wire_admin_scrub_ok */
+    WIRE_ADMIN_TOKENS = 124,      /* wire_admin_key    -> wire_admin_tokens_ok + tokens */
+    WIRE_ADMIN_ACT = 125,         /* wire_admin_act    -> (nothing); then an engine's hello */
+    WIRE_ADMIN_PURGE = 126,       /* wire_admin_purge  -> wire_remove_ok */
+    WIRE_ADMIN_GC = 127,          /* wire_admin_gc     -> wire_admin_gc_ok */
+    WIRE_ADMIN_SECTIONS = 128,    /* wire_admin_variant -> wire_admin_sections_ok + sections */
+    WIRE_ADMIN_PROFILE_NEW = 129, /* wire_staging -> wire_staging_ok with one descriptor */
+    WIRE_ADMIN_PROFILE_ADD = 130, /* wire_admin_profile_add -> wire_admin_profile_add_ok */
+    WIRE_ADMIN_PROFILES = 131,    /* wire_admin_index -> wire_admin_profile_ok */
+    WIRE_ADMIN_PROFILE_RM = 132,  /* wire_profile     -> (nothing) */
+    WIRE_ADMIN_MEASURE = 133,     /* wire_admin_measure + rows -> (nothing) */
+    WIRE_ADMIN_MEASURES = 134,    /* wire_admin_index -> wire_measure */
     WIRE_ADMIN_STATUS_OK = 140,
     WIRE_ADMIN_LIST_OK = 141,
     WIRE_ADMIN_SHOW_OK = 142,
@@ -84,6 +92,12 @@ enum wire_type {
     WIRE_ADMIN_PURGE_OK = 166,
     WIRE_ADMIN_GC_OK = 167,
     WIRE_ADMIN_SECTIONS_OK = 168,
+    WIRE_ADMIN_PROFILE_NEW_OK = 169,
+    WIRE_ADMIN_PROFILE_ADD_OK = 170,
+    WIRE_ADMIN_PROFILES_OK = 171,
+    WIRE_ADMIN_PROFILE_RM_OK = 172,
+    WIRE_ADMIN_MEASURE_OK = 173,
+    WIRE_ADMIN_MEASURES_OK = 174,
 };
 
 struct wire_frame {
@@ -130,11 +144,13 @@ struct wire_model {
 static_assert(sizeof(struct larder_model_desc) == 192, "wire size");
 
 struct wire_model_ok {
-    uint32_t model; /* handle on this connection and in this daemon */
-    uint32_t reserved;
+    uint32_t model;   /* handle on this connection and in this daemon */
+    uint32_t quality; /* that a PUT without a recipe gives: enum larder_quality */
     uint8_t fingerprint[32];
+    float max_kl; /* that it keeps, when its recipe is chosen by what was measured; else 0 */
+    uint32_t reserved;
 };
-static_assert(sizeof(struct wire_model_ok) == 40, "wire size");
+static_assert(sizeof(struct wire_model_ok) == 48, "wire size");
 
 enum wire_keys_flag {
     WIRE_KEYS_SMALLEST = 1 << 0, /* of variants that are good enough the smallest */
@@ -151,15 +167,17 @@ struct wire_keys {
     uint16_t layer_first; /* of the layers to be loaded; 0 in a LOOKUP */
     uint16_t layer_count; /* 0: all from layer_first on */
     uint8_t parent[32];   /* of the first key; zeros: the root */
+    float max_kl;         /* also accepted: what was measured to keep it; 0: nothing */
+    uint32_t reserved;
 };
-static_assert(sizeof(struct wire_keys) == 48, "wire size");
+static_assert(sizeof(struct wire_keys) == 56, "wire size");
 
 /* Followed by tail_count struct wire_tail. */
 struct wire_lookup_ok {
     uint32_t matched; /* leading keys */
     uint32_t quality;
     uint32_t tail_count; /* <= LARDER_TAILS_MAX: shorter stored blocks behind the last match */
-    uint32_t reserved;
+    float kl;            /* worst among the matched; 0: all exact; infinity: not measured */
     uint64_t bytes;
     uint64_t bytes_host;
 };
@@ -181,7 +199,7 @@ struct wire_get_ok {
     uint32_t quality;
     uint32_t ready;
     uint32_t tail_count;
-    uint32_t reserved;
+    float kl; /* as in wire_lookup_ok */
     uint64_t bytes;
     uint64_t bytes_host; /* of the matched ones, found in the host tier */
 };
@@ -231,12 +249,15 @@ struct wire_staging_ok {
 static_assert(sizeof(struct wire_staging_ok) == 8, "wire size");
 
 enum wire_put_flag {
-    WIRE_PUT_BESIDE = 1 << 0, /* as a further variant, whatever is stored */
+    WIRE_PUT_BESIDE = 1 << 0,     /* as a further variant, whatever is stored */
+    WIRE_PUT_IMPORTANCE = 1 << 1, /* staging ends with importance scores, */
+    WIRE_PUT_Q_MAX = 1 << 2,      /* and these behind them (codec/codec.h, struct larder_block) */
 };
 
 /* One block. Staging holds, from staging_offset (a multiple of 64) on: extra, padded to 4 | tokens
- * (u32) | padding to 64 | canonical planes (codec/codec.h) of all layers, layer-major, K before V;
- * staging_bytes is exactly the sum. The region is the daemon's until the answer, and is read once.
+ * (u32) | padding to 64 | canonical planes (codec/codec.h) of all layers, layer-major, K before V |
+ * with a flag for each: padding to 64, importance, padding to 64, q_max; staging_bytes is exactly
+ * the sum. The region is the daemon's until the answer, and is read once.
  * PUTs of one connection are carried out in order, so that a chain may be sent without waiting. */
 struct wire_put {
     uint32_t model;
@@ -251,19 +272,36 @@ struct wire_put {
     uint32_t computed_on;  /* enum larder_quality */
     uint32_t recipe_bytes; /* 0: the default */
     uint32_t flags;        /* bits of enum wire_put_flag */
+    float computed_on_kl;  /* measured on that KV; 0 or infinity: unknown, or it is exact */
+    float max_kl;          /* with recipe "auto" */
     uint32_t reserved;
+    uint8_t profile[32]; /* for a recipe that needs one; zeros: the model's default */
     char recipe[LARDER_RECIPE_BYTES_MAX]; /* the rest 0 */
     struct larder_mark mark;              /* made with the entry; fields 0: none */
 };
 static_assert(sizeof(struct larder_mark) == 32, "wire size");
-static_assert(sizeof(struct wire_put) == 1176, "wire size");
+static_assert(sizeof(struct wire_put) == 1216, "wire size");
 
 struct wire_put_ok {
     uint64_t stored_bytes; /* of the record; 0 when it was stored before */
     uint32_t existed;      /* 1: stored already at this quality or better, or this very variant */
-    uint32_t reserved;
+    uint32_t quality;      /* of the record; when it existed: what it would have been */
+    float kl;              /* measured of its recipe and what it was computed on; infinity: not */
+    uint32_t unmeasured;   /* 1: recipe "auto", and no measured recipe keeps max_kl: exact */
+    char recipe[64];       /* NUL-terminated; a longer text: its start, and "..." */
 };
-static_assert(sizeof(struct wire_put_ok) == 16, "wire size");
+static_assert(sizeof(struct wire_put_ok) == 88, "wire size");
+
+/* A profile's bytes, for whoever knows its name: read-only memory. */
+struct wire_profile {
+    uint8_t name[32]; /* SHA-256 of its bytes */
+};
+static_assert(sizeof(struct wire_profile) == 32, "wire size");
+
+struct wire_profile_ok {
+    uint64_t bytes;
+};
+static_assert(sizeof(struct wire_profile_ok) == 8, "wire size");
 
 struct wire_remove {
     uint8_t key[32];
@@ -554,6 +592,54 @@ static_assert(sizeof(struct wire_admin_sections_ok) +
                       LARDER_SECTIONS_MAX * sizeof(struct wire_admin_section) + 16 <=
                   LARDER_FRAME_BYTES_MAX,
               "sections fit a frame");
+
+/* What WIRE_ADMIN_PROFILE_NEW's memory was filled with is a profile of this name. */
+struct wire_admin_profile_add {
+    uint8_t name[32];
+    uint32_t is_default; /* 1: of its model, from now on */
+    uint32_t reserved;
+};
+static_assert(sizeof(struct wire_admin_profile_add) == 40, "wire size");
+
+struct wire_admin_profile_add_ok {
+    uint32_t existed; /* 1: it was there already */
+    uint32_t reserved;
+};
+static_assert(sizeof(struct wire_admin_profile_add_ok) == 8, "wire size");
+
+struct wire_admin_profile_ok {
+    uint8_t name[32];
+    uint64_t bytes;
+    uint64_t uses; /* records that need it */
+    uint32_t is_default;
+    uint32_t reserved;
+};
+static_assert(sizeof(struct wire_admin_profile_ok) == 56, "wire size");
+
+/* What larder-eval measured of a recipe on a model. */
+struct wire_measure {
+    uint8_t fingerprint[32]; /* of the model */
+    uint8_t profile[32];     /* zeros: none */
+    float kl;                /* mean, nats a token */
+    float kl_p99;
+    float top1; /* share of tokens whose likeliest stays the same */
+    float bits_per_element;
+    char recipe[LARDER_RECIPE_BYTES_MAX + 8]; /* NUL-terminated */
+};
+static_assert(sizeof(struct wire_measure) == 1112, "wire size");
+
+#define LARDER_ADMIN_MEASURES_MAX 56u
+static_assert(LARDER_ADMIN_MEASURES_MAX * sizeof(struct wire_measure) + 64 <=
+                  LARDER_FRAME_BYTES_MAX,
+              "rows fit a frame");
+
+/* Followed by `count` struct wire_measure, each of which takes the place of one for the same model,
+ * recipe and profile. */
+struct wire_admin_measure {
+    uint32_t count; /* 1..LARDER_ADMIN_MEASURES_MAX */
+    uint32_t reserved;
+};
+static_assert(sizeof(struct wire_admin_measure) == 8, "wire size");
 
 /* From here on the connection is one of that tenant's on the engine socket. */
 struct wire_admin_act {

@@ -3,6 +3,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <math.h>
 #include <string.h>
 
 #include "base/error.h"
@@ -122,15 +123,32 @@ int client_check_quality(enum larder_quality worst)
     return 0;
 }
 
-struct wire_keys client_wire_keys(uint32_t handle, const struct larder_key *parent, uint32_t count,
-                                  enum larder_quality worst)
+int client_check_kl(const char *what, float kl)
 {
-    const unsigned smallest = (unsigned)worst & LARDER_QUALITY_SMALLEST;
+    if (isfinite(kl) && kl >= 0)
+        return 0;
+    return larder_fail(-EINVAL, "%s=%g is no KL in nats a token: 0 or more, and finite", what,
+                       (double)kl);
+}
+
+struct client_accept client_accept_of(const struct larder_get_options *options)
+{
+    if (!options)
+        return (struct client_accept){.worst = LARDER_QUALITY_EXACT};
+    return (struct client_accept){.worst = options->worst, .max_kl = options->max_kl};
+}
+
+struct wire_keys client_wire_keys(uint32_t handle, const struct larder_key *parent, uint32_t count,
+                                  struct client_accept accept)
+{
+    const unsigned worst = (unsigned)accept.worst;
+    const unsigned smallest = worst & LARDER_QUALITY_SMALLEST;
     struct wire_keys body = {
         .model = handle,
         .key_count = count,
-        .worst = (uint16_t)((unsigned)worst - smallest),
+        .worst = (uint16_t)(worst - smallest),
         .flags = smallest ? WIRE_KEYS_SMALLEST : 0,
+        .max_kl = accept.max_kl,
     };
     memcpy(body.parent, parent->bytes, sizeof(body.parent));
     return body;
@@ -138,10 +156,10 @@ struct wire_keys client_wire_keys(uint32_t handle, const struct larder_key *pare
 
 int client_lookup_keys(struct larder_link *link, struct client_match *out, uint32_t handle,
                        const struct larder_key *parent, const struct larder_key *keys,
-                       uint32_t count, enum larder_quality worst)
+                       uint32_t count, struct client_accept accept)
 {
     assert(count > 0 && count <= LARDER_REQUEST_KEYS_MAX);
-    const struct wire_keys body = client_wire_keys(handle, parent, count, worst);
+    const struct wire_keys body = client_wire_keys(handle, parent, count, accept);
     const struct client_part parts[] = {{&body, sizeof(body)}, {keys, count * sizeof(*keys)}};
     struct {
         struct wire_lookup_ok head;
@@ -157,11 +175,12 @@ int client_lookup_keys(struct larder_link *link, struct client_match *out, uint3
     const struct wire_lookup_ok *head = &answer.head;
     if (call.answer_bytes < sizeof(*head) || head->tail_count > LARDER_TAILS_MAX ||
         call.answer_bytes != sizeof(*head) + head->tail_count * sizeof(answer.tails[0]) ||
-        head->matched > count || head->quality > LARDER_QUALITY_BLENDED ||
+        head->matched > count || head->quality > LARDER_QUALITY_BLENDED || !(head->kl >= 0) ||
         head->bytes_host > head->bytes)
         return client_malformed(link, "LOOKUP");
     out->matched = head->matched;
     out->quality = head->quality;
+    out->kl = head->kl;
     out->bytes = head->bytes;
     out->bytes_host = head->bytes_host;
     out->tail_count = head->tail_count;
@@ -170,11 +189,11 @@ int client_lookup_keys(struct larder_link *link, struct client_match *out, uint3
 }
 
 int client_chain_lookup(struct client_chain *chain, struct client_match *out, uint32_t handle,
-                        uint32_t first, uint32_t count, enum larder_quality worst)
+                        uint32_t first, uint32_t count, struct client_accept accept)
 {
     LARDER_TRY(client_chain_hash(chain, first + count));
     return client_lookup_keys(chain->link, out, handle, client_chain_parent(chain, first),
-                              chain->keys + first, count, worst);
+                              chain->keys + first, count, accept);
 }
 
 int client_chain_tail(struct client_chain *chain, const struct client_match *match, uint32_t index,

@@ -42,10 +42,18 @@ static inline uint64_t client_chain_tokens(const struct client_chain *chain, uin
     return tokens < chain->prompt.token_count ? tokens : chain->prompt.token_count;
 }
 
+/* Which records a lookup or get takes: those of this quality or better, and those measured to keep
+ * max_kl (0: none). */
+struct client_accept {
+    enum larder_quality worst;
+    float max_kl;
+};
+
 /* An answer to LOOKUP or GET, checked. */
 struct client_match {
     uint32_t matched;
     uint32_t quality;
+    float kl;
     uint64_t bytes;
     uint64_t bytes_host;
     uint32_t tail_count;
@@ -54,11 +62,11 @@ struct client_match {
 
 /* Asks for `count` keys from block `first` on, without side effects. */
 int client_chain_lookup(struct client_chain *chain, struct client_match *out, uint32_t handle,
-                        uint32_t first, uint32_t count, enum larder_quality worst);
+                        uint32_t first, uint32_t count, struct client_accept accept);
 /* The same for one key. */
 int client_lookup_keys(struct larder_link *link, struct client_match *out, uint32_t handle,
                        const struct larder_key *parent, const struct larder_key *keys,
-                       uint32_t count, enum larder_quality worst);
+                       uint32_t count, struct client_accept accept);
 
 /* Which of the tails behind block `index - 1` holds the prompt's own next tokens? The longest: its
  * key and token count, or 0 tokens when none does. */
@@ -67,9 +75,13 @@ int client_chain_tail(struct client_chain *chain, const struct client_match *mat
 
 /* What a lookup or get asks for. */
 struct wire_keys client_wire_keys(uint32_t handle, const struct larder_key *parent, uint32_t count,
-                                  enum larder_quality worst);
+                                  struct client_accept accept);
 /* 0, or -EINVAL for what is not an enum larder_quality. */
 int client_check_quality(enum larder_quality worst);
+/* 0, or -EINVAL for what is no KL to keep. */
+int client_check_kl(const char *what, float kl);
+/* What a get's options accept; NULL: exact. */
+struct client_accept client_accept_of(const struct larder_get_options *options);
 
 /* Fails the link for an answer that breaks the protocol, and returns LARDER_EPROTO. */
 int client_malformed(struct larder_link *link, const char *what);

@@ -19,7 +19,6 @@
 #include "client/jobs.h"
 #include "client/link.h"
 #include "client/workers.h"
-#include "codec/codec.h"
 
 #define TIMEOUT_MS_DEFAULT 10000u
 /* How long calls fail without trying again: after a refused connection, and after a daemon that
@@ -320,55 +319,11 @@ void larder_close(struct larder *larder)
         assert(larder->link->refs == 1); /* an operation was not ended */
         free_link(larder->link);
     }
-    for (uint32_t i = 0; i < larder->recipe_count; i++) {
-        larder_recipe_close(larder->recipes[i].recipe);
-        larder_free(larder->recipes[i].text);
-    }
+    client_recipes_close(larder);
     larder_free(larder->tenant);
     larder_free(larder->socket);
     pthread_cond_destroy(&larder->changed);
     pthread_mutex_destroy(&larder->put_turn);
     pthread_mutex_destroy(&larder->lock);
     larder_free(larder);
-}
-
-/* --- recipes --------------------------------------------------------------------------------- */
-
-static int open_recipe_locked(struct larder *larder, const struct larder_recipe **out,
-                              const char *text)
-{
-    if (larder->recipe_count == CLIENT_RECIPES_MAX)
-        return larder_fail(LARDER_ELIMIT, "more than %u recipes on one connection",
-                           CLIENT_RECIPES_MAX);
-    struct client_recipe_slot slot;
-    LARDER_TRY(larder_recipe_open(&slot.recipe, text, NULL));
-    slot.text = larder_strdup(text);
-    if (!slot.text) {
-        larder_recipe_close(slot.recipe);
-        return larder_fail(-ENOMEM, "no memory for a recipe's text");
-    }
-    larder->recipes[larder->recipe_count++] = slot;
-    *out = slot.recipe;
-    return 0;
-}
-
-int client_recipe(struct larder *larder, const struct larder_recipe **out, const char *text,
-                  size_t bytes)
-{
-    *out = NULL;
-    char name[LARDER_RECIPE_BYTES_MAX + 1];
-    if (bytes > LARDER_RECIPE_BYTES_MAX || memchr(text, '\0', bytes))
-        return larder_fail(LARDER_ECORRUPT, "a recipe's text is %zu bytes or holds a zero", bytes);
-    memcpy(name, text, bytes);
-    name[bytes] = '\0';
-
-    int err = 0;
-    pthread_mutex_lock(&larder->lock);
-    for (uint32_t i = 0; i < larder->recipe_count && !*out; i++)
-        if (strcmp(larder->recipes[i].text, name) == 0)
-            *out = larder->recipes[i].recipe;
-    if (!*out)
-        err = open_recipe_locked(larder, out, name);
-    pthread_mutex_unlock(&larder->lock);
-    return err;
 }

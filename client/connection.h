@@ -113,8 +113,19 @@ struct larder_link {
 #define CLIENT_RECIPES_MAX 64u
 
 struct client_recipe_slot {
-    char *text; /* as it was asked for */
+    char *text;          /* as it was asked for */
+    uint8_t profile[32]; /* that it was opened with; zeros: none */
     struct larder_recipe *recipe;
+};
+
+/* Profiles met so far, kept mapped: a model has one or a few. */
+#define CLIENT_PROFILES_MAX 16u
+
+struct client_profile {
+    const void *map;
+    uint64_t bytes;
+    struct larder_profile *profile;
+    uint8_t name[32];
 };
 
 struct larder {
@@ -135,6 +146,8 @@ struct larder {
     uint64_t retry_at_ns; /* no attempt to connect before */
     struct client_recipe_slot recipes[CLIENT_RECIPES_MAX];
     uint32_t recipe_count;
+    struct client_profile profiles[CLIENT_PROFILES_MAX];
+    uint32_t profile_count;
     double host_ns_per_byte; /* of loads so far, smoothed; 0: none yet */
     double ssd_ns_per_byte;
     struct client_jobs *jobs; /* NULL: no job yet */
@@ -149,6 +162,8 @@ struct larder_model {
     /* under larder->lock */
     uint64_t epoch; /* of the link that `handle` and `hasher` belong to */
     uint32_t handle;
+    enum larder_quality quality; /* of what is put without a recipe, and what it keeps */
+    float max_kl;
     bool registered;
     struct larder_hasher *hasher; /* resting here between calls */
 };
@@ -201,8 +216,11 @@ int client_hasher_take(struct larder_model *model, struct larder_link *link,
 void client_hasher_give(struct larder_model *model, struct larder_link *link,
                         struct larder_hasher *hasher);
 
-/* The recipe of that text, opened once a connection. */
-int client_recipe(struct larder *larder, const struct larder_recipe **out, const char *text,
-                  size_t bytes);
+/* The recipe of that text with that profile (zeros: none), opened once a connection; the profile is
+ * asked for over the link when it is met first, until `call`'s time is over or it is cancelled
+ * (NULL: no such limit). LARDER_ENOPROFILE when the daemon has none of that name. */
+int client_recipe(struct larder_link *link, const struct larder_recipe **out, const char *text,
+                  size_t bytes, const uint8_t profile[32], const struct client_call *limits);
+void client_recipes_close(struct larder *larder);
 
 #endif

@@ -42,6 +42,8 @@ static enum larder_block_status status_of(int err)
         return LARDER_BLOCK_CORRUPT;
     case LARDER_EMISMATCH:
         return LARDER_BLOCK_MISMATCH;
+    case LARDER_ENOPROFILE:
+        return LARDER_BLOCK_NO_PROFILE;
     case -ETIMEDOUT:
         return LARDER_BLOCK_TIMEOUT;
     case -ECANCELED:
@@ -118,6 +120,7 @@ int get_check_options(const struct larder_model *model, const struct larder_get_
         return larder_fail(-EINVAL,
                            "get: layer_first=%u and layer_count=%u leave the model's %u layers",
                            options->layer_first, options->layer_count, layers);
+    LARDER_TRY(client_check_kl("get: max_kl", options->max_kl));
     return client_check_quality(options->worst);
 }
 
@@ -126,9 +129,9 @@ static int set_options(struct larder_get_op *op, const struct larder_get_options
     op->started_ns = client_now_ns();
     op->layer_end = op->model->desc.layers;
     LARDER_TRY(get_check_options(op->model, options));
+    op->accept = client_accept_of(options);
     if (!options)
         return 0;
-    op->worst = options->worst;
     op->layer_first = op->layers_done = options->layer_first;
     op->layer_count = options->layer_count;
     if (options->layer_count > 0)
@@ -264,6 +267,7 @@ int larder_get_end(struct larder_get_op *op, struct larder_get_result *result)
     get_release(op);
     op->result.tokens = op->tokens_done;
     op->result.bytes_ssd = larder_min_u64(op->bytes_ssd, op->result.bytes);
+    op->result.kl = op->result.quality == LARDER_QUALITY_EXACT ? 0 : op->kl;
     op->result.stop_error = op->stop_error;
     op->result.stop_status =
         op->tokens_done == op->token_end ? LARDER_BLOCK_OK : status_of(op->stop_error);

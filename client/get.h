@@ -63,7 +63,8 @@ struct larder_get_op {
     struct larder_link *link;
     struct client_chain chain;
     struct layout_view view;
-    enum larder_quality worst;
+    struct client_accept accept;
+    float kl; /* worst of what the daemon named */
     uint32_t handle;
     const atomic_bool *cancel;
     uint64_t started_ns;

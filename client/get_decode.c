@@ -57,14 +57,21 @@ static int copy_head(struct larder_get_op *op, struct get_block *block,
     return 0;
 }
 
+/* What was measured of a recipe the daemon knows alone. */
+static bool is_accepted(const struct larder_get_op *op, const struct larder_record *head)
+{
+    const unsigned worst = (unsigned)op->accept.worst & ~(unsigned)LARDER_QUALITY_SMALLEST;
+    return head->quality <= worst ||
+           (op->accept.max_kl > 0 && head->quality == LARDER_QUALITY_LOSSY);
+}
+
 /* Is it the block that was asked for? The tokens themselves are compared: a hash alone is not
  * trusted. */
 static int check_identity(const struct larder_get_op *op, const struct get_block *block,
                           const struct larder_record *head)
 {
     const struct larder_prompt *prompt = &op->chain.prompt;
-    if (head->type != LARDER_RECORD_ENTRY ||
-        head->quality > ((unsigned)op->worst & ~(unsigned)LARDER_QUALITY_SMALLEST) ||
+    if (head->type != LARDER_RECORD_ENTRY || !is_accepted(op, head) ||
         memcmp(head->key, block->key.bytes, sizeof(head->key)) != 0 ||
         memcmp(head->model, op->model->fingerprint.bytes, sizeof(head->model)) != 0 ||
         memcmp(head->tenant, op->link->hello.tenant_id, sizeof(head->tenant)) != 0)
@@ -122,17 +129,20 @@ static void set_sections(const struct larder_get_op *op, struct get_block *block
 }
 
 /* What was encoded with a profile is decoded with that one only. */
-static int check_profile(const struct larder_recipe *recipe, const struct larder_record *head)
+static int find_recipe(struct larder_get_op *op, struct get_block *block,
+                       const struct larder_record *head)
 {
+    const struct client_call limits = {.until_ns = op->until_ns, .cancel = op->cancel};
     uint8_t name[sizeof(head->profile)];
-    larder_recipe_profile_name(recipe, name);
+    LARDER_TRY(client_recipe(op->link, &block->recipe, larder_record_recipe(head),
+                             head->recipe_bytes, head->profile, &limits));
+    LARDER_TRY(larder_recipe_fits(block->recipe, &op->model->desc));
+    larder_recipe_profile_name(block->recipe, name);
     if (memcmp(name, head->profile, sizeof(name)) == 0)
         return 0;
-    return larder_fail(LARDER_EUNSUPPORTED,
-                       "a record of recipe %s was made with profile %02x%02x%02x%02x..., which "
-                       "this client does not have",
-                       larder_recipe_text(recipe), head->profile[0], head->profile[1],
-                       head->profile[2], head->profile[3]);
+    return larder_fail(LARDER_ECORRUPT,
+                       "a record of recipe %s names a profile that it does not read",
+                       larder_recipe_text(block->recipe));
 }
 
 static int read_head(struct larder_get_op *op, struct get_block *block)
@@ -141,14 +151,11 @@ static int read_head(struct larder_get_op *op, struct get_block *block)
     LARDER_TRY(copy_head(op, block, &head));
     int err = check_identity(op, block, head);
     if (err == 0)
-        err = client_recipe(op->model->larder, &block->recipe, larder_record_recipe(head),
-                            head->recipe_bytes);
+        err = find_recipe(op, block, head);
     if (err == 0 &&
         head->section_count != larder_recipe_section_count(block->recipe, &op->model->desc))
         err = larder_fail(LARDER_ECORRUPT, "a record of recipe %s has %u sections",
                           larder_recipe_text(block->recipe), head->section_count);
-    if (err == 0)
-        err = check_profile(block->recipe, head);
     if (err == 0)
         err = fill_tables(op, block);
     if (err < 0) {

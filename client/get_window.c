@@ -21,7 +21,8 @@ static bool is_well_formed(const struct get_answer *answer, uint32_t bytes, uint
     const struct wire_get_ok *head = &answer->head;
     return bytes >= sizeof(*head) && head->matched <= key_count &&
            head->ref_count <= head->matched && head->tail_count <= LARDER_TAILS_MAX &&
-           head->quality <= LARDER_QUALITY_BLENDED && head->bytes_host <= head->bytes &&
+           head->quality <= LARDER_QUALITY_BLENDED && head->kl >= 0 &&
+           head->bytes_host <= head->bytes &&
            bytes == sizeof(*head) + head->ref_count * sizeof(struct wire_ref) +
                         head->tail_count * sizeof(struct wire_tail);
 }
@@ -82,7 +83,7 @@ static int ask(struct larder_get_op *op, struct get_answer *answer, const struct
                const struct larder_key *keys, uint32_t count, uint64_t token_first,
                uint32_t block_tokens)
 {
-    struct wire_keys body = client_wire_keys(op->handle, parent, count, op->worst);
+    struct wire_keys body = client_wire_keys(op->handle, parent, count, op->accept);
     body.layer_first = (uint16_t)op->layer_first;
     body.layer_count = (uint16_t)op->layer_count;
     const struct client_part parts[] = {{&body, sizeof(body)}, {keys, count * sizeof(*keys)}};
@@ -112,6 +113,8 @@ static int ask(struct larder_get_op *op, struct get_answer *answer, const struct
         return client_malformed(op->link, "GET");
     client_lease_granted(op->link, lease, answer->head.ref_count, answer->head.ready != 0);
     op->bytes_ssd += answer->head.bytes - answer->head.bytes_host;
+    if (answer->head.kl > op->kl)
+        op->kl = answer->head.kl;
     return add_blocks(op, answer, lease, token_first, block_tokens, keys);
 }
 
@@ -186,7 +189,7 @@ int get_count_rest(struct larder_get_op *op, uint64_t *tokens)
         if (count > LARDER_REQUEST_KEYS_MAX)
             count = LARDER_REQUEST_KEYS_MAX;
         struct client_match match;
-        LARDER_TRY(client_chain_lookup(&op->chain, &match, op->handle, at, count, op->worst));
+        LARDER_TRY(client_chain_lookup(&op->chain, &match, op->handle, at, count, op->accept));
         at += match.matched;
         if (match.matched < count)
             break;

@@ -80,6 +80,7 @@ struct larder_lookup_result {
     uint64_t bytes_host; /* of those already in the host tier */
     uint32_t blocks;
     uint32_t quality;     /* worst among them: enum larder_quality */
+    float kl;             /* worst among them, as in struct larder_get_result */
     uint64_t estimate_us; /* what loading will take, from what this connection measured so far */
 };
 
@@ -87,6 +88,11 @@ struct larder_lookup_result {
  * LARDER_QUALITY_SMALLEST, here and in gets). No side effects; a miss is 0 tokens, not an error. */
 LARDER_API int larder_lookup(struct larder_model *model, struct larder_lookup_result *out,
                              const struct larder_prompt *prompt, enum larder_quality worst);
+/* The same of what a get with these options (NULL too) would accept. */
+struct larder_get_options;
+LARDER_API int larder_lookup_for(struct larder_model *model, struct larder_lookup_result *out,
+                                 const struct larder_prompt *prompt,
+                                 const struct larder_get_options *options);
 
 /* --- layouts --------------------------------------------------------------------------------- */
 
@@ -134,15 +140,20 @@ enum larder_block_status {
     LARDER_BLOCK_IO = 3,
     LARDER_BLOCK_TIMEOUT = 4,
     LARDER_BLOCK_CANCELLED = 5,
-    LARDER_BLOCK_MISMATCH = 6, /* tokens differ: a hash collision, or a wrong store */
+    LARDER_BLOCK_MISMATCH = 6,   /* tokens differ: a hash collision, or a wrong store */
+    LARDER_BLOCK_NO_PROFILE = 7, /* encoded with a profile that the store has no more */
 };
 
 struct larder_get_result {
-    uint64_t tokens;      /* leading tokens whose KV is in the caller's memory now, all layers */
-    uint64_t bytes;       /* stored bytes read for them */
-    uint64_t bytes_ssd;   /* of those, from SSD */
-    uint32_t blocks;      /* whole blocks behind `tokens` */
-    uint32_t quality;     /* worst among them */
+    uint64_t tokens;    /* leading tokens whose KV is in the caller's memory now, all layers */
+    uint64_t bytes;     /* stored bytes read for them */
+    uint64_t bytes_ssd; /* of those, from SSD */
+    uint32_t blocks;    /* whole blocks behind `tokens` */
+    uint32_t quality;   /* worst among them */
+    /* What this KV costs the model's logits, as measured with the recipes that it went through: the
+     * KL to those on exact KV, nats a token, of the worst block. 0: all exact; infinity: not all
+     * measured. For struct larder_put_options. */
+    float kl;
     uint32_t stop_status; /* why there are no more: enum larder_block_status */
     int32_t stop_error;   /* its code; 0 for a plain miss */
 };
@@ -156,8 +167,11 @@ struct larder_get_options {
     /* From the call on; then it returns with the tokens that are valid by then, -ETIMEDOUT and
      * LARDER_BLOCK_TIMEOUT in the result. 0: none. Only connecting anew may take longer. */
     uint32_t deadline_ms;
-    uint64_t tokens_max;  /* 0: all */
-    uint8_t reserved[16]; /* zeros */
+    uint64_t tokens_max; /* 0: all */
+    /* Accepted too: lossy blocks whose recipe was measured on this model (larder quality) to keep
+     * this KL, what they were computed on included. 0: none. */
+    float max_kl;
+    uint8_t reserved[12]; /* zeros */
 };
 
 /* Writes the KV of the longest stored prefix into `layout`, at token 0 on. What was not stored is a
@@ -202,7 +216,9 @@ enum larder_put_flag {
 
 struct larder_put_options {
     enum larder_wait wait;
-    const char *recipe;              /* NULL: the daemon's default */
+    /* NULL: the daemon's default for this tenant and model. "auto": of the recipes measured on this
+     * model (larder quality) the smallest that keeps max_kl; without one, exact. */
+    const char *recipe;
     enum larder_quality computed_on; /* of the KV that this KV was computed on */
     uint64_t position;               /* of token 0 when K was computed: 0; others are refused */
     uint64_t tokens_stored;          /* leading tokens known to be stored: not sent again */
@@ -211,7 +227,20 @@ struct larder_put_options {
      * A pin is the last block's, stored before or not, and so holds the whole prompt. Without
      * fields: none. No crash leaves a block without the mark it was put with. */
     struct larder_mark mark;
-    uint8_t reserved[12]; /* zeros */
+    /* With recipe "auto", or NULL: the KL to keep, nats a token, what it was computed on included.
+     * 0: as the daemon's default says. */
+    float max_kl;
+    /* Unless computed_on is exact: what the get before said, larder_get_result.kl. 0: unknown. */
+    float computed_on_kl;
+    /* Of the recipe, when it reads one: its name, 32 bytes. NULL: the model's default. */
+    const uint8_t *profile;
+    /* What some recipes need (larder recipe show), NULL: not there. A score for [layer][KV head]
+     * [token of the prompt], higher is more important; and the largest |q| for [layer][KV head]
+     * [dim of K], over all tokens and the query heads that read this KV head, as they meet K, with
+     * their rotary embedding on. Finite numbers. */
+    const float *importance;
+    const float *q_max;
+    uint8_t reserved[16]; /* zeros */
 };
 
 struct larder_put_result {
@@ -219,6 +248,11 @@ struct larder_put_result {
     uint64_t tokens_new;   /* of those, stored by this call */
     uint64_t bytes_raw;    /* KV of the new ones, as the engine holds it */
     uint64_t bytes_stored; /* the same as stored */
+    /* Of the last block that was sent: */
+    uint32_t quality;    /* enum larder_quality */
+    float kl;            /* as in struct larder_get_result */
+    uint32_t unmeasured; /* 1: "auto" knew no measured recipe that keeps max_kl, and chose exact */
+    char recipe[64];     /* with "..." at the end when it is longer */
 };
 
 /* Stores the KV of the prompt's tokens from `layout`: whole blocks, and a shorter last one; what is

@@ -205,8 +205,9 @@ static int take_answer(struct larder_link *link, const struct wire_frame *frame,
     pthread_mutex_lock(&link->larder->lock);
     struct client_call *call = find_call_locked(link, frame->request);
     int err = 0;
-    if (!call && fd < 0 && take_orphan_locked(link, frame->request)) {
-        err = 0;
+    if (!call && take_orphan_locked(link, frame->request)) {
+        if (fd >= 0)
+            close(fd);
     } else if (!call || call->done || call->answer_type != frame->type ||
                bytes > call->answer_capacity) {
         err = larder_fail(LARDER_EPROTO, "the daemon sent a frame of type %u that nobody asked for",
@@ -232,7 +233,7 @@ static int dispatch(struct larder_link *link, int fd)
         if (fd >= 0 && frame->bytes == sizeof(*frame) + sizeof(struct wire_slab))
             return client_add_slab(link, body, fd);
         err = larder_fail(LARDER_EPROTO, "the daemon sent a slab without its memory");
-    } else if (frame->type == WIRE_STAGING_OK) {
+    } else if (frame->type == WIRE_STAGING_OK || frame->type == WIRE_PROFILE_OK) {
         err = take_answer(link, frame, fd);
         if (err == 0)
             return 1;

@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "client/chain.h"
+#include "client/get.h"
 
 /* Until this connection has loaded something: what a modest SSD and one core give. */
 #define NS_PER_BYTE_UNKNOWN 1.0
@@ -18,6 +19,8 @@ static void add_match(struct larder_lookup_result *out, const struct client_matc
     out->bytes_host += match->bytes_host;
     if (match->matched > 0 && match->quality > out->quality)
         out->quality = match->quality;
+    if (match->matched > 0 && match->kl > out->kl)
+        out->kl = match->kl;
 }
 
 static uint64_t estimate_us(struct larder *larder, uint64_t bytes, uint64_t bytes_host)
@@ -34,7 +37,7 @@ static uint64_t estimate_us(struct larder *larder, uint64_t bytes, uint64_t byte
 }
 
 static int lookup_chain(struct client_chain *chain, uint32_t handle,
-                        struct larder_lookup_result *out, enum larder_quality worst)
+                        struct larder_lookup_result *out, struct client_accept accept)
 {
     struct client_match match = {0};
     uint32_t at = 0;
@@ -42,7 +45,7 @@ static int lookup_chain(struct client_chain *chain, uint32_t handle,
         uint32_t count = chain->block_count - at;
         if (count > LARDER_REQUEST_KEYS_MAX)
             count = LARDER_REQUEST_KEYS_MAX;
-        LARDER_TRY(client_chain_lookup(chain, &match, handle, at, count, worst));
+        LARDER_TRY(client_chain_lookup(chain, &match, handle, at, count, accept));
         at += match.matched;
         add_match(out, &match, client_chain_tokens(chain, at) - out->tokens);
         if (match.matched < count)
@@ -56,17 +59,18 @@ static int lookup_chain(struct client_chain *chain, uint32_t handle,
     if (token_count == 0)
         return 0;
     LARDER_TRY(client_lookup_keys(chain->link, &match, handle, client_chain_parent(chain, at), &key,
-                                  1, worst));
+                                  1, accept));
     if (match.matched == 1)
         add_match(out, &match, token_count);
     return 0;
 }
 
-int larder_lookup(struct larder_model *model, struct larder_lookup_result *out,
-                  const struct larder_prompt *prompt, enum larder_quality worst)
+int larder_lookup_for(struct larder_model *model, struct larder_lookup_result *out,
+                      const struct larder_prompt *prompt, const struct larder_get_options *options)
 {
     memset(out, 0, sizeof(*out));
-    LARDER_TRY(client_check_quality(worst));
+    LARDER_TRY(get_check_options(model, options));
+    const struct client_accept accept = client_accept_of(options);
     struct larder_link *link;
     LARDER_TRY(client_link_acquire(model->larder, &link));
     uint32_t handle;
@@ -75,12 +79,19 @@ int larder_lookup(struct larder_model *model, struct larder_lookup_result *out,
         struct client_chain chain;
         err = client_chain_open(&chain, model, link, prompt);
         if (err == 0)
-            err = lookup_chain(&chain, handle, out, worst);
+            err = lookup_chain(&chain, handle, out, accept);
         client_chain_close(&chain);
     }
     client_link_release(link);
     out->estimate_us = estimate_us(model->larder, out->bytes, out->bytes_host);
     return err;
+}
+
+int larder_lookup(struct larder_model *model, struct larder_lookup_result *out,
+                  const struct larder_prompt *prompt, enum larder_quality worst)
+{
+    const struct larder_get_options options = {.worst = worst};
+    return larder_lookup_for(model, out, prompt, &options);
 }
 
 /* --- remove ---------------------------------------------------------------------------------- */

@@ -5,29 +5,29 @@
 
 #include "base/error.h"
 #include "base/mem.h"
-#include "client/connection.h"
+#include "client/chain.h"
 
-static int register_model(struct larder_model *model, struct larder_link *link, uint32_t *handle)
+static int register_model(struct larder_model *model, struct larder_link *link,
+                          struct wire_model_ok *answer)
 {
-    struct wire_model_ok answer;
     struct client_call call = {
         .type = WIRE_MODEL,
         .answer_type = WIRE_MODEL_OK,
-        .answer = &answer,
-        .answer_capacity = sizeof(answer),
+        .answer = answer,
+        .answer_capacity = sizeof(*answer),
     };
     const struct client_part part = {&model->desc, sizeof(model->desc)};
     LARDER_TRY(client_call(link, &call, NULL, &part, 1));
-    if (call.answer_bytes != sizeof(answer)) {
+    if (call.answer_bytes != sizeof(*answer) || answer->quality > LARDER_QUALITY_BLENDED ||
+        client_check_kl("max_kl", answer->max_kl) < 0) {
         client_link_fail(link, LARDER_EPROTO, "the daemon's answer about a model is malformed");
         return larder_fail(LARDER_EPROTO, "the daemon's answer about a model is malformed");
     }
-    if (memcmp(answer.fingerprint, model->fingerprint.bytes, sizeof(answer.fingerprint)) != 0)
+    if (memcmp(answer->fingerprint, model->fingerprint.bytes, sizeof(answer->fingerprint)) != 0)
         return larder_fail(LARDER_EMODEL,
                            "the daemon computes another fingerprint of model \"%s\"; "
                            "are library and daemon of one release?",
                            model->desc.name);
-    *handle = answer.model;
     return 0;
 }
 
@@ -45,6 +45,7 @@ static void enter_epoch_locked(struct larder_model *model, const struct larder_l
 
 int client_model_handle(struct larder_model *model, struct larder_link *link, uint32_t *handle)
 {
+    struct wire_model_ok answer;
     struct larder *larder = link->larder;
     pthread_mutex_lock(&larder->lock);
     bool known = model->epoch == link->epoch && model->registered;
@@ -52,12 +53,15 @@ int client_model_handle(struct larder_model *model, struct larder_link *link, ui
     pthread_mutex_unlock(&larder->lock);
     if (known)
         return 0;
-    LARDER_TRY(register_model(model, link, handle));
+    LARDER_TRY(register_model(model, link, &answer));
+    *handle = answer.model;
     pthread_mutex_lock(&larder->lock);
     /* A call on an older link may come back late: it must not replace what is newer. */
     if (model->epoch <= link->epoch) {
         enter_epoch_locked(model, link);
         model->handle = *handle;
+        model->quality = (enum larder_quality)answer.quality;
+        model->max_kl = answer.max_kl;
         model->registered = true;
     }
     pthread_mutex_unlock(&larder->lock);

@@ -10,7 +10,7 @@ static int prefetch_keys(struct client_chain *chain, uint32_t *coming, uint32_t 
     struct wire_prefetch_ok answer;
     LARDER_TRY(client_chain_hash(chain, first + count));
     struct wire_keys body = client_wire_keys(handle, client_chain_parent(chain, first), count,
-                                             options ? options->worst : LARDER_QUALITY_EXACT);
+                                             client_accept_of(options));
     body.layer_first = options ? (uint16_t)options->layer_first : 0;
     body.layer_count = options ? (uint16_t)options->layer_count : 0;
     const struct client_part parts[] = {{&body, sizeof(body)},

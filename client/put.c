@@ -44,7 +44,7 @@ struct put_run {
     const char *recipe;
     const atomic_bool *cancel;
     struct larder_put_result *result;
-    enum larder_quality quality; /* of what is stored already and need not be sent */
+    struct client_accept accept; /* of what is stored already and need not be sent */
     uint32_t handle;
     uint64_t region_bytes;
     uint32_t flight_max;
@@ -98,6 +98,30 @@ static uint64_t planes_offset(const struct put_run *run, uint32_t token_count)
                            64);
 }
 
+/* Where the parts behind the planes begin; without one it takes no bytes. */
+struct put_inputs {
+    uint64_t importance;
+    uint64_t q_max;
+    uint64_t bytes; /* of the region */
+};
+
+static struct put_inputs inputs_of(const struct put_run *run, uint32_t token_count)
+{
+    const struct larder_model_desc *desc = &run->model->desc;
+    const uint64_t heads = (uint64_t)desc->layers * desc->kv_heads;
+    struct put_inputs at = {.bytes = planes_offset(run, token_count) +
+                                     token_count * run->model->token_bytes};
+    if (run->options->importance) {
+        at.importance = larder_round_up(at.bytes, 64);
+        at.bytes = at.importance + heads * token_count * sizeof(float);
+    }
+    if (run->options->q_max) {
+        at.q_max = larder_round_up(at.bytes, 64);
+        at.bytes = at.q_max + heads * desc->k_dims * sizeof(float);
+    }
+    return at;
+}
+
 /* Makes room for as many blocks as are to be sent, within reason. */
 static int prepare_staging(struct put_run *run, uint32_t blocks)
 {
@@ -105,8 +129,7 @@ static int prepare_staging(struct put_run *run, uint32_t blocks)
     const uint64_t limit = link->hello.staging_bytes_max;
     const uint32_t tokens =
         (uint32_t)larder_min_u64(run->chain.block_tokens, run->chain.prompt.token_count);
-    run->region_bytes =
-        larder_round_up(planes_offset(run, tokens) + tokens * run->model->token_bytes, 64);
+    run->region_bytes = larder_round_up(inputs_of(run, tokens).bytes, 64);
     if (run->region_bytes > limit)
         return larder_fail(LARDER_ELIMIT,
                            "a block of %u tokens needs %llu bytes of staging, the daemon gives "
@@ -157,6 +180,22 @@ static void gather_plane(void *context, uint32_t index, void *scratch)
     layout_gather(&run->view, planes, &move);
 }
 
+/* The block's tokens of each head's scores, and q_max as it is. */
+static void fill_inputs(const struct put_run *run, char *region, uint64_t token_first,
+                        uint32_t token_count)
+{
+    const struct larder_model_desc *desc = &run->model->desc;
+    const struct larder_put_options *options = run->options;
+    const uint64_t heads = (uint64_t)desc->layers * desc->kv_heads;
+    const struct put_inputs at = inputs_of(run, token_count);
+    for (uint64_t head = 0; options->importance && head < heads; head++)
+        memcpy(region + at.importance + head * token_count * sizeof(float),
+               options->importance + head * run->chain.prompt.token_count + token_first,
+               token_count * sizeof(float));
+    if (options->q_max)
+        memcpy(region + at.q_max, options->q_max, heads * desc->k_dims * sizeof(float));
+}
+
 static int fill_region(struct put_run *run, char *region, uint64_t token_first,
                        uint32_t token_count)
 {
@@ -168,6 +207,7 @@ static int fill_region(struct put_run *run, char *region, uint64_t token_first,
     if (prompt->extra_bytes > 0)
         memcpy(region, prompt->extra, prompt->extra_bytes);
     memcpy(region + tokens_offset, prompt->tokens + token_first, 4ull * token_count);
+    fill_inputs(run, region, token_first, token_count);
     struct gather gather = {
         .run = run,
         .planes = region + offset,
@@ -190,14 +230,20 @@ static int send_block(struct put_run *run, uint32_t block)
         .model = run->handle,
         .wait = options->wait,
         .staging_offset = offset,
-        .staging_bytes = planes_offset(run, count) + count * run->model->token_bytes,
+        .staging_bytes = inputs_of(run, count).bytes,
         .position = first,
         .token_count = count,
         .extra_bytes = (uint32_t)run->chain.prompt.extra_bytes,
         .computed_on = options->computed_on,
         .recipe_bytes = (uint32_t)strlen(run->recipe),
-        .flags = options->flags & LARDER_PUT_BESIDE ? WIRE_PUT_BESIDE : 0,
+        .flags = (options->flags & LARDER_PUT_BESIDE ? (uint32_t)WIRE_PUT_BESIDE : 0) |
+                 (options->importance ? (uint32_t)WIRE_PUT_IMPORTANCE : 0) |
+                 (options->q_max ? (uint32_t)WIRE_PUT_Q_MAX : 0),
+        .computed_on_kl = options->computed_on_kl,
+        .max_kl = options->max_kl,
     };
+    if (options->profile)
+        memcpy(body.profile, options->profile, sizeof(body.profile));
     memcpy(body.key, run->chain.keys[block].bytes, sizeof(body.key));
     memcpy(body.parent, client_chain_parent(&run->chain, block)->bytes, sizeof(body.parent));
     memcpy(body.recipe, run->recipe, body.recipe_bytes);
@@ -224,6 +270,12 @@ static int collect_block(struct put_run *run, uint32_t block)
     LARDER_TRY(client_wait(run->link, &flight->call));
     if (flight->call.answer_bytes != sizeof(flight->answer))
         return client_malformed(run->link, "PUT");
+    run->result->quality = flight->answer.quality;
+    run->result->kl = flight->answer.kl;
+    run->result->unmeasured = flight->answer.unmeasured;
+    static_assert(sizeof(run->result->recipe) == sizeof(flight->answer.recipe), "the same text");
+    memcpy(run->result->recipe, flight->answer.recipe, sizeof(run->result->recipe));
+    run->result->recipe[sizeof(run->result->recipe) - 1] = '\0';
     if (!flight->answer.existed) {
         const uint64_t tokens =
             client_chain_tokens(&run->chain, block + 1) - client_chain_tokens(&run->chain, block);
@@ -278,7 +330,7 @@ static int count_stored(struct put_run *run, uint32_t *blocks)
             count = LARDER_REQUEST_KEYS_MAX;
         struct client_match match;
         LARDER_TRY(
-            client_chain_lookup(&run->chain, &match, run->handle, *blocks, count, run->quality));
+            client_chain_lookup(&run->chain, &match, run->handle, *blocks, count, run->accept));
         *blocks += match.matched;
         if (match.matched < count)
             break;
@@ -369,6 +421,10 @@ static int check_options(struct put_run *run)
     if (options->mark.fields & LARDER_MARK_UNPIN)
         return larder_fail(-EINVAL, "put: a mark that unpins; larder_unpin() does that");
     LARDER_TRY(client_check_quality(options->computed_on));
+    LARDER_TRY(client_check_kl("put: max_kl", options->max_kl));
+    if (!(options->computed_on_kl >= 0))
+        return larder_fail(-EINVAL, "put: computed_on_kl=%g is no KL; give that of the get, or 0",
+                           (double)options->computed_on_kl);
     run->recipe = options->recipe ? options->recipe : "";
     const size_t bytes = strlen(run->recipe);
     if (bytes > LARDER_RECIPE_BYTES_MAX)
@@ -377,17 +433,32 @@ static int check_options(struct put_run *run)
     return 0;
 }
 
-/* What a stored block must be at least, so that this put would not better it. */
-static int set_quality(struct put_run *run)
+static bool is_auto(const char *recipe)
 {
-    const char *text = run->recipe[0] ? run->recipe : run->link->hello.recipe;
-    run->quality = run->options->computed_on;
-    if (text[0] == '\0')
-        return 0;
+    return strncmp(recipe, "auto", 4) == 0 && (recipe[4] == '\0' || recipe[4] == ' ');
+}
+
+/* What a stored block must be at least, so that this put would not better it. */
+static int set_accept(struct put_run *run)
+{
+    static const uint8_t no_profile[32];
+    const struct larder_put_options *options = run->options;
     const struct larder_recipe *recipe;
-    LARDER_TRY(client_recipe(run->model->larder, &recipe, text, strlen(text)));
-    if (larder_recipe_quality(recipe) > run->quality)
-        run->quality = larder_recipe_quality(recipe);
+    enum larder_quality quality = LARDER_QUALITY_EXACT;
+    if (options->max_kl > 0) {
+        run->accept.max_kl = options->max_kl;
+    } else if (!run->recipe[0]) {
+        quality = run->model->quality;
+        run->accept.max_kl = run->model->max_kl;
+    } else if (!is_auto(run->recipe)) {
+        LARDER_TRY(
+            client_recipe(run->link, &recipe, run->recipe, strlen(run->recipe), no_profile, NULL));
+        quality = larder_recipe_quality(recipe);
+    }
+    /* What it was computed on counts in what a KL is to be kept of; else it is the least. */
+    if (run->accept.max_kl == 0 && options->computed_on > quality)
+        quality = options->computed_on;
+    run->accept.worst = quality;
     return 0;
 }
 
@@ -404,8 +475,8 @@ static int put(struct put_run *run, const struct larder_prompt *prompt,
         return larder_fail(-EINVAL, "put: tokens_stored=%llu of a prompt of %zu tokens",
                            (unsigned long long)run->options->tokens_stored, prompt->token_count);
     LARDER_TRY(client_link_acquire(model->larder, &run->link));
-    LARDER_TRY(set_quality(run));
     LARDER_TRY(client_model_handle(model, run->link, &run->handle));
+    LARDER_TRY(set_accept(run));
     LARDER_TRY(client_chain_open(&run->chain, model, run->link, prompt));
     /* Staging is the connection's: puts take turns. */
     pthread_mutex_lock(&model->larder->put_turn);

@@ -13,7 +13,6 @@
 #include "base/error.h"
 #include "base/key.h"
 #include "base/mem.h"
-#include "codec/codec.h"
 #include "daemon/session_priv.h"
 #include "daemon/workers.h"
 
@@ -113,7 +112,7 @@ static int admin_status(struct session *session, const struct frame *frame)
     snprintf(ok.version, sizeof(ok.version), "%s", LARDER_VERSION);
     snprintf(ok.directory, sizeof(ok.directory), "%.255s", daemon->config.directory);
     snprintf(ok.io, sizeof(ok.io), "%.15s", stats.io);
-    snprintf(ok.recipe, sizeof(ok.recipe), "%.63s", larder_recipe_text(daemon->recipe));
+    snprintf(ok.recipe, sizeof(ok.recipe), "%.63s", daemon->config.recipe.text);
     session_reply(session, WIRE_ADMIN_STATUS_OK, frame->request, &ok, sizeof(ok));
     return 0;
 }
@@ -463,6 +462,20 @@ int admin_request(struct session *session, const struct frame *frame)
         return admin_history(session, frame);
     case WIRE_ADMIN_TOKENS:
         return admin_tokens(session, frame);
+    case WIRE_PROFILE:
+        return session_profile(session, frame);
+    case WIRE_ADMIN_PROFILE_NEW:
+        return admin_profile_new(session, frame);
+    case WIRE_ADMIN_PROFILE_ADD:
+        return admin_profile_add(session, frame);
+    case WIRE_ADMIN_PROFILES:
+        return admin_profiles(session, frame);
+    case WIRE_ADMIN_PROFILE_RM:
+        return admin_profile_rm(session, frame);
+    case WIRE_ADMIN_MEASURE:
+        return admin_measure(session, frame);
+    case WIRE_ADMIN_MEASURES:
+        return admin_measures(session, frame);
     case WIRE_ADMIN_SECTIONS:
         return admin_sections(session, frame);
     case WIRE_ADMIN_PURGE:

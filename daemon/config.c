@@ -14,7 +14,6 @@
 #include "base/bytes.h"
 #include "base/error.h"
 #include "base/mem.h"
-#include "codec/codec.h"
 
 /* A configuration is a page of text; more is the wrong file. */
 #define FILE_BYTES_MAX (1u << 20)
@@ -54,7 +53,7 @@ static const struct key keys[] = {
     {"io", VALUE_TEXT, CHANGE_RESTART, FIELD(io), 0, 0},
     {"io_depth", VALUE_COUNT, CHANGE_RESTART, FIELD(io_depth), 1, 1024},
     {"key_file", VALUE_PATH, CHANGE_RESTART, FIELD(key_file), 0, 0},
-    {"recipe", VALUE_TEXT, CHANGE_RESTART, FIELD(recipe), 0, 0},
+    {"recipe", VALUE_TEXT, CHANGE_RESTART, FIELD(recipe.text), 0, 0},
     {"eviction", VALUE_TEXT, CHANGE_RESTART, FIELD(eviction), 0, 0},
     {"admission", VALUE_SWITCH, CHANGE_RESTART, FIELD(admission), 0, 1},
     {"host_bytes", VALUE_BYTES, CHANGE_RESTART, FIELD(host_bytes), LARDER_SLAB_BYTES_MIN,
@@ -93,7 +92,7 @@ void config_init(struct config *config)
     strcpy(config->directory, "/var/lib/larder");
     strcpy(config->socket, "/run/larder/larder.sock");
     strcpy(config->io, "auto");
-    strcpy(config->recipe, "exact");
+    strcpy(config->recipe.text, "exact");
     strcpy(config->eviction, "value");
     config->admission = 1;
     config->host_bytes = LARDER_HOST_BYTES_DEFAULT;
@@ -126,6 +125,9 @@ void config_free(struct config *config)
     larder_free(config->quotas);
     config->quotas = NULL;
     config->quota_count = 0;
+    larder_free(config->recipes);
+    config->recipes = NULL;
+    config->recipe_count = 0;
 }
 
 static int set_number(void *field, const struct key *key, const char *value)
@@ -327,6 +329,8 @@ static int parse_line(struct config *config, char *line, uint32_t line_number)
         return add_rule(config, trim(name + 7), value);
     if (strncmp(name, "quota ", 6) == 0 || strncmp(name, "quota\t", 6) == 0)
         return config_add_quota(config, trim(name + 6), value);
+    if (strncmp(name, "recipe ", 7) == 0 || strncmp(name, "recipe\t", 7) == 0)
+        return config_add_recipe(config, trim(name + 7), value);
     const struct key *key = find_key(name);
     if (!key)
         return larder_fail(-EINVAL, "'%s' is not a key; larderd.conf(5) lists them", name);
@@ -495,10 +499,8 @@ int config_finish(struct config *config, const char *name)
     LARDER_TRY(check_eviction(config, name));
     LARDER_TRY(check_slab(config, name));
     LARDER_TRY(check_sockets(config, name));
-    struct larder_recipe *recipe;
-    if (larder_recipe_open(&recipe, config->recipe, NULL) < 0)
+    if (config_check_recipe(&config->recipe) < 0)
         return larder_fail(LARDER_ECONFIG, "%s: recipe: %s", name, larder_error_message());
-    larder_recipe_close(recipe);
     return 0;
 }
 
@@ -536,6 +538,12 @@ void config_reload(struct config *config, struct config *fresh)
     config->quota_count = fresh->quota_count;
     fresh->quotas = NULL;
     fresh->quota_count = 0;
+    /* Models that are open keep the one they had. */
+    larder_free(config->recipes);
+    config->recipes = fresh->recipes;
+    config->recipe_count = fresh->recipe_count;
+    fresh->recipes = NULL;
+    fresh->recipe_count = 0;
     /* Rules name sockets that are being listened on: those stay until a restart. */
     if (!same_sockets(config, fresh) || !same_sockets(fresh, config)) {
         larder_log(LARDER_LOG_WARN, "reload: sockets of tenants have changed; restart larderd for "

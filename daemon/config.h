@@ -13,6 +13,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/larder_base.h"
 #include "base/limits.h"
 #include "base/log.h"
 
@@ -41,14 +42,29 @@ struct tenant_quota {
     uint64_t host_bytes;
 };
 
+/* How what is put without a recipe is encoded. */
+struct recipe_choice {
+    char text[LARDER_RECIPE_BYTES_MAX + 1];
+    /* what it keeps, known once it was checked */
+    enum larder_quality quality;
+    float max_kl; /* 0: the text is a recipe; else chosen by what was measured */
+};
+
+/* For whom; "*": everybody, every model. */
+struct recipe_rule {
+    char tenant[LARDER_TENANT_NAME_MAX];
+    char model[72]; /* a name, or digits of a fingerprint */
+    struct recipe_choice choice;
+};
+
 struct config {
     char directory[PATH_MAX];
     char socket[CONFIG_SOCKET_BYTES_MAX];
     char control_socket[CONFIG_SOCKET_BYTES_MAX]; /* empty in a file: beside `socket` */
     char io[16];
     char eviction[16];
-    char recipe[LARDER_RECIPE_BYTES_MAX + 1];
-    char key_file[PATH_MAX]; /* empty: the store is not encrypted */
+    struct recipe_choice recipe; /* where no rule says otherwise */
+    char key_file[PATH_MAX];     /* empty: the store is not encrypted */
     uint64_t host_bytes;
     uint64_t ssd_bytes;
     uint64_t slab_bytes;
@@ -74,6 +90,8 @@ struct config {
     enum larder_log_level log_level;
     uint32_t rule_count;
     struct tenant_rule *rules;
+    uint32_t recipe_count;
+    struct recipe_rule *recipes;
     uint32_t quota_count;
     struct tenant_quota *quotas;
     /* While reading: the line that set a key, so that a second one can name it. */
@@ -98,6 +116,15 @@ void config_reload(struct config *config, struct config *fresh);
 int config_check_name(const char *name);
 /* Takes `value` apart. */
 int config_add_quota(struct config *config, const char *name, char *value);
+
+/* The same of `recipe TENANT [MODEL] = TEXT`, and what follows from a text. */
+int config_add_recipe(struct config *config, char *names, const char *value);
+int config_check_recipe(struct recipe_choice *choice);
+
+/* What a tenant's blocks of a model are encoded with unless it says otherwise. */
+const struct recipe_choice *config_find_recipe(const struct config *config, const char *tenant,
+                                               const struct larder_model_desc *model,
+                                               const struct larder_key *fingerprint);
 
 /* NULL: the tenant has none. */
 const struct tenant_quota *config_find_quota(const struct config *config, const char *name);

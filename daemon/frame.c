@@ -2,6 +2,7 @@
 #include "daemon/frame.h"
 
 #include <assert.h>
+#include <math.h>
 #include <string.h>
 
 #include "base/bytes.h"
@@ -12,6 +13,20 @@ static int bad(const char *what, uint64_t value, const char *rule)
 {
     return larder_fail(LARDER_EPROTO, "%s=%llu is not valid: %s; see PROTOCOL.md", what,
                        (unsigned long long)value, rule);
+}
+
+/* A number that is not negative, and finite. */
+static bool is_kl(float kl)
+{
+    return isfinite(kl) && kl >= 0;
+}
+
+static int bad_kl(const char *what)
+{
+    return larder_fail(LARDER_EPROTO,
+                       "%s is not valid: must be finite and not negative; see "
+                       "PROTOCOL.md",
+                       what);
 }
 
 static int check_hello(const void *body)
@@ -40,6 +55,10 @@ static int check_keys(const void *body)
         return bad("worst", keys->worst, "must be an enum larder_quality");
     if (keys->flags & ~(uint32_t)WIRE_KEYS_SMALLEST)
         return bad("flags", keys->flags, "must be bits of enum wire_keys_flag");
+    if (!is_kl(keys->max_kl))
+        return bad_kl("max_kl");
+    if (keys->reserved)
+        return bad("reserved", keys->reserved, "must be 0");
     if (keys->layer_first >= LARDER_LAYERS_MAX)
         return bad("layer_first", keys->layer_first, "must be below 1024");
     if (keys->layer_count > LARDER_LAYERS_MAX)
@@ -81,10 +100,14 @@ static int check_put(const void *body)
         return bad("wait", put->wait, "must be an enum larder_wait");
     if (put->computed_on > LARDER_QUALITY_BLENDED)
         return bad("computed_on", put->computed_on, "must be an enum larder_quality");
-    if (put->flags & ~(uint32_t)WIRE_PUT_BESIDE)
+    if (put->flags & ~(uint32_t)(WIRE_PUT_BESIDE | WIRE_PUT_IMPORTANCE | WIRE_PUT_Q_MAX))
         return bad("flags", put->flags, "must be bits of enum wire_put_flag");
     if (put->reserved)
         return bad("reserved", put->reserved, "must be 0");
+    if (!(put->computed_on_kl >= 0))
+        return bad_kl("computed_on_kl");
+    if (!is_kl(put->max_kl))
+        return bad_kl("max_kl");
     if (put->token_count < 1 || put->token_count > LARDER_BLOCK_TOKENS_MAX)
         return bad("token_count", put->token_count, "must be 1..4096");
     if (put->extra_bytes > LARDER_EXTRA_BYTES_MAX)
@@ -176,6 +199,20 @@ static int check_purge(const void *body)
     return purge->reserved ? bad("reserved", purge->reserved, "must be 0") : 0;
 }
 
+static int check_profile_add(const void *body)
+{
+    const struct wire_admin_profile_add *add = body;
+    if (add->is_default > 1)
+        return bad("is_default", add->is_default, "must be 0 or 1");
+    return add->reserved ? bad("reserved", add->reserved, "must be 0") : 0;
+}
+
+static int check_measure(const void *body)
+{
+    const struct wire_admin_measure *measure = body;
+    return measure->reserved ? bad("reserved", measure->reserved, "must be 0") : 0;
+}
+
 static int check_act(const void *body)
 {
     const struct wire_admin_act *act = body;
@@ -229,6 +266,20 @@ static const struct shape shapes[] = {
     {WIRE_ADMIN_COUNTERS, FRAME_CONTROL, false, 0, 0, 0, 0, NULL},
     {WIRE_ADMIN_HISTORY, FRAME_CONTROL, false, sizeof(struct wire_admin_key), 0, 0, 0, NULL},
     {WIRE_ADMIN_TOKENS, FRAME_CONTROL, false, sizeof(struct wire_admin_key), 0, 0, 0, NULL},
+    {WIRE_PROFILE, FRAME_ENGINE, false, sizeof(struct wire_profile), 0, 0, 0, NULL},
+    {WIRE_PROFILE, FRAME_CONTROL, false, sizeof(struct wire_profile), 0, 0, 0, NULL},
+    {WIRE_ADMIN_PROFILE_NEW, FRAME_CONTROL, false, sizeof(struct wire_staging), 0, 0, 0,
+     check_staging},
+    {WIRE_ADMIN_PROFILE_ADD, FRAME_CONTROL, false, sizeof(struct wire_admin_profile_add), 0, 0, 0,
+     check_profile_add},
+    {WIRE_ADMIN_PROFILES, FRAME_CONTROL, false, sizeof(struct wire_admin_index), 0, 0, 0,
+     check_index},
+    {WIRE_ADMIN_PROFILE_RM, FRAME_CONTROL, false, sizeof(struct wire_profile), 0, 0, 0, NULL},
+    {WIRE_ADMIN_MEASURE, FRAME_CONTROL, false, sizeof(struct wire_admin_measure),
+     offsetof(struct wire_admin_measure, count), sizeof(struct wire_measure),
+     LARDER_ADMIN_MEASURES_MAX, check_measure},
+    {WIRE_ADMIN_MEASURES, FRAME_CONTROL, false, sizeof(struct wire_admin_index), 0, 0, 0,
+     check_index},
     {WIRE_ADMIN_SECTIONS, FRAME_CONTROL, false, sizeof(struct wire_admin_variant), 0, 0, 0,
      check_variant},
     {WIRE_ADMIN_PURGE, FRAME_CONTROL, false, sizeof(struct wire_admin_purge), 0, 0, 0, check_purge},

@@ -20,15 +20,19 @@
 
 struct completions;
 struct event_base;
-struct larder_recipe;
 struct lease;
+struct measures_table;
+struct profiles;
+struct recipes;
 struct session;
 struct workers;
 
 struct larderd {
     struct config config;
     struct larder_store *store;
-    struct larder_recipe *recipe;
+    struct profiles *profiles;
+    struct recipes *recipes;
+    struct measures_table *measures;
     struct workers *workers;
     struct completions *completions;
     struct event_base *events;

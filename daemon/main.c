@@ -17,7 +17,9 @@
 
 #include "base/error.h"
 #include "base/mem.h"
-#include "codec/codec.h"
+#include "daemon/measures.h"
+#include "daemon/profiles.h"
+#include "daemon/recipes.h"
 #include "daemon/completions.h"
 #include "daemon/larderd.h"
 #include "daemon/server.h"
@@ -231,7 +233,9 @@ static int open_store(struct larderd *daemon)
                                                    config->key_file[0] ? config->key_file : NULL};
     LARDER_TRY(larder_store_open(&daemon->store, &store));
     larderd_set_quotas(daemon);
-    return 0;
+    LARDER_TRY(profiles_open(&daemon->profiles, config->directory));
+    LARDER_TRY(recipes_open(&daemon->recipes, daemon->profiles));
+    return measures_open(&daemon->measures, daemon->store, config->directory);
 }
 
 /* Nothing is in flight. */
@@ -242,13 +246,15 @@ static void shut_down(struct larderd *daemon)
     if (daemon->completions)
         completions_drain(daemon->completions);
     assert(daemon->busy_count == 0);
+    measures_close(daemon->measures);
+    recipes_close(daemon->recipes);
+    profiles_close(daemon->profiles);
     if (daemon->store)
         larder_store_close(daemon->store);
     /* Nobody waited for the record that a scrub, or gc, was at: the store has ended that too. */
     if (daemon->completions)
         completions_drain(daemon->completions);
     completions_close(daemon->completions);
-    larder_recipe_close(daemon->recipe);
     if (daemon->events)
         event_base_free(daemon->events);
     session_free_pool(daemon);
@@ -262,7 +268,6 @@ static int run(struct larderd *daemon)
     if (getrandom(&daemon->lease_hash, sizeof(daemon->lease_hash), 0) < 0)
         return larder_fail(-errno, "getrandom: %m");
     daemon->lease_hash |= 1;
-    LARDER_TRY(larder_recipe_open(&daemon->recipe, daemon->config.recipe, NULL));
     LARDER_TRY(open_events(daemon));
     LARDER_TRY(completions_open(&daemon->completions));
     notify_tell(&daemon->notify, "STATUS=Opens %s", daemon->config.directory);

@@ -15,6 +15,8 @@
 #include "base/record.h"
 #include "codec/codec.h"
 #include "daemon/completions.h"
+#include "daemon/put_recipe.h"
+#include "daemon/recipes.h"
 #include "daemon/workers.h"
 
 /* Workers that may help with the sections of one PUT. */
@@ -40,8 +42,9 @@ struct operation {
     _Atomic uint32_t refs;
 
     /* the first worker; the others read */
-    struct larder_recipe *recipe;
-    bool recipe_is_own;
+    struct put_recipe chosen;
+    const struct larder_recipe *recipe; /* chosen.recipe */
+    float *inputs;                      /* copies of importance, q_max */
     struct larder_key key;
     uint8_t *copy; /* of extra, padded to 4, and tokens */
     struct larder_put_desc desc;
@@ -72,8 +75,8 @@ static void unref(struct operation *operation)
 {
     if (atomic_fetch_sub_explicit(&operation->refs, 1, memory_order_acq_rel) != 1)
         return;
-    if (operation->recipe_is_own)
-        larder_recipe_close(operation->recipe);
+    assert(!operation->recipe);
+    larder_free(operation->inputs);
     larder_free(operation->copy);
     larder_free(operation->places);
     larder_free(operation->errors);
@@ -81,12 +84,23 @@ static void unref(struct operation *operation)
     larder_free(operation);
 }
 
-void put_region(struct put_region *out, const struct larder_model_desc *model, uint32_t extra_bytes,
-                uint32_t token_count)
+void put_region(struct put_region *out, const struct larder_model_desc *model,
+                const struct wire_put *wire)
 {
-    out->tokens = larder_round_up(extra_bytes, 4);
-    out->planes = larder_round_up(out->tokens + 4ull * token_count, 64);
-    out->bytes = out->planes + larder_model_kv_bytes(model, token_count);
+    const uint64_t heads = (uint64_t)model->layers * model->kv_heads;
+    *out = (struct put_region){.tokens = larder_round_up(wire->extra_bytes, 4)};
+    out->planes = larder_round_up(out->tokens + 4ull * wire->token_count, 64);
+    out->bytes = out->planes + larder_model_kv_bytes(model, wire->token_count);
+    if (wire->flags & WIRE_PUT_IMPORTANCE) {
+        out->importance = larder_round_up(out->bytes, 64);
+        out->importance_bytes = heads * wire->token_count * sizeof(float);
+        out->bytes = out->importance + out->importance_bytes;
+    }
+    if (wire->flags & WIRE_PUT_Q_MAX) {
+        out->q_max = larder_round_up(out->bytes, 64);
+        out->q_max_bytes = heads * model->k_dims * sizeof(float);
+        out->bytes = out->q_max + out->q_max_bytes;
+    }
 }
 
 /* --- the two ends ----------------------------------------------------------------------------- */
@@ -131,9 +145,19 @@ static void set_error(struct operation *operation, int err, const char *message)
     snprintf(operation->put.message, sizeof(operation->put.message), "%s", message);
 }
 
+/* Nothing is encoded any more. Not on the event thread, which may not wait for one that is opened.
+ */
+static void give_recipe(struct operation *operation)
+{
+    if (operation->recipe)
+        recipes_give(operation->put.session->daemon->recipes, operation->recipe);
+    operation->recipe = NULL;
+}
+
 /* Before the commit, with the thread's last message. */
 static void give_up(struct operation *operation, int err)
 {
+    give_recipe(operation);
     set_error(operation, err, larder_error_message());
     post_answer(operation);
     post_idle(operation);
@@ -183,7 +207,7 @@ static void gather(const struct operation *operation, void *out, const struct la
     const struct put *put = &operation->put;
     const struct larder_model_desc *model = &put->model->info.desc;
     struct put_region region;
-    put_region(&region, model, put->wire.extra_bytes, put->wire.token_count);
+    put_region(&region, model, &put->wire);
     uint64_t element = larder_dtype_bytes(model->dtype);
     uint64_t k_head = (uint64_t)put->wire.token_count * model->k_dims * element;
     uint64_t v_head = (uint64_t)put->wire.token_count * model->v_dims * element;
@@ -201,6 +225,18 @@ static void gather(const struct operation *operation, void *out, const struct la
         memcpy(to, (const void *)(uintptr_t)(planes + from), slice->head_count * head_bytes);
         to += slice->head_count * head_bytes;
     }
+}
+
+/* Where copy_inputs() put them. */
+static void set_inputs(const struct operation *operation, struct larder_block *block)
+{
+    const struct put *put = &operation->put;
+    struct put_region region;
+    put_region(&region, &put->model->info.desc, &put->wire);
+    if (region.importance_bytes > 0)
+        block->importance = operation->inputs;
+    if (region.q_max_bytes > 0)
+        block->q_max = operation->inputs + region.importance_bytes / sizeof(float);
 }
 
 /* What overflows an f32 is as bad as its largest number. */
@@ -247,6 +283,7 @@ static int encode(struct operation *operation, uint32_t index, uint64_t place,
                                      .tables = operation->tables,
                                      .token_count = token_count,
                                      .keep_bits = is_short(put)};
+        set_inputs(operation, &block);
         LARDER_TRY(larder_recipe_encode(operation->recipe, out, bound, &bytes,
                                         &operation->errors[index], &block, index, memory,
                                         memory + copy_bytes, workspace_bytes));
@@ -316,6 +353,7 @@ static void finish(struct operation *operation)
         larder_round_up(operation->payload_offset + payload_bytes, LARDER_PAGE_BYTES);
     larder_store_put_commit(store, operation->slot, operation->section_count, payload_bytes,
                             (enum larder_wait)operation->put.wire.wait, committed, operation);
+    give_recipe(operation);
     /* `answer` may have run, but `idle` has not: the operation is still there. */
     post_idle(operation);
 }
@@ -360,7 +398,7 @@ static int check_key(struct operation *operation)
     struct put *put = &operation->put;
     const struct wire_put *wire = &put->wire;
     struct put_region region;
-    put_region(&region, &put->model->info.desc, wire->extra_bytes, wire->token_count);
+    put_region(&region, &put->model->info.desc, wire);
     uint64_t bytes = region.tokens + 4ull * wire->token_count;
     operation->copy = larder_alloc(bytes);
     if (!operation->copy)
@@ -389,19 +427,44 @@ static int check_key(struct operation *operation)
     return 0;
 }
 
-static int open_recipe(struct operation *operation)
+static int choose_recipe(struct operation *operation)
 {
-    struct larderd *daemon = operation->put.session->daemon;
-    const struct wire_put *wire = &operation->put.wire;
-    if (wire->recipe_bytes == 0) {
-        operation->recipe = daemon->recipe;
+    struct put *put = &operation->put;
+    LARDER_TRY(put_recipe_choose(&operation->chosen, put->session->daemon, put->model, &put->wire));
+    operation->recipe = operation->chosen.recipe;
+    put->kl = operation->chosen.kl;
+    put->unmeasured = operation->chosen.unmeasured;
+    const char *text = larder_recipe_text(operation->recipe);
+    const int room = sizeof(put->recipe) - 1;
+    snprintf(put->recipe, sizeof(put->recipe), strlen(text) > (size_t)room ? "%.*s..." : "%.*s",
+             strlen(text) > (size_t)room ? room - 3 : room, text);
+    return 0;
+}
+
+/* Importance and q_max, each byte read once. */
+static int copy_inputs(struct operation *operation)
+{
+    const struct put *put = &operation->put;
+    const struct wire_put *wire = &put->wire;
+    struct put_region region;
+    put_region(&region, &put->model->info.desc, wire);
+    const uint64_t bytes = region.importance_bytes + region.q_max_bytes;
+    if (bytes == 0)
         return 0;
+    operation->inputs = larder_alloc(bytes);
+    if (!operation->inputs)
+        return larder_fail(-ENOMEM, "no memory for a put's importance and q_max");
+    const volatile uint8_t *from = put->session->staging.memory + wire->staging_offset;
+    memcpy(operation->inputs, (const void *)(uintptr_t)(from + region.importance),
+           region.importance_bytes);
+    memcpy((uint8_t *)operation->inputs + region.importance_bytes,
+           (const void *)(uintptr_t)(from + region.q_max), region.q_max_bytes);
+    for (uint64_t i = 0; i < bytes / sizeof(float); i++) {
+        const bool is_q = i >= region.importance_bytes / sizeof(float);
+        if (!isfinite(operation->inputs[i]) || (is_q && operation->inputs[i] < 0))
+            return larder_fail(-EINVAL, "%s of a put has a number that is %g",
+                               is_q ? "q_max" : "importance", (double)operation->inputs[i]);
     }
-    char text[LARDER_RECIPE_BYTES_MAX + 1];
-    memcpy(text, wire->recipe, wire->recipe_bytes);
-    text[wire->recipe_bytes] = 0;
-    LARDER_TRY(larder_recipe_open(&operation->recipe, text, NULL));
-    operation->recipe_is_own = true;
     return 0;
 }
 
@@ -424,7 +487,6 @@ static int plan_sections(struct operation *operation, uint64_t *payload_bytes_ma
 {
     const struct larder_model_desc *model = &operation->put.model->info.desc;
     uint32_t token_count = operation->put.wire.token_count;
-    LARDER_TRY(larder_recipe_fits(operation->recipe, model));
     LARDER_TRY(fill_tables(operation));
     uint32_t count = larder_recipe_section_count(operation->recipe, model);
     if (count == 0 || count > LARDER_SECTIONS_MAX)
@@ -487,7 +549,7 @@ static int reserve(struct operation *operation)
     struct put *put = &operation->put;
     const struct wire_put *wire = &put->wire;
     struct put_region region;
-    put_region(&region, &put->model->info.desc, wire->extra_bytes, wire->token_count);
+    put_region(&region, &put->model->info.desc, wire);
     struct larder_put_desc *desc = &operation->desc;
     *desc = (struct larder_put_desc){
         .tenant = put->session->tenant.index,
@@ -501,10 +563,13 @@ static int reserve(struct operation *operation)
         .recipe = larder_recipe_text(operation->recipe),
         .quality = quality_of(operation),
         .computed_on = (enum larder_quality)wire->computed_on,
+        .computed_on_kl = wire->computed_on_kl,
+        .max_kl = operation->chosen.max_kl,
         .raw_bytes = larder_model_kv_bytes(&put->model->info.desc, wire->token_count),
         .beside = (wire->flags & WIRE_PUT_BESIDE) != 0,
         .mark = wire->mark,
     };
+    put->quality = desc->quality;
     memcpy(desc->parent.bytes, wire->parent, sizeof(desc->parent.bytes));
     larder_recipe_profile_name(operation->recipe, desc->profile);
     LARDER_TRY(plan_sections(operation, &desc->payload_bytes_max));
@@ -543,12 +608,15 @@ static void put_run(struct job *job, struct scratch *scratch)
     if (err == 0)
         err = check_position(operation);
     if (err == 0)
-        err = open_recipe(operation);
+        err = choose_recipe(operation);
+    if (err == 0)
+        err = copy_inputs(operation);
     if (err == 0)
         err = reserve(operation);
     if (err == LARDER_EEXISTS) {
         larder_store_when_put(put->session->daemon->store, &operation->desc,
                               (enum larder_wait)put->wire.wait, existing, operation);
+        give_recipe(operation);
         post_idle(operation);
         return;
     }

@@ -32,6 +32,10 @@ struct put {
     char message[LARDER_MESSAGE_BYTES_MAX];
     uint64_t stored_bytes;
     uint32_t existed;
+    uint32_t quality;
+    float kl;
+    bool unmeasured;
+    char recipe[64];
     uint32_t fell_back; /* sections that were stored exact in place of their recipe's way */
 };
 
@@ -39,10 +43,14 @@ struct put {
 struct put_region {
     uint64_t tokens;
     uint64_t planes;
+    uint64_t importance; /* these two where the flags say so */
+    uint64_t q_max;
+    uint64_t importance_bytes;
+    uint64_t q_max_bytes;
     uint64_t bytes; /* of all */
 };
-void put_region(struct put_region *out, const struct larder_model_desc *model, uint32_t extra_bytes,
-                uint32_t token_count);
+void put_region(struct put_region *out, const struct larder_model_desc *model,
+                const struct wire_put *wire);
 
 /* NULL without memory. The frame's values must fit the session: model and staging range. */
 struct put *put_new(struct session *session, struct session_model *model, uint64_t request,

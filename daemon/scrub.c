@@ -12,7 +12,10 @@
 #include <unistd.h>
 
 #include "base/bytes.h"
+#include "base/error.h"
+#include "base/file.h"
 #include "base/log.h"
+#include "base/mem.h"
 #include "daemon/larderd.h"
 
 /* A longer pause (of the process, of the clock) is not made up for. */
@@ -25,37 +28,27 @@
 
 /* --- DIR/scrubbed ----------------------------------------------------------------------------- */
 
-static bool stamp_path(const struct scrub *scrub, char path[PATH_MAX], const char *tail)
-{
-    int length = snprintf(path, PATH_MAX, "%s/scrubbed%s", scrub->daemon->config.directory, tail);
-    return length < PATH_MAX;
-}
-
 static uint64_t read_stamp(const struct scrub *scrub)
 {
-    char path[PATH_MAX], text[32];
-    int fd = stamp_path(scrub, path, "") ? open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW) : -1;
-    if (fd < 0)
+    char path[PATH_MAX];
+    void *text;
+    size_t bytes;
+    const char *directory = scrub->daemon->config.directory;
+    if (snprintf(path, sizeof(path), "%s/scrubbed", directory) >= (int)sizeof(path) ||
+        larder_file_read(&text, &bytes, path, 64) < 0)
         return 0;
-    ssize_t got = read(fd, text, sizeof(text) - 1);
-    close(fd);
-    text[got > 0 ? got : 0] = 0;
-    return strtoull(text, NULL, 10);
+    uint64_t stamp = strtoull(text, NULL, 10);
+    larder_free(text);
+    return stamp;
 }
 
 /* Without it the next pass comes early, which is no harm. */
 static void write_stamp(const struct scrub *scrub)
 {
-    char path[PATH_MAX], fresh[PATH_MAX], text[32];
-    if (!stamp_path(scrub, path, "") || !stamp_path(scrub, fresh, ".new"))
-        return;
+    char text[32];
     int bytes = snprintf(text, sizeof(text), "%llu\n", (unsigned long long)scrub->state.ended_s);
-    int fd = open(fresh, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
-    bool good = fd >= 0 && write(fd, text, (size_t)bytes) == bytes;
-    if (fd >= 0 && close(fd) < 0)
-        good = false;
-    if (!good || rename(fresh, path) < 0)
-        larder_log(LARDER_LOG_WARN, "%s cannot be written: %s", path, strerror(errno));
+    if (larder_file_replace(scrub->daemon->config.directory, "scrubbed", text, (size_t)bytes) < 0)
+        larder_log(LARDER_LOG_WARN, "%s", larder_error_message());
 }
 
 /* --- a pass ----------------------------------------------------------------------------------- */

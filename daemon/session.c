@@ -39,6 +39,7 @@ void session_unref(struct session *session)
     struct larderd *daemon = session->daemon;
     session_staging_count(session, 0);
     staging_close(&session->staging);
+    staging_close(&session->upload);
     session_models_free(session);
     accounts_leave(&daemon->accounts, session->account);
     larder_free(session->slabs_sent);
@@ -213,6 +214,8 @@ static int engine_request(struct session *session, const struct frame *frame)
         return session_stat(session, frame);
     case WIRE_MARK:
         return session_mark(session, frame);
+    case WIRE_PROFILE:
+        return session_profile(session, frame);
     default:
         assert(0 && "frame_parse() lets no other type through");
         return LARDER_EPROTO;
@@ -368,6 +371,7 @@ void session_open(struct larderd *daemon, int fd, enum frame_side side, const ch
     session->refs = 1;
     session->opened_ms = larderd_now_ms();
     session->staging.fd = -1;
+    session->upload.fd = -1;
     session->put_last_next = &session->put_first;
     output_init(&session->output);
 

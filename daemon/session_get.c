@@ -61,8 +61,14 @@ static int lookup(struct session *session, struct larder_match *match, const str
     if (!session_model_of(session, wire->model))
         return LARDER_EPROTO;
     memcpy(parent.bytes, wire->parent, sizeof(parent.bytes));
-    return larder_store_lookup(session->daemon->store, match, session->tenant.index, &parent,
-                               frame->items, frame->item_count, least_quality(wire),
+    const struct larder_want want = {
+        .tenant = session->tenant.index,
+        .keys = frame->items,
+        .key_count = frame->item_count,
+        .worst = least_quality(wire),
+        .max_kl = wire->max_kl,
+    };
+    return larder_store_lookup(session->daemon->store, match, &want, &parent,
                                session->daemon->config.block_tokens);
 }
 
@@ -74,6 +80,7 @@ int session_lookup(struct session *session, const struct frame *frame)
     larderd_note_latency(session->daemon, WIRE_LATENCY_LOOKUP, began_us);
     struct wire_lookup_ok ok = {.matched = match.count,
                                 .quality = match.quality,
+                                .kl = match.kl,
                                 .tail_count = match.tail_count,
                                 .bytes = match.bytes,
                                 .bytes_host = match.bytes_host};
@@ -295,6 +302,7 @@ int session_want(struct session *session, struct larder_want *out, const struct 
         .keys = keys,
         .key_count = wire->key_count,
         .worst = least_quality(wire),
+        .max_kl = wire->max_kl,
         .layer_first = wire->layer_first,
         .layer_count = wire->layer_first + wire->layer_count == layers ? 0u : wire->layer_count,
     };
@@ -307,6 +315,7 @@ static void answer_get(struct session *session, uint64_t request, const struct l
     struct wire_get_ok ok = {.matched = match->count > ref_count ? match->count : ref_count,
                              .ref_count = ref_count,
                              .quality = match->quality,
+                             .kl = match->kl,
                              .ready = ready,
                              .tail_count = match->tail_count,
                              .bytes = match->bytes,

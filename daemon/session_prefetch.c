@@ -62,8 +62,7 @@ int session_prefetch(struct session *session, const struct frame *frame)
     struct larder_key parent;
     LARDER_TRY(session_want(session, &want, wire, frame->items));
     memcpy(parent.bytes, wire->parent, sizeof(parent.bytes));
-    LARDER_TRY(larder_store_lookup(session->daemon->store, &match, want.tenant, &parent, want.keys,
-                                   want.key_count, want.worst,
+    LARDER_TRY(larder_store_lookup(session->daemon->store, &match, &want, &parent,
                                    session->daemon->config.block_tokens));
     LARDER_TRY(session_may_work(session));
     LARDER_TRY(session_begin(session));

@@ -46,6 +46,7 @@ struct session_model {
     struct larder_model_info info;
     struct larder_hasher *hasher; /* the session's running PUT's, on whatever worker */
     bool is_held;                 /* in the store */
+    char *recipe;                 /* of what is put without one */
 };
 
 struct ssd_get;
@@ -100,6 +101,7 @@ struct session {
     uint32_t slabs_sent_bytes;
 
     struct staging staging;
+    struct staging upload; /* of the control socket: a profile that is to be added */
     struct put *put_first; /* in order; the first one runs */
     struct put **put_last_next;
     uint32_t put_open; /* that may still read staging */
@@ -166,6 +168,13 @@ int session_mark_key(struct session *session, uint64_t request, uint32_t tenant,
                      const struct wire_mark *wire);
 int session_tenant_stat(const struct larderd *daemon, struct wire_stat_ok *out, uint32_t tenant);
 
+int session_profile(struct session *session, const struct frame *frame);
+int admin_profile_new(struct session *session, const struct frame *frame);
+int admin_profile_add(struct session *session, const struct frame *frame);
+int admin_profiles(struct session *session, const struct frame *frame);
+int admin_profile_rm(struct session *session, const struct frame *frame);
+int admin_measure(struct session *session, const struct frame *frame);
+int admin_measures(struct session *session, const struct frame *frame);
 int admin_tokens(struct session *session, const struct frame *frame);
 int admin_sections(struct session *session, const struct frame *frame);
 int admin_purge(struct session *session, const struct frame *frame);

@@ -4,6 +4,7 @@
  */
 #include <assert.h>
 #include <errno.h>
+#include <string.h>
 
 #include "base/bytes.h"
 #include "base/error.h"
@@ -91,7 +92,12 @@ static void put_answer(struct put *put)
         session_fail_text(session, put->request, put->err, put->message);
     } else {
         session->daemon->accounts.tenants[session->tenant.index].fell_back += put->fell_back;
-        struct wire_put_ok ok = {.stored_bytes = put->stored_bytes, .existed = put->existed};
+        struct wire_put_ok ok = {.stored_bytes = put->stored_bytes,
+                                 .existed = put->existed,
+                                 .quality = put->quality,
+                                 .kl = put->kl,
+                                 .unmeasured = put->unmeasured};
+        memcpy(ok.recipe, put->recipe, sizeof(ok.recipe));
         larderd_note_latency(session->daemon, WIRE_LATENCY_PUT, put->began_us);
         session_reply(session, WIRE_PUT_OK, put->request, &ok, sizeof(ok));
     }
@@ -116,7 +122,7 @@ static int check_range(const struct session *session, const struct session_model
 {
     struct put_region region;
     uint64_t staging_bytes = session->staging.bytes;
-    put_region(&region, &model->info.desc, wire->extra_bytes, wire->token_count);
+    put_region(&region, &model->info.desc, wire);
     if (wire->staging_bytes != region.bytes)
         return larder_fail(LARDER_EPROTO,
                            "staging_bytes=%llu, but %u tokens of this model with %u bytes of extra "

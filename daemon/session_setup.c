@@ -11,7 +11,6 @@
 #include "base/error.h"
 #include "base/key.h"
 #include "base/mem.h"
-#include "codec/codec.h"
 #include "daemon/session_priv.h"
 #include "daemon/workers.h"
 
@@ -22,7 +21,9 @@ struct setup {
     uint64_t request;
     struct larder_tenant_info tenant;
     struct session_model *model; /* NULL: it is about the tenant */
-    bool known_only;             /* the tenant has described as many models as it may: no new one */
+    enum larder_quality quality; /* of the model's default recipe, and what it keeps */
+    float max_kl;
+    bool known_only; /* the tenant has described as many models as it may: no new one */
     int err;
     char message[LARDER_MESSAGE_BYTES_MAX];
 };
@@ -109,7 +110,7 @@ static void answer_hello(struct session *session, uint64_t request)
     memcpy(ok.tenant_key, session->tenant.key, sizeof(ok.tenant_key));
     memcpy(ok.tenant_name, session->tenant.name, sizeof(ok.tenant_name));
     snprintf(ok.daemon_version, sizeof(ok.daemon_version), "%s", LARDER_VERSION);
-    const char *recipe = larder_recipe_text(daemon->recipe);
+    const char *recipe = config->recipe.text;
     if (strlen(recipe) < sizeof(ok.recipe))
         memcpy(ok.recipe, recipe, strlen(recipe));
     session->state = SESSION_READY;
@@ -218,6 +219,7 @@ static void model_free(struct session *session, struct session_model *model)
     if (model->is_held)
         larder_store_model_release(session->daemon->store, model->info.index);
     larder_hasher_close(model->hasher);
+    larder_free(model->recipe);
     larder_free(model);
 }
 
@@ -249,6 +251,23 @@ static uint32_t place_model(struct session *session, struct setup *setup)
     return session->model_count++;
 }
 
+/* What the model's blocks are encoded with by default; what is changed later is for those that
+ * open it then. */
+static int set_recipe(struct session *session, struct setup *setup)
+{
+    struct session_model *model = setup->model;
+    const struct recipe_choice *choice =
+        config_find_recipe(&session->daemon->config, session->tenant.name, &model->info.desc,
+                           &model->info.fingerprint);
+    setup->quality = choice->quality;
+    setup->max_kl = choice->max_kl;
+    model->recipe = larder_strdup(choice->text);
+    if (model->recipe)
+        return 0;
+    snprintf(setup->message, sizeof(setup->message), "no memory for a recipe");
+    return -ENOMEM;
+}
+
 static void model_done(struct completion *completion)
 {
     struct setup *setup = setup_of_completion(completion);
@@ -256,9 +275,12 @@ static void model_done(struct completion *completion)
     if (!setup->known_only)
         accounts_model_end(&session->daemon->accounts, session->tenant.index,
                            setup->err == 0 ? setup->model->info.index : LARDER_MODELS_MAX);
+    if (setup->err == 0)
+        setup->err = set_recipe(session, setup);
     if (setup->err == 0) {
         uint32_t handle = place_model(session, setup);
-        struct wire_model_ok ok = {.model = handle};
+        struct wire_model_ok ok = {
+            .model = handle, .quality = setup->quality, .max_kl = setup->max_kl};
         memcpy(ok.fingerprint, session->models[handle]->info.fingerprint.bytes,
                sizeof(ok.fingerprint));
         session_reply(session, WIRE_MODEL_OK, setup->request, &ok, sizeof(ok));

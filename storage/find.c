@@ -39,15 +39,17 @@ static uint32_t depth_of_run(const struct larder_store *store, uint32_t tenant,
 }
 
 int find_run_locked(struct larder_store *store, uint32_t *out_count, uint32_t *last,
-                    uint32_t tenant, const struct larder_key *keys, uint32_t key_count,
-                    enum larder_quality worst)
+                    const struct larder_want *want)
 {
+    const uint32_t tenant = want->tenant;
+    const struct larder_key *keys = want->keys;
+    const struct accept accept = accept_of(want);
     *out_count = 0;
     *last = TABLE_NONE;
     if (tenant >= LARDER_TENANTS_MAX || store->tenants[tenant].root == TABLE_NONE)
         return larder_fail(-EINVAL, "tenant=%u does not exist", tenant);
     uint32_t entry;
-    uint32_t count = depth_of_run(store, tenant, keys, key_count, &entry);
+    uint32_t count = depth_of_run(store, tenant, keys, want->key_count, &entry);
     *last = entry;
     *out_count = count;
     /* Up again, to be sure that the keys are one chain, and to end it before a block that is not
@@ -58,7 +60,7 @@ int find_run_locked(struct larder_store *store, uint32_t *out_count, uint32_t *l
         if (entry == TABLE_NONE || (at->flags & ENTRY_ROOT) ||
             memcmp(at->key.bytes, keys[i].bytes, sizeof(keys[i].bytes)) != 0)
             return larder_fail(LARDER_EPROTO, "key %u is not the parent of key %u", i, i + 1);
-        if (variant_pick(store, entry, worst) == TABLE_NONE || mark_expired_locked(store, entry)) {
+        if (variant_pick(store, entry, accept) == TABLE_NONE || mark_expired_locked(store, entry)) {
             *out_count = i;
             *last = at->parent;
         }
@@ -70,7 +72,7 @@ int find_run_locked(struct larder_store *store, uint32_t *out_count, uint32_t *l
 }
 
 static void find_tails(struct larder_store *store, struct larder_match *out, uint32_t above,
-                       enum larder_quality worst, uint32_t block_tokens)
+                       struct accept accept, uint32_t block_tokens)
 {
     uint32_t walked = 0;
     uint32_t child = table_entry(&store->table, above)->first_child;
@@ -78,7 +80,7 @@ static void find_tails(struct larder_store *store, struct larder_match *out, uin
         const struct entry *entry = table_entry(&store->table, child);
         if (find_sees(store, child, entry->tenant) && !(entry->flags & ENTRY_VARIANT) &&
             entry->token_count > 0 && entry->token_count < block_tokens &&
-            variant_pick(store, child, worst) != TABLE_NONE) {
+            variant_pick(store, child, accept) != TABLE_NONE) {
             uint32_t at = out->tail_count;
             if (at == LARDER_TAILS_MAX)
                 at--; /* the shortest gives way, if this one is longer */
@@ -108,26 +110,35 @@ static uint32_t last_matched(const struct larder_store *store, uint32_t last, ui
     return find_sees(store, entry, tenant) ? entry : TABLE_NONE;
 }
 
-int larder_store_lookup(struct larder_store *store, struct larder_match *out, uint32_t tenant,
-                        const struct larder_key *parent, const struct larder_key *keys,
-                        uint32_t key_count, enum larder_quality worst, uint32_t block_tokens)
+static void add_up(const struct larder_store *store, struct larder_match *out,
+                   const struct entry *entry)
 {
+    const uint64_t bytes = (uint64_t)entry->variant.record_pages * LARDER_PAGE_BYTES;
+    const float kl = measure_kl_locked(store, entry);
+    out->bytes += bytes;
+    out->bytes_host += entry->slot != HOST_NONE ? bytes : 0;
+    out->tokens += entry->token_count;
+    if (entry->variant.quality > out->quality)
+        out->quality = entry->variant.quality;
+    if (kl > out->kl)
+        out->kl = kl;
+}
+
+int larder_store_lookup(struct larder_store *store, struct larder_match *out,
+                        const struct larder_want *want, const struct larder_key *parent,
+                        uint32_t block_tokens)
+{
+    const struct accept accept = accept_of(want);
     memset(out, 0, sizeof(*out));
     pthread_mutex_lock(&store->lock);
     uint32_t entry;
-    int err = find_run_locked(store, &out->count, &entry, tenant, keys, key_count, worst);
+    int err = find_run_locked(store, &out->count, &entry, want);
     if (err == 0) {
-        uint32_t above = last_matched(store, entry, tenant, parent);
+        uint32_t above = last_matched(store, entry, want->tenant, parent);
         if (above != TABLE_NONE)
-            find_tails(store, out, above, worst, block_tokens);
+            find_tails(store, out, above, accept, block_tokens);
         for (uint32_t i = out->count; i > 0; i--) {
-            const struct entry *at = table_entry(&store->table, variant_pick(store, entry, worst));
-            uint64_t bytes = (uint64_t)at->variant.record_pages * LARDER_PAGE_BYTES;
-            out->bytes += bytes;
-            out->bytes_host += at->slot != HOST_NONE ? bytes : 0;
-            out->tokens += at->token_count;
-            if (at->variant.quality > out->quality)
-                out->quality = at->variant.quality;
+            add_up(store, out, table_entry(&store->table, variant_pick(store, entry, accept)));
             entry = table_entry(&store->table, entry)->parent;
         }
     }

@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "base/mem.h"
 #include "storage/crypt.h"
+#include "storage/fsck_priv.h"
 #include "storage/recover_priv.h"
 
 #define TOLD_MAX 20u
@@ -33,7 +34,7 @@ struct check {
 uint64_t larder_fsck_findings(const struct larder_fsck_report *report)
 {
     return (report->index != LARDER_FSCK_INDEX_SOUND) + report->bad_tenant_copies +
-           report->bad_rows + report->stale_rows + report->bad_entries;
+           report->bad_rows + report->stale_rows + report->bad_entries + report->unreadable;
 }
 
 /* `counted`: of this kind, this one included. */
@@ -290,6 +291,12 @@ static int compare(struct check *check)
     report->segments = store->log.count;
     report->segment_bytes = seglog_usage(&store->log);
     report->entries = count_entries(&store->table);
+    report->unreadable = fsck_count_unreadable(store, check->options->store.directory);
+    if (report->unreadable > 0)
+        tell(check, 1,
+             "profiles: %llu entries need one that is missing or damaged; larder profile add "
+             "brings it back",
+             (unsigned long long)report->unreadable);
     if (!check->indexed)
         return check->options->data ? check_scanned_data(check) : 0;
     LARDER_TRY(check_rows(check));

@@ -49,6 +49,7 @@ struct larder_fsck_report {
     uint64_t bad_rows;    /* of the index: no sense, no valid head there, or another entry's */
     uint64_t stale_rows;  /* name what was removed, or has lost its parent */
     uint64_t bad_entries; /* a section's tag does not match, or it cannot be read */
+    uint64_t unreadable;  /* need a profile that is not in DIR/profiles; no repair brings it back */
     /* Of a repair. */
     uint64_t findings_before; /* of the check before it */
     uint64_t dropped;         /* entries fewer than before */

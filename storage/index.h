@@ -20,25 +20,26 @@ struct larder_index;
 
 /* Value of database "entries"; its key is key (32) | variant (u32 LE). */
 struct index_entry {
-    uint8_t parent[32];    /* 000-031 */
-    uint8_t tenant[16];    /* 032-047 */
-    uint8_t model[32];     /* 048-079 */
-    uint64_t generation;   /* 080-087 */
-    uint64_t record_bytes; /* 088-095 */
-    uint64_t raw_bytes;    /* 096-103 */
-    uint64_t created_s;    /* 104-111 */
-    uint64_t position;     /* 112-119 */
-    uint64_t reserved0;    /* 120-127  0 */
-    uint32_t segment_id;   /* 128-131 */
-    uint32_t segment_page; /* 132-135 */
-    uint32_t token_count;  /* 136-139 */
-    uint32_t head_bytes;   /* 140-143 */
-    uint8_t quality;       /* 144 */
-    uint8_t computed_on;   /* 145 */
-    uint8_t reserved[6];   /* 146-151  0 */
-    char recipe[32];       /* 152-183  longer ones: 23 bytes, '~', 8 digits of a hash; the
+    uint8_t parent[32];      /* 000-031 */
+    uint8_t tenant[16];      /* 032-047 */
+    uint8_t model[32];       /* 048-079 */
+    uint64_t generation;     /* 080-087 */
+    uint64_t record_bytes;   /* 088-095 */
+    uint64_t raw_bytes;      /* 096-103 */
+    uint64_t created_s;      /* 104-111 */
+    uint64_t position;       /* 112-119 */
+    uint64_t profile;        /* 120-127  the first 8 bytes of its name; 0: none */
+    uint32_t segment_id;     /* 128-131 */
+    uint32_t segment_page;   /* 132-135 */
+    uint32_t token_count;    /* 136-139 */
+    uint32_t head_bytes;     /* 140-143 */
+    uint8_t quality;         /* 144 */
+    uint8_t computed_on;     /* 145 */
+    uint16_t computed_on_kl; /* 146-147 as in the record */
+    uint8_t reserved[4];     /* 148-151  0 */
+    char recipe[32];         /* 152-183  longer ones: 23 bytes, '~', 8 digits of a hash; the
                                         record has it whole */
-    uint64_t check;        /* 184-191  XXH3-64 over key and the bytes before it */
+    uint64_t check;          /* 184-191  XXH3-64 over key and the bytes before it */
 };
 static_assert(sizeof(struct index_entry) == 192, "on-disk size");
 

@@ -331,10 +331,9 @@ static int find_ids_locked(struct larder_store *store, uint32_t *ids, uint32_t *
         *count = find_sees(store, ids[0], want->tenant);
         return 0;
     }
-    LARDER_TRY(find_run_locked(store, count, &last, want->tenant, want->keys, want->key_count,
-                               want->worst));
+    LARDER_TRY(find_run_locked(store, count, &last, want));
     for (uint32_t i = *count; i-- > 0;) {
-        ids[i] = variant_pick(store, last, want->worst);
+        ids[i] = variant_pick(store, last, accept_of(want));
         last = table_entry(&store->table, last)->parent;
     }
     return 0;

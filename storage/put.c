@@ -21,7 +21,8 @@ static struct variant_name name_locked(struct larder_store *store,
     return (struct variant_name){
         .quality = desc->quality,
         .computed_on = desc->computed_on,
-        .recipe = table_recipe(&store->table, desc->recipe, (uint32_t)strlen(desc->recipe)),
+        .recipe = table_recipe(&store->table, desc->recipe, (uint32_t)strlen(desc->recipe),
+                               measure_profile(desc->profile)),
     };
 }
 
@@ -124,7 +125,7 @@ static int watch_locked(struct larder_store *store, struct watch *watch, bool *w
         store->tenants[watch->tenant].closed)
         return LARDER_ENOTFOUND;
     uint32_t id = watch->is_named ? variant_named(store, primary, &watch->name)
-                                  : variant_pick(store, primary, watch->worst);
+                                  : variant_pick(store, primary, (struct accept){watch->worst, 0});
     const struct entry *entry = id == TABLE_NONE ? NULL : table_entry(&store->table, id);
     bool idle = entry && !(entry->flags & (ENTRY_PUTTING | ENTRY_DURABLE | ENTRY_DOOMED));
     if (watch->wait == LARDER_DURABLE && idle) {
@@ -249,6 +250,9 @@ static int check_desc(const struct larder_put_desc *desc, size_t recipe_bytes)
     if (desc->quality > LARDER_QUALITY_BLENDED || desc->computed_on > LARDER_QUALITY_BLENDED)
         return larder_fail(LARDER_EPROTO, "quality=%d or computed_on=%d is unknown",
                            (int)desc->quality, (int)desc->computed_on);
+    if (!(desc->computed_on_kl >= 0) || !(desc->max_kl >= 0))
+        return larder_fail(LARDER_EPROTO, "computed_on_kl=%g or max_kl=%g is no KL",
+                           (double)desc->computed_on_kl, (double)desc->max_kl);
     if (larder_all_zero(desc->key.bytes, sizeof(desc->key.bytes)))
         return larder_fail(LARDER_EPROTO, "the key is that of a root");
     if (desc->tenant >= LARDER_TENANTS_MAX || desc->model >= LARDER_MODELS_MAX)
@@ -274,6 +278,13 @@ static int find_parent_locked(struct larder_store *store, uint32_t *out,
     return 0;
 }
 
+/* Is it, when the put was to keep a KL, measured to keep that too? */
+static bool keeps_locked(const struct larder_store *store, const struct entry *entry,
+                         const struct larder_put_desc *desc)
+{
+    return desc->max_kl == 0 || measure_kl_locked(store, entry) <= desc->max_kl;
+}
+
 /* A better record, or none, is to take this entry's place. */
 static int check_replaced_locked(const struct larder_store *store, uint32_t primary,
                                  const struct larder_put_desc *desc)
@@ -282,9 +293,13 @@ static int check_replaced_locked(const struct larder_store *store, uint32_t prim
         const struct entry *entry = table_entry(&store->table, id);
         if (entry->flags & ENTRY_DOOMED)
             continue;
-        if ((entry->flags & ENTRY_VISIBLE) && entry->variant.quality <= desc->quality)
+        if ((entry->flags & ENTRY_VISIBLE) && entry->variant.quality <= desc->quality &&
+            keeps_locked(store, entry, desc))
             return larder_fail(LARDER_EEXISTS, "stored at this quality or better");
-        if ((entry->flags & ENTRY_PUTTING) && entry->pending_quality <= desc->quality)
+        /* Of a put that replaces what is visible the entry does not know the recipe yet. */
+        if ((entry->flags & ENTRY_PUTTING) && entry->pending_quality <= desc->quality &&
+            (!(entry->flags & ENTRY_VISIBLE) || desc->max_kl == 0) &&
+            keeps_locked(store, entry, desc))
             return larder_fail(LARDER_EEXISTS, "being stored at this quality or better");
     }
     if (table_entry(&store->table, primary)->flags & ENTRY_PUTTING)
@@ -344,6 +359,7 @@ static int claim_entry_locked(struct larder_store *store, struct larder_put *put
         entry->variant.quality = (uint8_t)name.quality;
         entry->variant.computed_on = (uint8_t)name.computed_on;
         entry->variant.recipe = name.recipe;
+        entry->variant.computed_on_kl = larder_computed_on_kl_bits(desc->computed_on_kl);
     }
     put->entry = id;
     put->number = entry->number;
@@ -416,6 +432,8 @@ static void write_head(struct larder_put *put, const struct larder_put_desc *des
     memcpy(record->profile, desc->profile, sizeof(record->profile));
     record->quality = (uint8_t)desc->quality;
     record->computed_on = (uint8_t)desc->computed_on;
+    if (desc->computed_on != LARDER_QUALITY_EXACT)
+        record->computed_on_kl = larder_computed_on_kl_bits(desc->computed_on_kl);
     record->k_error = desc->k_error;
     record->v_error = desc->v_error;
     if (desc->extra_bytes > 0)
@@ -470,7 +488,7 @@ int larder_store_put_reserve(struct larder_store *store, struct larder_put **out
         return err;
     }
     put->append.record = host_record(&store->host, put->slot);
-    put->variant.recipe = table_recipe(&store->table, desc->recipe, (uint32_t)recipe_bytes);
+    put->variant.recipe = name_locked(store, desc).recipe;
     const uint8_t *tenant_id = larder_identity_tenant(store->identity, desc->tenant)->id;
     struct larder_key fingerprint = store->models[desc->model]->info.fingerprint;
     pthread_mutex_unlock(&store->lock);
@@ -556,6 +574,7 @@ static void set_variant(struct larder_put *put)
     put->variant.head_bytes = record->head_bytes;
     put->variant.quality = record->quality;
     put->variant.computed_on = record->computed_on;
+    put->variant.computed_on_kl = record->computed_on_kl;
 }
 
 /* Nobody was, or will be, told that it is durable, and it is nowhere on SSD yet. */

@@ -209,9 +209,11 @@ void recovery_variant(struct entry_variant *out, struct larder_store *store,
         .head_bytes = record->head_bytes,
         .segment_id = record->segment_id,
         .segment_page = record->segment_page,
-        .recipe = table_recipe(&store->table, larder_record_recipe(record), record->recipe_bytes),
+        .recipe = table_recipe(&store->table, larder_record_recipe(record), record->recipe_bytes,
+                               measure_profile(record->profile)),
         .quality = record->quality,
         .computed_on = record->computed_on,
+        .computed_on_kl = record->computed_on_kl,
     };
 }
 
@@ -499,6 +501,8 @@ static void value_of(struct index_entry *out, const struct larder_store *store, 
     out->head_bytes = variant->head_bytes;
     out->quality = variant->quality;
     out->computed_on = variant->computed_on;
+    out->computed_on_kl = variant->computed_on_kl;
+    out->profile = table_recipe_profile(&store->table, variant->recipe);
     const char *recipe = table_recipe_text(&store->table, variant->recipe);
     memcpy(out->recipe, recipe, larder_min_u64(strlen(recipe), sizeof(out->recipe)));
 }
@@ -718,10 +722,12 @@ static int load_entry(void *context, const struct larder_key *key, uint32_t vari
         .head_bytes = value->head_bytes,
         .segment_id = value->segment_id,
         .segment_page = value->segment_page,
-        .recipe = table_recipe(&store->table, value->recipe,
-                               (uint32_t)strnlen(value->recipe, sizeof(value->recipe))),
+        .recipe =
+            table_recipe(&store->table, value->recipe,
+                         (uint32_t)strnlen(value->recipe, sizeof(value->recipe)), value->profile),
         .quality = value->quality,
         .computed_on = value->computed_on,
+        .computed_on_kl = value->computed_on_kl,
     };
     return 0;
 }

@@ -554,6 +554,7 @@ void store_free(struct larder_store *store)
         host_close(&store->host);
     if (store->table.buckets)
         table_close(&store->table);
+    measure_close(&store->measures);
     history_close(&store->history);
     larder_free(store->tenants);
     if (store->identity)

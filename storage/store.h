@@ -145,6 +145,7 @@ struct larder_tail {
 struct larder_match {
     uint32_t count;      /* leading keys that are stored at the wanted quality or better */
     uint32_t quality;    /* worst among them: enum larder_quality */
+    float kl;            /* worst of theirs, as measured; 0: all exact; infinity: not measured */
     uint64_t bytes;      /* stored bytes of them */
     uint64_t bytes_host; /* of those in the host tier */
     uint64_t tokens;     /* in them */
@@ -152,11 +153,31 @@ struct larder_match {
     struct larder_tail tails[LARDER_TAILS_MAX]; /* `block_tokens`; longest first */
 };
 
-/* `keys` is a chain: key 0's parent is `parent` (larder_key_root, or the key of some block), key
- * i + 1's is key i. Tails of `parent` are named when no key matches. */
-int larder_store_lookup(struct larder_store *store, struct larder_match *out, uint32_t tenant,
-                        const struct larder_key *parent, const struct larder_key *keys,
-                        uint32_t key_count, enum larder_quality worst, uint32_t block_tokens);
+/* What a reader asks for. */
+struct larder_want {
+    uint32_t tenant;
+    const struct larder_key *keys; /* a chain: key i + 1's parent is key i */
+    uint32_t key_count;            /* at most LARDER_REQUEST_KEYS_MAX */
+    /* Records of this quality or better are accepted (enum larder_quality, perhaps with
+     * LARDER_QUALITY_SMALLEST), and those whose measured KL is at most max_kl, what they were
+     * computed on included (larder_store_set_kl). */
+    uint32_t worst;
+    float max_kl; /* 0: by quality alone */
+    /* of leases and prefetches */
+    uint32_t layer_first; /* only sections of these layers are read from SSD */
+    uint32_t layer_count; /* 0: all from layer_first on */
+    bool now;             /* -EAGAIN instead of waiting for a slab to be made */
+    /* An operator looks: of the one key the variant of that number, whatever its quality. It counts
+     * as no use. */
+    bool peek;
+    uint32_t variant;
+};
+
+/* `parent` is key 0's: larder_key_root, or the key of some block. Its tails are named when no key
+ * matches. */
+int larder_store_lookup(struct larder_store *store, struct larder_match *out,
+                        const struct larder_want *want, const struct larder_key *parent,
+                        uint32_t block_tokens);
 
 /* --- get: leases on slots -------------------------------------------------------------------- */
 
@@ -168,20 +189,6 @@ struct larder_ref {
 
 /* The leading run of `keys` held in the host tier by a lease, or on its way there. */
 struct larder_lease;
-
-struct larder_want {
-    uint32_t tenant;
-    const struct larder_key *keys; /* a chain */
-    uint32_t key_count;            /* at most LARDER_REQUEST_KEYS_MAX */
-    uint32_t worst;                /* enum larder_quality, perhaps with LARDER_SMALLEST */
-    uint32_t layer_first;          /* only sections of these layers are read from SSD */
-    uint32_t layer_count;          /* 0: all from layer_first on */
-    bool now;                      /* -EAGAIN instead of waiting for a slab to be made */
-    /* An operator looks: of the one key the variant of that number, whatever its quality. It counts
-     * as no use. */
-    bool peek;
-    uint32_t variant;
-};
 
 /* Called once when every ref of the lease is published or has failed: `loaded` leading refs are
  * good; `err` says why the next one is not (0 when all are). A corrupt record is counted, dropped
@@ -220,6 +227,16 @@ int larder_store_slab_fd(struct larder_store *store, int *out_fd, uint64_t *out_
 const struct larder_record *larder_store_ref_record(struct larder_store *store, uint32_t tenant,
                                                     const struct larder_ref *ref);
 
+/* --- what recipes cost ------------------------------------------------------------------------ */
+
+/* The logits' KL, nats a token, that was measured with a recipe and a profile (NULL: none) on a
+ * model (`fingerprint` NULL: on every model), for whoever asks with max_kl from now on. Infinity:
+ * not known any more. Nothing of this is stored. LARDER_ELIMIT, -ENOMEM. */
+int larder_store_set_kl(struct larder_store *store, const struct larder_key *fingerprint,
+                        const char *recipe, const uint8_t *profile, float kl);
+/* Records that need this profile, those on their way included. Walks over all entries. */
+uint64_t larder_store_profile_uses(struct larder_store *store, const uint8_t profile[32]);
+
 /* --- put ------------------------------------------------------------------------------------- */
 
 struct larder_put_desc {
@@ -236,6 +253,10 @@ struct larder_put_desc {
     uint8_t profile[32]; /* that it reads: a hash; zeros: none */
     enum larder_quality quality;
     enum larder_quality computed_on;
+    float computed_on_kl; /* measured on that KV, unless it is exact; 0 or infinity: unknown */
+    /* What this put was to keep (0: nothing): a record of the same quality whose KL is above it, or
+     * unknown, is not as good. */
+    float max_kl;
     float k_error; /* 0: exact, or not known yet (larder_put_set_errors) */
     float v_error;
     uint64_t raw_bytes;

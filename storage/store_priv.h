@@ -68,6 +68,20 @@ struct variant_name {
     uint16_t recipe; /* of table_recipe() */
 };
 
+/* What was measured of a recipe. */
+struct measure {
+    uint16_t recipe; /* of table_recipe() */
+    bool every_model;
+    float kl;
+    struct larder_key fingerprint;
+};
+
+/* By rising recipe. */
+struct measures {
+    struct measure *rows;
+    uint32_t count;
+};
+
 /* Something that is over and has a caller to tell: run on the storage thread, without the lock. */
 struct completion {
     struct completion *next;
@@ -453,6 +467,7 @@ struct larder_store {
     pthread_cond_t grown;
     pthread_cond_t purged; /* a purge has come to its next state */
     struct table table;
+    struct measures measures;
     struct host host;
     struct history history;
     struct larder_identity *identity;
@@ -670,14 +685,31 @@ int tiers_check_entry(const struct larder_store *store, uint32_t entry);
 bool find_sees(const struct larder_store *store, uint32_t entry, uint32_t tenant);
 /* Leading keys of the chain that are stored well enough; the last of them in *last. */
 int find_run_locked(struct larder_store *store, uint32_t *out_count, uint32_t *last,
-                    uint32_t tenant, const struct larder_key *keys, uint32_t key_count,
-                    enum larder_quality worst);
+                    const struct larder_want *want);
+
+/* measure.c */
+/* The first 8 bytes of a profile's name, as the table and the index keep it; NULL: 0. */
+uint64_t measure_profile(const uint8_t *profile);
+/* What readers of this record must reckon with, nats a token: 0 when it is exact, infinity when
+ * nobody measured it. */
+float measure_kl_locked(const struct larder_store *store, const struct entry *entry);
+void measure_close(struct measures *measures);
 
 /* variant.c */
-/* Of the key's records the one for a reader who accepts `worst`: the best, or with
- * LARDER_QUALITY_SMALLEST the smallest that is good enough. TABLE_NONE when none is. */
-uint32_t variant_pick(const struct larder_store *store, uint32_t primary,
-                      enum larder_quality worst);
+/* Which records a reader accepts; as in struct larder_want. */
+struct accept {
+    uint32_t worst;
+    float max_kl;
+};
+
+static inline struct accept accept_of(const struct larder_want *want)
+{
+    return (struct accept){.worst = want->worst, .max_kl = want->max_kl};
+}
+
+/* Of the key's records the one for that reader: the best, or with LARDER_QUALITY_SMALLEST the
+ * smallest that is good enough. TABLE_NONE when none is. */
+uint32_t variant_pick(const struct larder_store *store, uint32_t primary, struct accept accept);
 /* The record of that name, stored or on its way. */
 uint32_t variant_named(const struct larder_store *store, uint32_t primary,
                        const struct variant_name *name);

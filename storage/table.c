@@ -13,8 +13,7 @@
 #include "base/mem.h"
 
 #define BUCKETS_MIN       1024u
-#define RECIPES_MAX       1024u
-#define RECIPE_BUCKETS    4096u
+#define RECIPE_BUCKETS    16384u
 #define RECIPE_HASH_CHARS 9u /* "~" and 8 digits */
 
 int table_open(struct table *table)
@@ -24,13 +23,13 @@ int table_open(struct table *table)
         return larder_fail(-EIO, "table: no random numbers from the system");
     table->bucket_count = BUCKETS_MIN;
     table->buckets = larder_alloc_zero(table->bucket_count, sizeof(*table->buckets));
-    table->recipes = larder_alloc_zero(RECIPES_MAX + 1, sizeof(*table->recipes));
+    table->recipes = larder_alloc_zero(TABLE_RECIPES_MAX + 1, sizeof(*table->recipes));
     table->recipe_buckets = larder_alloc_zero(RECIPE_BUCKETS, sizeof(*table->recipe_buckets));
     if (table->recipes)
-        table->recipes[0] = larder_strdup("(other)");
+        table->recipes[0].text = larder_strdup("(other)");
     table->recipe_count = 1;
     table->entry_end = 1; /* 0 is TABLE_NONE */
-    if (!table->buckets || !table->recipes || !table->recipe_buckets || !table->recipes[0]) {
+    if (!table->buckets || !table->recipes || !table->recipe_buckets || !table->recipes[0].text) {
         table_close(table);
         return larder_fail(-ENOMEM, "table: no memory");
     }
@@ -44,7 +43,7 @@ void table_close(struct table *table)
     larder_free(table->chunks);
     larder_free(table->buckets);
     for (uint32_t i = 0; table->recipes && i < table->recipe_count; i++)
-        larder_free(table->recipes[i]);
+        larder_free(table->recipes[i].text);
     larder_free(table->recipes);
     larder_free(table->recipe_buckets);
     memset(table, 0, sizeof(*table));
@@ -401,7 +400,7 @@ uint32_t table_first_to_go(const struct table *table, uint32_t id)
 
 /* --- recipes --------------------------------------------------------------------------------- */
 
-uint16_t table_recipe(struct table *table, const char *text, uint32_t bytes)
+uint16_t table_recipe(struct table *table, const char *text, uint32_t bytes, uint64_t profile)
 {
     char shorter[TABLE_RECIPE_BYTES + 1];
     if (bytes > TABLE_RECIPE_BYTES) {
@@ -411,13 +410,14 @@ uint16_t table_recipe(struct table *table, const char *text, uint32_t bytes)
         text = shorter;
         bytes = (uint32_t)strlen(shorter);
     }
-    uint32_t at = (uint32_t)XXH3_64bits(text, bytes) & (RECIPE_BUCKETS - 1);
+    uint32_t at = (uint32_t)XXH3_64bits_withSeed(text, bytes, profile) & (RECIPE_BUCKETS - 1);
     for (; table->recipe_buckets[at] != 0; at = (at + 1) & (RECIPE_BUCKETS - 1)) {
-        const char *known = table->recipes[table->recipe_buckets[at]];
-        if (strlen(known) == bytes && memcmp(known, text, bytes) == 0)
+        const struct recipe_name *known = &table->recipes[table->recipe_buckets[at]];
+        if (known->profile == profile && strlen(known->text) == bytes &&
+            memcmp(known->text, text, bytes) == 0)
             return table->recipe_buckets[at];
     }
-    if (table->recipe_count > RECIPES_MAX)
+    if (table->recipe_count > TABLE_RECIPES_MAX)
         return 0;
     char *copy = larder_alloc(bytes + 1);
     if (!copy)
@@ -425,7 +425,7 @@ uint16_t table_recipe(struct table *table, const char *text, uint32_t bytes)
     for (uint32_t i = 0; i < bytes; i++)
         copy[i] = text[i] == '\0' ? '?' : text[i];
     copy[bytes] = '\0';
-    table->recipes[table->recipe_count] = copy;
+    table->recipes[table->recipe_count] = (struct recipe_name){.text = copy, .profile = profile};
     table->recipe_buckets[at] = (uint16_t)table->recipe_count;
     return (uint16_t)table->recipe_count++;
 }
@@ -433,7 +433,13 @@ uint16_t table_recipe(struct table *table, const char *text, uint32_t bytes)
 const char *table_recipe_text(const struct table *table, uint16_t recipe)
 {
     assert(recipe < table->recipe_count);
-    return table->recipes[recipe];
+    return table->recipes[recipe].text;
+}
+
+uint64_t table_recipe_profile(const struct table *table, uint16_t recipe)
+{
+    assert(recipe < table->recipe_count);
+    return table->recipes[recipe].profile;
 }
 
 /* --- invariants ------------------------------------------------------------------------------ */

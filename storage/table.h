@@ -44,8 +44,8 @@ enum entry_flag {
     ENTRY_HELD = 1 << 11,   /* pinned, or an ancestor of what is: it must stay */
 };
 
-/* What differs from one record of a key to the next. */
-struct entry_variant {
+/* What differs from one record of a key to the next. Packed: an entry is to stay small. */
+struct __attribute__((packed, aligned(4))) entry_variant {
     uint64_t generation;
     uint32_t created_s; /* these two as table_narrow() has them: larger ones mean nothing */
     uint32_t position;
@@ -57,6 +57,7 @@ struct entry_variant {
     uint16_t recipe; /* of table_recipe() */
     uint8_t quality;
     uint8_t computed_on;
+    uint16_t computed_on_kl; /* larder_computed_on_kl() */
 };
 
 static inline uint32_t table_narrow(uint64_t number)
@@ -89,6 +90,12 @@ struct entry {
 };
 static_assert(sizeof(struct entry) <= 152, "a million entries are to stay small");
 
+/* How records were encoded. */
+struct recipe_name {
+    char *text;
+    uint64_t profile; /* the first 8 bytes of its name; 0: none */
+};
+
 struct table {
     struct entry **chunks;
     uint32_t *buckets;
@@ -98,7 +105,7 @@ struct table {
     uint32_t free_first;
     uint32_t count;     /* in the hash */
     uint64_t hash_seed; /* random: clients may choose keys */
-    char **recipes;
+    struct recipe_name *recipes;
     uint32_t recipe_count;
     uint16_t *recipe_buckets;
 };
@@ -177,12 +184,15 @@ static inline uint32_t table_block_count(const struct table *table, uint32_t id)
  * TABLE_NONE at the end. */
 uint32_t table_next_below(const struct table *table, uint32_t id, uint32_t top);
 
-/* Small index of a recipe's text; what is longer than TABLE_RECIPE_BYTES ends in a hash of the
- * whole instead, so that texts which differ stay apart in the index too. Never fails: a text beyond
- * the 1,024th is "(other)". */
+/* Small index of a recipe's text and profile (the first 8 bytes of its name; 0: none). A text that
+ * is longer than TABLE_RECIPE_BYTES ends in a hash of the whole instead, so that texts which differ
+ * stay apart in the index too. Never fails: what is beyond the TABLE_RECIPES_MAX-th is 0, "(other)"
+ * without a profile. */
 #define TABLE_RECIPE_BYTES 32u
-uint16_t table_recipe(struct table *table, const char *text, uint32_t bytes);
+#define TABLE_RECIPES_MAX  4096u
+uint16_t table_recipe(struct table *table, const char *text, uint32_t bytes, uint64_t profile);
 const char *table_recipe_text(const struct table *table, uint16_t recipe);
+uint64_t table_recipe_profile(const struct table *table, uint16_t recipe);
 
 /* Tests: checks T1 and T2; LARDER_ECORRUPT with a message. */
 int table_check(const struct table *table);

@@ -32,34 +32,55 @@ uint32_t variant_of_generation(const struct larder_store *store, const struct la
     return id;
 }
 
-/* Of two that are good enough. Among equals the one that need not be read from SSD. */
-static bool is_wanted_before(const struct entry *a, const struct entry *b, bool smallest)
+/* One of a key's records that is good enough. */
+struct candidate {
+    uint32_t id;
+    float kl; /* 0 unless the reader asks for it */
+};
+
+/* Among equals the one that need not be read from SSD. */
+static bool is_wanted_before(const struct larder_store *store, const struct candidate *a,
+                             const struct candidate *b, bool smallest)
 {
-    if (smallest && a->variant.record_pages != b->variant.record_pages)
-        return a->variant.record_pages < b->variant.record_pages;
-    if (a->variant.quality != b->variant.quality)
-        return a->variant.quality < b->variant.quality;
-    if ((a->slot != HOST_NONE) != (b->slot != HOST_NONE))
-        return a->slot != HOST_NONE;
-    return a->variant.record_pages < b->variant.record_pages;
+    const struct entry *x = table_entry(&store->table, a->id);
+    const struct entry *y = table_entry(&store->table, b->id);
+    if (smallest && x->variant.record_pages != y->variant.record_pages)
+        return x->variant.record_pages < y->variant.record_pages;
+    if (x->variant.quality != y->variant.quality)
+        return x->variant.quality < y->variant.quality;
+    if (a->kl < b->kl || a->kl > b->kl)
+        return a->kl < b->kl;
+    if ((x->slot != HOST_NONE) != (y->slot != HOST_NONE))
+        return x->slot != HOST_NONE;
+    return x->variant.record_pages < y->variant.record_pages;
 }
 
-uint32_t variant_pick(const struct larder_store *store, uint32_t primary, enum larder_quality least)
+static bool is_accepted(const struct larder_store *store, struct candidate *out, uint32_t id,
+                        struct accept accept)
+{
+    const struct entry *entry = table_entry(&store->table, id);
+    *out = (struct candidate){.id = id};
+    if (accept.max_kl > 0)
+        out->kl = measure_kl_locked(store, entry);
+    return entry->variant.quality <= (accept.worst & ~(uint32_t)LARDER_QUALITY_SMALLEST) ||
+           (accept.max_kl > 0 && out->kl <= accept.max_kl);
+}
+
+uint32_t variant_pick(const struct larder_store *store, uint32_t primary, struct accept accept)
 {
     const struct table *table = &store->table;
-    bool smallest = least & LARDER_QUALITY_SMALLEST;
-    uint32_t worst = least & ~(uint32_t)LARDER_QUALITY_SMALLEST;
-    const struct entry *entry = table_entry(table, primary);
-    if (!(entry->flags & ENTRY_VARIED))
-        return entry->variant.quality <= worst ? primary : TABLE_NONE;
-    uint32_t picked = TABLE_NONE;
+    bool smallest = accept.worst & LARDER_QUALITY_SMALLEST;
+    struct candidate at;
+    if (!(table_entry(table, primary)->flags & ENTRY_VARIED))
+        return is_accepted(store, &at, primary, accept) ? primary : TABLE_NONE;
+    struct candidate picked = {.id = TABLE_NONE};
     for (uint32_t id = primary; id != TABLE_NONE; id = table_next_variant(table, id)) {
-        const struct entry *at = table_entry(table, id);
-        if (find_sees(store, id, at->tenant) && at->variant.quality <= worst &&
-            (picked == TABLE_NONE || is_wanted_before(at, table_entry(table, picked), smallest)))
-            picked = id;
+        if (find_sees(store, id, table_entry(table, id)->tenant) &&
+            is_accepted(store, &at, id, accept) &&
+            (picked.id == TABLE_NONE || is_wanted_before(store, &at, &picked, smallest)))
+            picked = at;
     }
-    return picked;
+    return picked.id;
 }
 
 static bool is_at_rest(const struct entry *entry)

@@ -176,6 +176,8 @@ void writer_fill_value_locked(struct larder_store *store, struct index_entry *va
     value->head_bytes = variant->head_bytes;
     value->quality = variant->quality;
     value->computed_on = variant->computed_on;
+    value->computed_on_kl = variant->computed_on_kl;
+    value->profile = table_recipe_profile(&store->table, variant->recipe);
     const char *recipe = table_recipe_text(&store->table, variant->recipe);
     size_t bytes = strlen(recipe);
     memcpy(value->recipe, recipe, larder_min_u64(bytes, sizeof(value->recipe)));

@@ -32,6 +32,7 @@ static const struct argp fsck_parser;
 static const struct argp import_parser;
 static const struct argp list_parser;
 static const struct argp metrics_parser;
+static const struct argp profile_parser;
 static const struct argp purge_parser;
 static const struct argp rm_parser;
 static const struct argp scrub_parser;
@@ -71,6 +72,10 @@ static const struct command commands[] = {
     {"tenants", "", "List tenants and what each holds", 0, 0, NULL, command_tenants},
     {"calibrate", "", "Make a model's profile from a text", 0, 0, &calibrate_parser,
      command_calibrate},
+    {"profile", "add FILE | ls | show | rm", "Profiles that recipes read; --default: of its model",
+     1, 1 << 16, &profile_parser, command_profile},
+    {"quality", "load FILE | ls", "What larder-eval measured of recipes", 1, 2, NULL,
+     command_quality},
     {"recipe", "ls | show RECIPE", "List recipes; show the stages of one", 1, 2, NULL,
      command_recipe},
 };
@@ -97,6 +102,7 @@ enum {
     OPTION_PINNED,
     OPTION_YES,
     OPTION_KEY_FILE,
+    OPTION_DEFAULT,
     OPTION_TEXT,
     OPTION_WINDOW,
     OPTION_KL_WINDOWS,
@@ -201,6 +207,12 @@ static const struct argp_option pin_options[] = {
 static const struct argp_option priority_options[] = {
     {"level", OPTION_LEVEL, "N", 0, "-8 to 8: each step doubles what it is worth; 0: as before", 0},
     {"for", OPTION_FOR, "TIME", 0, "So long: 90s, 15m, 12h, 7d; default: without end", 0},
+    {0},
+};
+
+static const struct argp_option profile_options[] = {
+    {"default", OPTION_DEFAULT, NULL, 0, "Of its model from now on, for recipes that need one", 0},
+    {"long", OPTION_LONG, NULL, 0, "Whole names", 0},
     {0},
 };
 
@@ -412,6 +424,22 @@ static error_t parse_calibrate(int key, char *argument, struct argp_state *state
     }
 }
 
+static error_t parse_profile(int key, char *argument, struct argp_state *state)
+{
+    struct input *input = state->input;
+    (void)argument;
+    switch (key) {
+    case OPTION_DEFAULT:
+        input->options.is_default = true;
+        return 0;
+    case OPTION_LONG:
+        input->options.long_keys = true;
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
 static error_t parse_purge(int key, char *argument, struct argp_state *state)
 {
     struct input *input = state->input;
@@ -504,6 +532,7 @@ static const struct argp fsck_parser = {.options = fsck_options, .parser = parse
 static const struct argp scrub_parser = {.options = scrub_options, .parser = parse_scrub};
 static const struct argp gc_parser = {.options = gc_options, .parser = parse_gc};
 static const struct argp why_parser = {.options = why_options, .parser = parse_why};
+static const struct argp profile_parser = {.options = profile_options, .parser = parse_profile};
 static const struct argp purge_parser = {.options = purge_options, .parser = parse_purge};
 static const struct argp rm_parser = {.options = rm_options, .parser = parse_rm};
 static const struct argp metrics_parser = {.options = metrics_options, .parser = parse_metrics};

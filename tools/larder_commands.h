@@ -54,6 +54,7 @@ struct command_options {
     uint32_t kl_windows;
     uint32_t threads; /* 0: as many as there are cores */
     double budget_bits;
+    bool is_default; /* profile add */
     /* top */
     uint32_t interval_ms;
     uint64_t count; /* 0: until it is told to end */
@@ -81,6 +82,8 @@ int command_priority(const struct command_options *options, int argc, char **arg
 int command_purge(const struct command_options *options, int argc, char **argv);
 int command_rm(const struct command_options *options, int argc, char **argv);
 int command_calibrate(const struct command_options *options, int argc, char **argv);
+int command_profile(const struct command_options *options, int argc, char **argv);
+int command_quality(const struct command_options *options, int argc, char **argv);
 int command_recipe(const struct command_options *options, int argc, char **argv);
 
 /* Says the last error and gives the exit code that goes with it. */

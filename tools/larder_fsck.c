@@ -68,9 +68,11 @@ static void print_report(const struct larder_fsck_report *report, const char *di
             "%s: of %llu things that were wrong, %llu are left; %llu entries fewer than before\n",
             left ? "NOT REPAIRED" : "repaired", (unsigned long long)report->findings_before,
             (unsigned long long)left, (unsigned long long)report->dropped);
-    else if (left > 0)
+    else if (left > report->unreadable)
         printf("%llu things are wrong; larder fsck --repair mends them\n",
-               (unsigned long long)left);
+               (unsigned long long)(left - report->unreadable));
+    else if (left > 0)
+        printf("all else is sound\n");
     else
         printf("clean\n");
 }
@@ -79,11 +81,12 @@ static void print_json(const struct larder_fsck_report *report, json_t *findings
 {
 #define N(field) #field, (json_int_t)report->field
     json_t *json = json_pack(
-        "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:O}",
+        "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, "
+        "s:O}",
         N(entries), N(tenants), N(models), N(segments), N(segment_bytes), N(unindexed), N(tail),
         N(read_bytes), "index", index_text(report->index), N(bad_tenant_copies), N(bad_rows),
-        N(stale_rows), N(bad_entries), N(findings_before), N(dropped), "findings_left",
-        (json_int_t)larder_fsck_findings(report), "findings", findings);
+        N(stale_rows), N(bad_entries), N(unreadable), N(findings_before), N(dropped),
+        "findings_left", (json_int_t)larder_fsck_findings(report), "findings", findings);
 #undef N
     if (json)
         json_dumpf(json, stdout, JSON_INDENT(2) | JSON_PRESERVE_ORDER);

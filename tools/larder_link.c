@@ -105,13 +105,32 @@ static int transmit(struct link *link, enum wire_type type, const void *body, si
     return 0;
 }
 
-int link_request(struct link *link, const void **out, enum wire_type type, const void *body,
-                 size_t body_bytes, enum wire_type answer_type, size_t answer_bytes_min)
+/* The answer as it came; *fd: the descriptor with it, -1: none. */
+static ssize_t receive(struct link *link, int *fd)
+{
+    _Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(int))];
+    struct iovec part = {link->answer, sizeof(link->answer)};
+    struct msghdr message = {.msg_iov = &part,
+                             .msg_iovlen = 1,
+                             .msg_control = control,
+                             .msg_controllen = sizeof(control)};
+    *fd = -1;
+    ssize_t got = recvmsg(link->fd, &message, MSG_CMSG_CLOEXEC);
+    const struct cmsghdr *header = got > 0 ? CMSG_FIRSTHDR(&message) : NULL;
+    if (header && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS &&
+        header->cmsg_len == CMSG_LEN(sizeof(*fd)))
+        memcpy(fd, CMSG_DATA(header), sizeof(*fd));
+    return got;
+}
+
+static int request(struct link *link, const void **out, int *fd, enum wire_type type,
+                   const void *body, size_t body_bytes, enum wire_type answer_type,
+                   size_t answer_bytes_min)
 {
     *out = NULL;
     /* Without a right to connect, the daemon's reason is already there and it does not read. */
     int send_err = transmit(link, type, body, body_bytes);
-    ssize_t got = recv(link->fd, link->answer, sizeof(link->answer), 0);
+    ssize_t got = receive(link, fd);
     if (got <= 0 && send_err < 0)
         return send_err;
     if (got < 0)
@@ -137,6 +156,28 @@ int link_request(struct link *link, const void **out, enum wire_type type, const
                        "larderd's answer of %zu bytes is not understood; use a "
                        "larder of the same release",
                        bytes);
+}
+
+int link_request(struct link *link, const void **out, enum wire_type type, const void *body,
+                 size_t body_bytes, enum wire_type answer_type, size_t answer_bytes_min)
+{
+    int fd;
+    int err = request(link, out, &fd, type, body, body_bytes, answer_type, answer_bytes_min);
+    if (fd >= 0)
+        close(fd);
+    return err;
+}
+
+int link_request_fd(struct link *link, const void **out, int *fd, enum wire_type type,
+                    const void *body, size_t body_bytes, enum wire_type answer_type,
+                    size_t answer_bytes_min)
+{
+    int err = request(link, out, fd, type, body, body_bytes, answer_type, answer_bytes_min);
+    if (err == 0 && *fd < 0)
+        err = larder_fail(LARDER_EPROTO, "larderd's answer came without its memory");
+    if (err < 0 && *fd >= 0)
+        close(*fd);
+    return err;
 }
 
 int link_status(struct link *link, struct wire_admin_status_ok *out)

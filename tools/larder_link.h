@@ -29,6 +29,11 @@ void link_close(struct link *link);
 int link_request(struct link *link, const void **out, enum wire_type type, const void *body,
                  size_t body_bytes, enum wire_type answer_type, size_t answer_bytes_min);
 
+/* The same of an answer that comes with a descriptor, which is the caller's to close. */
+int link_request_fd(struct link *link, const void **out, int *fd, enum wire_type type,
+                    const void *body, size_t body_bytes, enum wire_type answer_type,
+                    size_t answer_bytes_min);
+
 int link_status(struct link *link, struct wire_admin_status_ok *out);
 /* All tenants, in an array for larder_free(); NULL when there are none. */
 int link_tenants(struct link *link, struct wire_admin_tenant_ok **out, size_t *count);

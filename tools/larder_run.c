@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <jansson.h>
+#include <math.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -40,6 +41,7 @@ struct options {
     uint32_t top_k;
     uint64_t seed;
     float temperature;
+    float max_kl; /* 0: exact */
     bool no_store;
     bool durable;
     bool json;
@@ -92,6 +94,7 @@ enum {
     OPTION_TOP_K,
     OPTION_NO_STORE,
     OPTION_RECIPE,
+    OPTION_MAX_KL,
     OPTION_DURABLE,
     OPTION_JSON,
     OPTION_THREADS
@@ -109,7 +112,11 @@ static const struct argp_option option_list[] = {
     {"socket", 's', "PATH", 0, "The daemon's socket ($LARDER_SOCKET, " LARDER_SOCKET_DEFAULT ")",
      0},
     {"no-store", OPTION_NO_STORE, NULL, 0, "Neither load nor store KV", 0},
-    {"recipe", OPTION_RECIPE, "NAME", 0, "Store with this recipe (the daemon's default)", 0},
+    {"recipe", OPTION_RECIPE, "TEXT", 0, "Store with this recipe (the daemon's default)", 0},
+    {"max-kl", OPTION_MAX_KL, "NATS", 0,
+     "Take lossy KV, too, whose recipe was measured to change predictions by at most so much; "
+     "without --recipe, store with the smallest such recipe (0: exact only)",
+     0},
     {"durable", OPTION_DURABLE, NULL, 0, "Wait until what is stored survives power loss", 0},
     {"json", OPTION_JSON, NULL, 0, "Print one JSON object", 0},
     {0},
@@ -166,6 +173,11 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
         return 0;
     case OPTION_RECIPE:
         options->recipe = text;
+        return 0;
+    case OPTION_MAX_KL:
+        options->max_kl = strtof(text, &end);
+        if (end == text || *end || !(options->max_kl >= 0 && options->max_kl <= 1000))
+            argp_error(state, "--max-kl=%s is not a number from 0 to 1000", text);
         return 0;
     case OPTION_DURABLE:
         options->durable = true;
@@ -300,7 +312,8 @@ static void load_prompt(struct engine *engine, struct report *report)
     const struct larder_layout layout = cache_layout(engine->cache);
     const double start = now_ms();
     int err = larder_get(engine->stored_model, &report->loaded, &prompt, &layout,
-                         &(struct larder_get_options){.tokens_max = engine->prompt_tokens - 1});
+                         &(struct larder_get_options){.tokens_max = engine->prompt_tokens - 1,
+                                                      .max_kl = engine->options->max_kl});
     report->load_ms = now_ms() - start;
     if (err < 0)
         fprintf(stderr, "larder-run: loading: %s; prefilling all\n", larder_last_error());
@@ -321,7 +334,9 @@ static void store_prompt(struct engine *engine, struct report *report)
     const struct larder_put_options options = {
         .wait = engine->options->durable ? LARDER_DURABLE : LARDER_CACHED,
         .recipe = engine->options->recipe,
+        .max_kl = engine->options->recipe ? 0 : engine->options->max_kl,
         .computed_on = (enum larder_quality)report->loaded.quality,
+        .computed_on_kl = report->loaded.kl,
     };
     const double start = now_ms();
     int err = larder_put(engine->stored_model, &report->stored, &prompt, &layout, &options);
@@ -418,10 +433,18 @@ static json_t *text_json(const char *text, size_t bytes)
     return json;
 }
 
+/* What was not measured is null. */
+static json_t *kl_json(float kl)
+{
+    return isfinite(kl) ? json_real((double)kl) : json_null();
+}
+
 static int print_json(const struct engine *engine, const struct report *report)
 {
     json_t *json = json_pack(
-        "{s:o, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:f, s:I, s:I, s:I, s:I, s:I, s:b, s:s}",
+        "{s:o, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:f, s:I, s:I, s:I, s:I, s:I, s:o, s:s, "
+        "s:o, "
+        "s:b, s:b, s:s}",
         "text", text_json(report->text, report->text_bytes), "prompt_tokens",
         (json_int_t)report->prompt_tokens, "restored_tokens", (json_int_t)report->loaded.tokens,
         "forwarded_tokens", (json_int_t)report->forwarded_first, "forwarded_tokens_all",
@@ -431,8 +454,10 @@ static int print_json(const struct engine *engine, const struct report *report)
         "loaded_bytes_ssd", (json_int_t)report->loaded.bytes_ssd, "stored_tokens",
         (json_int_t)report->stored.tokens, "stored_tokens_new",
         (json_int_t)report->stored.tokens_new, "stored_bytes",
-        (json_int_t)report->stored.bytes_stored, "daemon", (int)report->daemon, "device",
-        larder_device_describe(engine->device));
+        (json_int_t)report->stored.bytes_stored, "loaded_kl", kl_json(report->loaded.kl),
+        "stored_recipe", report->stored.recipe, "stored_kl", kl_json(report->stored.kl),
+        "stored_unmeasured", (int)report->stored.unmeasured, "daemon", (int)report->daemon,
+        "device", larder_device_describe(engine->device));
     if (!json)
         return larder_fail(-ENOMEM, "no memory for a report");
     int err = json_dumpf(json, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(6));
@@ -454,12 +479,17 @@ static void print_report(const struct report *report)
                 report->load_ms, report->loaded.bytes, report->loaded.bytes_ssd);
     fprintf(stderr, "\ngenerated        %u tokens in %.1f ms\n", report->generated,
             report->generate_ms);
+    if (report->loaded.kl > 0 && isfinite(report->loaded.kl))
+        fprintf(stderr, "restored at      a KL of %.3g nats a token, as measured of its recipes\n",
+                (double)report->loaded.kl);
     if (report->daemon)
         fprintf(stderr,
                 "stored           %" PRIu64 " tokens, %" PRIu64 " new: %" PRIu64
-                " bytes in %.1f ms\n",
+                " bytes in %.1f ms%s%s%s\n",
                 report->stored.tokens, report->stored.tokens_new, report->stored.bytes_stored,
-                report->store_ms);
+                report->store_ms, report->stored.tokens_new ? ", recipe " : "",
+                report->stored.tokens_new ? report->stored.recipe : "",
+                report->stored.unmeasured ? ": no recipe was measured to keep --max-kl" : "");
 }
 
 /* --- main ------------------------------------------------------------------------------------ */

@@ -126,7 +126,9 @@ END_TEST
     X(r->tag_kind = 0, LARDER_EVERSION)                                                            \
     X(r->tag_kind = 3, LARDER_EVERSION)                                                            \
     X(r->flags = 1, LARDER_ECORRUPT)                                                               \
-    X(r->reserved0[1] = 1, LARDER_ECORRUPT)                                                        \
+    X(r->computed_on_kl = 1, LARDER_ECORRUPT) /* of what is exact */                               \
+    X((r->computed_on = 1, r->computed_on_kl = 0x7f80), LARDER_ECORRUPT)                           \
+    X((r->computed_on = 1, r->computed_on_kl = 0x8000), LARDER_ECORRUPT)                           \
     X(r->record_bytes += 1, LARDER_ECORRUPT)                                                       \
     X(r->record_bytes = 0, LARDER_ECORRUPT)                                                        \
     X(r->record_bytes = LARDER_PAGE_BYTES, LARDER_ECORRUPT)                                        \
@@ -285,7 +287,7 @@ START_TEST(random_headers)
         record.version = LARDER_RECORD_VERSION;
         record.tag_kind = LARDER_TAG_XXH3_128;
         record.flags = 0;
-        memset(record.reserved0, 0, sizeof(record.reserved0));
+        record.computed_on_kl = 0;
         record.type = (uint16_t)(random_bits() % 6);
         record.quality %= 4;
         record.computed_on %= 4;

@@ -5,6 +5,7 @@
  *         random bytes behind a good header (run it under the sanitizers).
  */
 #include <check.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -68,6 +69,7 @@ static size_t make(uint16_t type)
         bytes += sizeof(struct wire_admin_list);
         break;
     case WIRE_ADMIN_VERIFY:
+    case WIRE_ADMIN_SECTIONS:
         bytes += sizeof(struct wire_admin_variant);
         break;
     case WIRE_ADMIN_SHOW:
@@ -99,8 +101,25 @@ static size_t make(uint16_t type)
         ((struct wire_admin_derive *)body)->token_count = 3;
         bytes += sizeof(struct wire_admin_derive) + 3 * 4;
         break;
+    case WIRE_PROFILE:
+    case WIRE_ADMIN_PROFILE_RM:
+        bytes += sizeof(struct wire_profile);
+        break;
+    case WIRE_ADMIN_PROFILE_NEW:
+        ((struct wire_staging *)body)->bytes = 4096;
+        bytes += sizeof(struct wire_staging);
+        break;
+    case WIRE_ADMIN_PROFILE_ADD:
+        bytes += sizeof(struct wire_admin_profile_add);
+        break;
+    case WIRE_ADMIN_MEASURE:
+        ((struct wire_admin_measure *)body)->count = 2;
+        bytes += sizeof(struct wire_admin_measure) + 2 * sizeof(struct wire_measure);
+        break;
     case WIRE_ADMIN_MODELS:
     case WIRE_ADMIN_TENANTS:
+    case WIRE_ADMIN_PROFILES:
+    case WIRE_ADMIN_MEASURES:
         bytes += sizeof(struct wire_admin_index);
         break;
     default:
@@ -146,9 +165,10 @@ START_TEST(good_frames)
         ck_assert_uint_eq(frame.type, type);
         ck_assert_uint_eq(frame.request, 7);
         ck_assert_ptr_eq(frame.body, body_of());
-        /* The other socket takes only the hello. */
+        /* The other socket takes only the hello, and what profiles are. */
         side = side == FRAME_ENGINE ? FRAME_CONTROL : FRAME_ENGINE;
-        ck_assert_int_eq(parse(side, bytes), type == WIRE_HELLO ? 0 : LARDER_EPROTO);
+        ck_assert_int_eq(parse(side, bytes),
+                         type == WIRE_HELLO || type == WIRE_PROFILE ? 0 : LARDER_EPROTO);
     }
 }
 END_TEST
@@ -192,6 +212,8 @@ START_TEST(each_rule)
     struct wire_release *release = body_of();
     struct wire_staging *staging = body_of();
     struct wire_put *put = body_of();
+    struct wire_admin_profile_add *add = body_of();
+    struct wire_admin_measure *measure = body_of();
     struct wire_admin_list *list = body_of();
     struct wire_admin_index *index = body_of();
     struct wire_admin_variant *variant = body_of();
@@ -235,8 +257,25 @@ START_TEST(each_rule)
     BREAKS(WIRE_RELEASE, release->reserved = 1);
     BREAKS(WIRE_STAGING, staging->bytes = 0);
     BREAKS(WIRE_PUT, put->wait = 2);
-    BREAKS(WIRE_PUT, put->flags = 2);
+    BREAKS(WIRE_PUT, put->flags = 8);
     BREAKS(WIRE_PUT, put->reserved = 1);
+    BREAKS(WIRE_PUT, put->max_kl = NAN);
+    BREAKS(WIRE_PUT, put->max_kl = INFINITY);
+    BREAKS(WIRE_PUT, put->max_kl = -1);
+    BREAKS(WIRE_PUT, put->computed_on_kl = NAN);
+    BREAKS(WIRE_PUT, put->computed_on_kl = -1e-30f);
+    BREAKS(WIRE_GET, keys->max_kl = NAN);
+    BREAKS(WIRE_GET, keys->max_kl = -INFINITY);
+    BREAKS(WIRE_LOOKUP, keys->max_kl = INFINITY);
+    BREAKS(WIRE_LOOKUP, keys->reserved = 1);
+    BREAKS(WIRE_ADMIN_PROFILE_NEW, staging->bytes = 0);
+    BREAKS(WIRE_ADMIN_PROFILE_ADD, add->is_default = 2);
+    BREAKS(WIRE_ADMIN_PROFILE_ADD, add->reserved = 1);
+    BREAKS(WIRE_ADMIN_MEASURE, measure->count = 0);
+    BREAKS(WIRE_ADMIN_MEASURE, measure->count = 1);
+    BREAKS(WIRE_ADMIN_MEASURE, measure->count = LARDER_ADMIN_MEASURES_MAX + 1);
+    BREAKS(WIRE_ADMIN_MEASURE, measure->reserved = 1);
+    BREAKS(WIRE_ADMIN_SECTIONS, variant->variant = 8);
     BREAKS(WIRE_PUT, put->computed_on = 3);
     BREAKS(WIRE_PUT, put->token_count = 0);
     BREAKS(WIRE_PUT, put->token_count = LARDER_BLOCK_TOKENS_MAX + 1);

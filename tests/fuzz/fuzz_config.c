@@ -19,7 +19,7 @@ static void check_values(const struct config *config)
     check_text(config->socket, sizeof(config->socket));
     check_text(config->control_socket, sizeof(config->control_socket));
     check_text(config->io, sizeof(config->io));
-    check_text(config->recipe, sizeof(config->recipe));
+    check_text(config->recipe.text, sizeof(config->recipe.text));
     assert(config->directory[0] == '/' && config->socket[0] == '/');
     assert(config->block_tokens >= 1 && config->block_tokens <= LARDER_BLOCK_TOKENS_MAX);
     assert(config->threads <= 256 && config->io_depth >= 1 && config->io_depth <= 1024);
@@ -45,9 +45,14 @@ static void check_finished(struct config *config)
     assert(config->slab_bytes <= config->host_bytes);
     assert(config->segment_bytes <= config->ssd_bytes);
     assert(config->staging_bytes_max <= config->staging_bytes_all);
-    struct larder_recipe *recipe;
-    assert(larder_recipe_open(&recipe, config->recipe, NULL) == 0);
-    larder_recipe_close(recipe);
+    assert(config_check_recipe(&config->recipe) == 0);
+    for (uint32_t i = 0; i < config->recipe_count; i++) {
+        const struct recipe_rule *rule = &config->recipes[i];
+        check_text(rule->tenant, sizeof(rule->tenant));
+        check_text(rule->model, sizeof(rule->model));
+        assert(config_check_recipe(&config->recipes[i].choice) == 0);
+        assert(rule->tenant[0] && rule->model[0]);
+    }
 
     struct config running;
     config_init(&running);

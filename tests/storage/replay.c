@@ -81,8 +81,12 @@ static struct larder_lease *lease_found(struct replay *replay, uint32_t *found, 
                                .worst = LARDER_QUALITY_BLENDED};
     for (uint32_t step = 0; step < WAIT_STEPS; step++) {
         struct larder_match match;
-        must(larder_store_lookup(store, &match, want.tenant, &larder_key_root, want.keys, count,
-                                 LARDER_QUALITY_BLENDED, 1) == 0);
+        must(larder_store_lookup(store, &match,
+                                 &(struct larder_want){.tenant = want.tenant,
+                                                       .keys = want.keys,
+                                                       .key_count = count,
+                                                       .worst = LARDER_QUALITY_BLENDED},
+                                 &larder_key_root, 1) == 0);
         *found = match.count;
         if (match.count == 0)
             return NULL;

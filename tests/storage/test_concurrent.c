@@ -60,8 +60,12 @@ static void look_around(uint64_t chain)
     for (uint64_t i = 0; i < DEPTH; i++)
         keys[i] = block_key(chain + i);
     struct larder_match match;
-    must(larder_store_lookup(f.store, &match, f.tenant.index, &larder_key_root, keys, DEPTH,
-                             LARDER_QUALITY_EXACT, 256) == 0);
+    must(larder_store_lookup(f.store, &match,
+                             &(struct larder_want){.tenant = f.tenant.index,
+                                                   .keys = keys,
+                                                   .key_count = DEPTH,
+                                                   .worst = LARDER_QUALITY_EXACT},
+                             &larder_key_root, 256) == 0);
     struct larder_entry_info infos[16];
     uint64_t cursor = 0;
     do {

@@ -96,8 +96,12 @@ START_TEST(a_key_of_zeros_is_no_block)
     ck_assert_int_eq(lease_of(zeros, 3), 0);
     ck_assert_int_eq(lease_of(zeros, 1), 0);
     struct larder_match match;
-    ck_assert_int_eq(larder_store_lookup(f.store, &match, f.tenant.index, &larder_key_root, keys, 2,
-                                         LARDER_QUALITY_BLENDED, 256),
+    ck_assert_int_eq(larder_store_lookup(f.store, &match,
+                                         &(struct larder_want){.tenant = f.tenant.index,
+                                                               .keys = keys,
+                                                               .key_count = 2,
+                                                               .worst = LARDER_QUALITY_BLENDED},
+                                         &larder_key_root, 256),
                      LARDER_EPROTO);
 }
 END_TEST

@@ -135,8 +135,12 @@ START_TEST(start)
     for (uint32_t i = 0; i < CHAIN_BLOCKS; i++)
         keys[i] = block_key(i);
     struct larder_match match;
-    ck_assert_int_eq(larder_store_lookup(f.store, &match, f.tenant.index, &larder_key_root, keys,
-                                         CHAIN_BLOCKS, LARDER_QUALITY_EXACT, 256),
+    ck_assert_int_eq(larder_store_lookup(f.store, &match,
+                                         &(struct larder_want){.tenant = f.tenant.index,
+                                                               .keys = keys,
+                                                               .key_count = CHAIN_BLOCKS,
+                                                               .worst = LARDER_QUALITY_EXACT},
+                                         &larder_key_root, 256),
                      0);
     ck_assert_uint_eq(match.count, CHAIN_BLOCKS);
     /* Wide of the mark on purpose: other work runs beside tests. */

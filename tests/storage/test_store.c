@@ -125,13 +125,21 @@ START_TEST(a_better_quality_replaces)
     struct larder_key keys[2] = {block_key(1), block_key(3)};
     struct larder_match match;
     for (int round = 0; round < 3; round++) {
-        ck_assert_int_eq(larder_store_lookup(f.store, &match, f.tenant.index, &larder_key_root,
-                                             keys, 2, LARDER_QUALITY_BLENDED, 256),
+        ck_assert_int_eq(larder_store_lookup(f.store, &match,
+                                             &(struct larder_want){.tenant = f.tenant.index,
+                                                                   .keys = keys,
+                                                                   .key_count = 2,
+                                                                   .worst = LARDER_QUALITY_BLENDED},
+                                             &larder_key_root, 256),
                          0);
         ck_assert_uint_eq(match.count, 2);
         ck_assert_uint_eq(match.quality, LARDER_QUALITY_BLENDED);
-        ck_assert_int_eq(larder_store_lookup(f.store, &match, f.tenant.index, &larder_key_root,
-                                             keys, 2, LARDER_QUALITY_EXACT, 256),
+        ck_assert_int_eq(larder_store_lookup(f.store, &match,
+                                             &(struct larder_want){.tenant = f.tenant.index,
+                                                                   .keys = keys,
+                                                                   .key_count = 2,
+                                                                   .worst = LARDER_QUALITY_EXACT},
+                                             &larder_key_root, 256),
                          0);
         ck_assert_uint_eq(match.count, 1);
         int err;
@@ -162,8 +170,12 @@ static struct larder_match tails(void)
 {
     struct larder_key none = block_key(424242);
     struct larder_match match;
-    ck_assert_int_eq(larder_store_lookup(f.store, &match, f.tenant.index, &larder_key_root, &none,
-                                         1, LARDER_QUALITY_EXACT, 256),
+    ck_assert_int_eq(larder_store_lookup(f.store, &match,
+                                         &(struct larder_want){.tenant = f.tenant.index,
+                                                               .keys = &none,
+                                                               .key_count = 1,
+                                                               .worst = LARDER_QUALITY_EXACT},
+                                         &larder_key_root, 256),
                      0);
     ck_assert_uint_eq(match.count, 0);
     return match;
@@ -243,8 +255,12 @@ START_TEST(keys_that_are_no_chain_are_refused)
     fixture_put_chain(&f, 1, 3, 5000, LARDER_CACHED);
     struct larder_key keys[3] = {block_key(2), block_key(1), block_key(3)};
     struct larder_match match;
-    ck_assert_int_eq(larder_store_lookup(f.store, &match, f.tenant.index, &larder_key_root, keys, 3,
-                                         LARDER_QUALITY_EXACT, 256),
+    ck_assert_int_eq(larder_store_lookup(f.store, &match,
+                                         &(struct larder_want){.tenant = f.tenant.index,
+                                                               .keys = keys,
+                                                               .key_count = 3,
+                                                               .worst = LARDER_QUALITY_EXACT},
+                                         &larder_key_root, 256),
                      LARDER_EPROTO);
     ck_assert_uint_eq(match.count, 0);
 }

@@ -104,31 +104,31 @@ START_TEST(recipes_are_shared_and_bounded)
 {
     struct table table;
     ck_assert_int_eq(table_open(&table), 0);
-    uint16_t raw = table_recipe(&table, "raw", 3);
+    uint16_t raw = table_recipe(&table, "raw", 3, 0);
     ck_assert_uint_ne(raw, 0);
-    ck_assert_uint_eq(table_recipe(&table, "rawer", 3), raw);
-    ck_assert_uint_ne(table_recipe(&table, "rawer", 5), raw);
+    ck_assert_uint_eq(table_recipe(&table, "rawer", 3, 0), raw);
+    ck_assert_uint_ne(table_recipe(&table, "rawer", 5, 0), raw);
     ck_assert_str_eq(table_recipe_text(&table, raw), "raw");
     char text[100];
     for (int i = 0; i < 5000; i++) {
         int bytes = snprintf(text, sizeof(text), "kivi(%d)", i);
-        table_recipe(&table, text, (uint32_t)bytes);
+        table_recipe(&table, text, (uint32_t)bytes, 0);
     }
-    ck_assert_str_eq(table_recipe_text(&table, table_recipe(&table, "one more", 8)), "(other)");
-    ck_assert_uint_eq(table_recipe(&table, "raw", 3), raw);
+    ck_assert_str_eq(table_recipe_text(&table, table_recipe(&table, "one more", 8, 0)), "(other)");
+    ck_assert_uint_eq(table_recipe(&table, "raw", 3, 0), raw);
     /* Long ones that begin alike stay apart, also after the index cut them. */
     const char *one = "k{quant bits=2 axis=channel group=32} v{quant}";
     const char *two = "k{quant bits=2 axis=channel group=64} v{quant}";
     struct table other;
     ck_assert_int_eq(table_open(&other), 0);
-    uint16_t first = table_recipe(&other, one, (uint32_t)strlen(one));
-    ck_assert_uint_ne(first, table_recipe(&other, two, (uint32_t)strlen(two)));
+    uint16_t first = table_recipe(&other, one, (uint32_t)strlen(one), 0);
+    ck_assert_uint_ne(first, table_recipe(&other, two, (uint32_t)strlen(two), 0));
     snprintf(text, sizeof(text), "%s", table_recipe_text(&other, first));
     ck_assert_uint_eq(strlen(text), TABLE_RECIPE_BYTES);
-    ck_assert_uint_eq(table_recipe(&other, text, TABLE_RECIPE_BYTES), first);
+    ck_assert_uint_eq(table_recipe(&other, text, TABLE_RECIPE_BYTES, 0), first);
     table_close(&other);
     memset(text, 'x', sizeof(text));
-    ck_assert_uint_eq(strlen(table_recipe_text(&table, table_recipe(&table, "", 0))), 7);
+    ck_assert_uint_eq(strlen(table_recipe_text(&table, table_recipe(&table, "", 0, 0))), 7);
     table_close(&table);
 }
 END_TEST

@@ -159,15 +159,24 @@ START_TEST(a_lookup_says_what_a_lease_gives)
         keys[i] = block_key(1 + i);
     struct larder_key root = {{0}};
     struct larder_match match;
-    ck_assert_int_eq(larder_store_lookup(fixture.store, &match, fixture.tenant.index, &root, keys,
-                                         5, LARDER_QUALITY_EXACT, 256),
+    ck_assert_int_eq(larder_store_lookup(fixture.store, &match,
+                                         &(struct larder_want){.tenant = fixture.tenant.index,
+                                                               .keys = keys,
+                                                               .key_count = 5,
+                                                               .worst = LARDER_QUALITY_EXACT},
+                                         &root, 256),
                      0);
     ck_assert_uint_eq(match.count, 4);
     ck_assert_uint_eq(match.quality, LARDER_QUALITY_EXACT);
     ck_assert_uint_eq(match.tail_count, 0);
     uint64_t large = match.bytes;
-    ck_assert_int_eq(larder_store_lookup(fixture.store, &match, fixture.tenant.index, &root, keys,
-                                         5, LARDER_QUALITY_LOSSY | LARDER_QUALITY_SMALLEST, 300),
+    ck_assert_int_eq(larder_store_lookup(fixture.store, &match,
+                                         &(struct larder_want){.tenant = fixture.tenant.index,
+                                                               .keys = keys,
+                                                               .key_count = 5,
+                                                               .worst = LARDER_QUALITY_LOSSY |
+                                                                        LARDER_QUALITY_SMALLEST},
+                                         &root, 300),
                      0);
     ck_assert_uint_eq(match.count, 5);
     ck_assert_uint_eq(match.quality, LARDER_QUALITY_LOSSY);

@@ -20,7 +20,7 @@ from pathlib import Path
 import xxhash
 
 PAGE = 4096
-RECORD = struct.Struct("<QHHHHQQQIIQ32s32s32s16s32sIIIIQHHBB2sff16s")
+RECORD = struct.Struct("<QHHHHQQQIIQ32s32s32s16s32sIIIIQHHBBHff16s")
 SECTION = struct.Struct("<HHHHBBH4sQQ16s")
 MARK_OF = struct.Struct("<32sQQQQQQbB6s")
 MODEL = struct.Struct("<64s32sIIIIIIIIIIddddddd")
@@ -123,10 +123,10 @@ def read_record(data, offset, segment, keys):
         return None
     (_, version, kind, tag_kind, flags, record_bytes, raw_bytes, generation, segment_id, page,
      created, key, parent, model, tenant, profile, variant, head_bytes, extra_bytes, token_count,
-     position, section_count, recipe_bytes, quality, computed_on, reserved, k_error, v_error,
+     position, section_count, recipe_bytes, quality, computed_on, base_kl, k_error, v_error,
      head_tag) = RECORD.unpack_from(data, offset)
     demand(version == 1 and tag_kind == (2 if keys else 1), "version and tag kind")
-    demand(flags == 0 and reserved == bytes(2), "reserved fields of the header")
+    demand(flags == 0 and base_kl < 0x7f80 and (base_kl == 0 or computed_on), "flags, base KL")
     demand(kind in (ENTRY, TOMBSTONE, MARK, MODEL_RECORD), "type")
     demand((segment_id, page) == (segment, offset // PAGE), "place")
     demand(record_bytes % PAGE == 0 and offset + record_bytes <= len(data), "record bytes")
