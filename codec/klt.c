@@ -4,19 +4,22 @@
  * Karhunen-Loeve transform under the metric in which errors hurt. Coefficients come in order of
  * falling variance.
  *
- *   y = F (x - mean),  x = mean + sum over c of y[c] * b[c]
+ *   y = sum over i of (x[i] - mean[i]) * f[i],  x = mean + sum over c of y[c] * b[c]
  *
  * Reads from the profile, S being k or v:
  *   larder.S.mean     [layer, kv_head, dim]
- *   larder.S.forward  [layer, kv_head, coefficient, dim]   F
- *   larder.S.back     [layer, kv_head, coefficient, dim]   rows b[c], F's inverse transposed
+ *   larder.S.forward  [layer, kv_head, dim, coefficient]   rows f[i]
+ *   larder.S.back     [layer, kv_head, coefficient, dim]   rows b[c], the inverse
  *
- * Coefficients that are 0, which at a few bits are most, add nothing and are passed over. Sums run
- * from the first coefficient to the last, each product and sum rounded once, so that the same
- * bytes give the same bits everywhere. Appends no bytes.
+ * Coefficients that are 0 in four tokens side by side, which at a few bits are most, are passed
+ * over. Sums run from the first coefficient to the last, each product and sum rounded once, so that
+ * the same bytes give the same bits everywhere. Appends no bytes.
  */
+#include "codec/klt.h"
+
 #include <errno.h>
 #include <math.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -80,82 +83,102 @@ static int klt_fits(const struct codec_node *node, const struct codec_size *size
 
 static uint64_t klt_scratch(const struct codec_node *node, const struct codec_size *size)
 {
-    return larder_round_up(sizeof(struct klt_state), 64) +
-           larder_round_up((uint64_t)size->dims * sizeof(float), 64) +
-           codec_scratch(node->inner, size);
+    return larder_round_up(sizeof(struct klt_state), 64) + codec_scratch(node->inner, size);
 }
 
-/* out[c] = sum over i of m[c][i] * x[i], in 16 sums side by side that are added in pairs. */
-#define SUMS 16u
-CODEC_VECTOR static void turn_row(float *restrict out, const float *restrict m,
-                                  const float *restrict x, uint64_t dims)
+static bool is_passed_over(const struct klt_sum *sum, uint32_t c)
 {
-    for (uint64_t c = 0; c < dims; c++, m += dims) {
-        float sums[SUMS] = {0};
-        uint64_t i = 0;
-        for (; i + SUMS <= dims; i += SUMS) {
-            for (uint64_t lane = 0; lane < SUMS; lane++)
-                sums[lane] = fmaf(m[i + lane], x[i + lane], sums[lane]);
+    for (uint32_t token = 0; token < KLT_TOKENS; token++) {
+        if (sum->factors[token * sum->dims + c] != 0)
+            return false;
+    }
+    return true;
+}
+
+void klt_sum_rest(float *out, const struct klt_sum *sum, uint32_t first)
+{
+    uint64_t dims = sum->dims;
+    for (uint32_t token = 0; token < sum->tokens; token++) {
+        for (uint64_t i = first; i < dims; i++)
+            out[token * dims + i] = sum->start ? sum->start[i] : 0;
+    }
+    for (uint32_t c = 0; c < dims && first < dims; c++) {
+        if (is_passed_over(sum, c))
+            continue;
+        for (uint32_t token = 0; token < sum->tokens; token++) {
+            float *x = out + token * dims;
+            for (uint64_t i = first; i < dims; i++)
+                x[i] = fmaf(sum->factors[token * dims + c], sum->matrix[c * dims + i], x[i]);
         }
-        for (; i < dims; i++)
-            sums[i % SUMS] = fmaf(m[i], x[i], sums[i % SUMS]);
-        for (uint64_t half = SUMS / 2; half > 0; half /= 2) {
-            for (uint64_t lane = 0; lane < half; lane++)
-                sums[lane] += sums[lane + half];
-        }
-        out[c] = sums[0];
     }
 }
 
-CODEC_VECTOR static void add_scaled(float *restrict x, const float *restrict row, uint64_t dims,
-                                    float factor)
+void klt_sum_scalar(float *out, const struct klt_sum *sum)
 {
-    for (uint64_t i = 0; i < dims; i++)
-        x[i] = fmaf(factor, row[i], x[i]);
+    klt_sum_rest(out, sum, 0);
 }
 
-static void turn_back(float *x, float *row, const float *mean, const float *back, uint32_t dims)
+/* Rows of up to KLT_TOKENS tokens, each replaced by start + the sum of its elements times the
+ * matrix's rows. */
+static void turn_rows(float *x, const float *start, const float *matrix, uint32_t dims,
+                      uint32_t tokens)
 {
-    memcpy(row, x, dims * sizeof(float));
-    memcpy(x, mean, dims * sizeof(float));
-    for (uint32_t c = 0; c < dims; c++) {
-        if (row[c] != 0)
-            add_scaled(x, back + (uint64_t)c * dims, dims, row[c]);
+    static _Atomic(klt_sum_function) chosen;
+    klt_sum_function add = atomic_load_explicit(&chosen, memory_order_relaxed);
+    if (!add) {
+        add = klt_sum_avx512();
+        if (!add)
+            add = klt_sum_avx2();
+        if (!add)
+            add = klt_sum_scalar;
+        atomic_store_explicit(&chosen, add, memory_order_relaxed);
     }
+    float factors[KLT_TOKENS * LARDER_HEAD_DIMS_MAX];
+    uint64_t count = (uint64_t)tokens * dims;
+    memcpy(factors, x, count * sizeof(float));
+    memset(factors + count, 0, ((uint64_t)KLT_TOKENS * dims - count) * sizeof(float));
+    add(x,
+        &(struct klt_sum){
+            .dims = dims, .tokens = tokens, .start = start, .factors = factors, .matrix = matrix});
 }
 
-static void turn_tile_back(const struct klt *klt, float *row, uint32_t layer,
-                           struct codec_tile *tile)
+static void turn_tile_back(const struct klt *klt, uint32_t layer, struct codec_tile *tile)
 {
     uint64_t dims = klt->dims;
     for (uint32_t head = 0; head < klt->heads; head++) {
         uint64_t place = (uint64_t)layer * klt->heads + head;
         float *x = tile->x + head * tile->size.tokens * dims;
-        for (uint32_t token = 0; token < tile->size.tokens; token++, x += dims)
-            turn_back(x, row, klt->mean + place * dims, klt->back + place * dims * dims, klt->dims);
+        for (uint32_t token = 0; token < tile->size.tokens; token += KLT_TOKENS)
+            turn_rows(x + token * dims, klt->mean + place * dims, klt->back + place * dims * dims,
+                      klt->dims, (uint32_t)larder_min_u64(tile->size.tokens - token, KLT_TOKENS));
     }
+}
+
+CODEC_VECTOR static void subtract(float *restrict x, const float *restrict y, uint64_t count)
+{
+    for (uint64_t i = 0; i < count; i++)
+        x[i] -= y[i];
 }
 
 static int klt_encode(const struct codec_node *node, struct codec_run *run, struct codec_tile *tile)
 {
     const struct klt *klt = node->bound;
-    uint8_t *mark = run->scratch;
     uint64_t dims = klt->dims;
-    float *row = codec_take_scratch(run, dims * sizeof(float));
     for (uint32_t head = 0; head < klt->heads; head++) {
         uint64_t place = (uint64_t)run->layer * klt->heads + head;
         const float *mean = klt->mean + place * dims;
         float *x = tile->x + head * tile->size.tokens * dims;
-        for (uint32_t token = 0; token < tile->size.tokens; token++, x += dims) {
-            for (uint64_t i = 0; i < dims; i++)
-                row[i] = x[i] - mean[i];
-            turn_row(x, klt->forward + place * dims * dims, row, dims);
+        for (uint32_t token = 0; token < tile->size.tokens; token += KLT_TOKENS) {
+            uint64_t tokens = larder_min_u64(tile->size.tokens - token, KLT_TOKENS);
+            for (uint64_t row = token * dims; row < (token + tokens) * dims; row += dims)
+                subtract(x + row, mean, dims);
+            turn_rows(x + token * dims, NULL, klt->forward + place * dims * dims, klt->dims,
+                      (uint32_t)tokens);
         }
     }
     int err = codec_encode(node->inner, run, tile);
     if (err == 0)
-        turn_tile_back(klt, row, run->layer, tile);
-    run->scratch = mark;
+        turn_tile_back(klt, run->layer, tile);
     return err;
 }
 
@@ -172,9 +195,8 @@ static void klt_decode_rows(const struct codec_node *node, const struct codec_ru
 {
     const struct klt *klt = node->bound;
     const struct klt_state *opened = state;
-    float row[LARDER_HEAD_DIMS_MAX];
     codec_decode_rows(node->inner, run, opened->inner, first, tile);
-    turn_tile_back(klt, row, run->layer, tile);
+    turn_tile_back(klt, run->layer, tile);
 }
 
 const struct codec_node_ops codec_node_klt = {

@@ -317,15 +317,24 @@ static bool round_all(int16_t *whole, const struct codec_node *node, struct code
     return good;
 }
 
+CODEC_VECTOR static void merge(uint16_t *restrict out, const int16_t *restrict whole,
+                               uint64_t count)
+{
+    for (uint64_t i = 0; i < count; i++)
+        out[i] |= (uint16_t)whole[i];
+}
+
 static void find_live(uint8_t *mask, const int16_t *whole, const struct codec_size *size)
 {
+    uint16_t any[LARDER_HEAD_DIMS_MAX];
     memset(mask, 0, mask_bytes(size));
     for (uint32_t head = 0; head < size->heads; head++) {
-        for (uint32_t token = 0; token < size->tokens; token++) {
-            uint64_t first = (uint64_t)head * size->dims;
-            for (uint64_t i = first; i < first + size->dims; i++)
-                mask[i / 8] |= (uint8_t)((*whole++ != 0) << i % 8);
-        }
+        memset(any, 0, size->dims * sizeof(*any));
+        for (uint32_t token = 0; token < size->tokens; token++, whole += size->dims)
+            merge(any, whole, size->dims);
+        uint64_t first = (uint64_t)head * size->dims;
+        for (uint32_t i = 0; i < size->dims; i++)
+            mask[(first + i) / 8] |= (uint8_t)((any[i] != 0) << (first + i) % 8);
     }
 }
 

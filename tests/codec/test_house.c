@@ -14,6 +14,7 @@
 #include "base/bytes.h"
 #include "base/error.h"
 #include "base/mem.h"
+#include "codec/klt.h"
 #include "codec/profile_writer.h"
 #include "codec/rans.h"
 #include "codec/steps.h"
@@ -120,7 +121,7 @@ static void put_side(struct larder_profile_writer *writer, struct house *h, char
         invert(back + head * dims * dims, h->forward[head], dims);
         for (uint32_t i = 0; i < dims; i++) {
             for (uint32_t j = 0; j < dims; j++)
-                forward[(head * dims + i) * dims + j] = (float)h->forward[head][i][j];
+                forward[(head * dims + j) * dims + i] = (float)h->forward[head][i][j];
             mean[head * dims + i] = h->mean[head][i];
             scale[head * dims + i] = (int32_t)(i % 9) - 3;
         }
@@ -245,6 +246,50 @@ START_TEST(coefficients_are_whole_steps)
         ck_assert(!s.error.fell_back || shape[0] * shape[1] < 256);
         scene_close(&s);
         house_close(&h);
+    }
+}
+END_TEST
+
+/* Every version of the sum gives the scalar one's bits; that one is checked against a plain sum. */
+START_TEST(sums_are_alike)
+{
+    static const uint32_t dims[] = {1, 7, 8, 16, 23, 64, 80, 128};
+    static float matrix[128 * 128];
+    float start[128];
+    float factors[KLT_TOKENS * 128];
+    float first[KLT_TOKENS * 128 + 1];
+    float again[KLT_TOKENS * 128 + 1];
+    const klt_sum_function versions[] = {klt_sum_avx512(), klt_sum_avx2()};
+    for (uint32_t round = 0; round < 40 * LARDER_COUNT_OF(dims); round++) {
+        uint32_t n = dims[round % LARDER_COUNT_OF(dims)];
+        uint32_t tokens = 1 + round % KLT_TOKENS;
+        memset(factors, 0, sizeof(factors));
+        for (uint32_t i = 0; i < n * n; i++)
+            matrix[i] = next_normal();
+        for (uint32_t i = 0; i < n; i++)
+            start[i] = next_normal();
+        for (uint32_t i = 0; i < tokens * n; i++)
+            factors[i] = next_random() % (1 + round / 16) ? 0 : next_normal();
+        const struct klt_sum sum = {.dims = n,
+                                    .tokens = tokens,
+                                    .start = round % 3 ? start : NULL,
+                                    .factors = factors,
+                                    .matrix = matrix};
+        first[tokens * n] = again[tokens * n] = 77;
+        klt_sum_scalar(first, &sum);
+        ck_assert(first[tokens * n] == 77);
+        for (uint32_t i = 0; i < tokens * n; i++) {
+            double x = sum.start ? (double)start[i % n] : 0;
+            for (uint32_t c = 0; c < n; c++)
+                x += (double)factors[i / n * n + c] * (double)matrix[c * n + i % n];
+            ck_assert_double_eq_tol((double)first[i], x, 1e-4);
+        }
+        for (size_t v = 0; v < LARDER_COUNT_OF(versions); v++) {
+            if (!versions[v])
+                continue;
+            versions[v](again, &sum);
+            ck_assert_mem_eq(again, first, (tokens * n + 1) * sizeof(*first));
+        }
     }
 }
 END_TEST
@@ -405,6 +450,7 @@ int main(void)
     TCase *tests = tcase_create("house");
     tcase_set_timeout(tests, 60);
     tcase_add_test(tests, coefficients_are_whole_steps);
+    tcase_add_test(tests, sums_are_alike);
     tcase_add_test(tests, numbers_far_out_are_escapes);
     tcase_add_test(tests, a_constant_costs_nothing);
     tcase_add_test(tests, the_step_is_the_largest_allowed);

@@ -185,7 +185,8 @@ static void check_basis(const struct larder_profile *profile, const char *side)
         for (uint32_t j = i / DIMS * DIMS; j < i / DIMS * DIMS + DIMS; j++) {
             double sum = 0;
             for (uint32_t k = 0; k < DIMS; k++)
-                sum += (double)forward[i * DIMS + k] * (double)back[j * DIMS + k];
+                sum += (double)forward[(i / DIMS * DIMS + k) * DIMS + i % DIMS] *
+                       (double)back[j * DIMS + k];
             ck_assert_double_eq_tol(sum, i == j, 1e-4);
         }
     }

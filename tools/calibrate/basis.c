@@ -118,9 +118,11 @@ static void solve(struct solver *s, float *forward, float *back, double *varianc
     eigen_symmetric(variance, s->vectors, s->covariance, n);
     multiply(s->scratch, s->vectors, s->root, n);
     multiply(s->metric, s->vectors, s->inverse, n);
-    for (uint64_t i = 0; i < (uint64_t)n * n; i++) {
-        forward[i] = (float)s->scratch[i];
-        back[i] = (float)s->metric[i];
+    for (uint64_t c = 0; c < n; c++) {
+        for (uint64_t i = 0; i < n; i++) {
+            forward[i * n + c] = (float)s->scratch[c * n + i];
+            back[c * n + i] = (float)s->metric[c * n + i];
+        }
     }
     for (uint32_t i = 0; i < n; i++)
         variance[i] = variance[i] > 0 ? variance[i] : 0;

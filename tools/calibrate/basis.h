@@ -5,7 +5,7 @@
  * Threads: belongs to one thread.
  *
  * With C the covariance of the head's rows and M the metric of their errors,
- *   M = S S;  S C S = sum over c of variance[c] u[c] u[c]^T;  forward[c] = u[c] S;
+ *   M = S S;  S C S = sum over c of variance[c] u[c] u[c]^T;  forward[.][c] = u[c] S;
  *   back[c] = u[c] S^-1
  * so that coefficients are uncorrelated, and the squared error of a row under M is the sum of the
  * squared errors of its coefficients. M is for K the second moment of the queries that read the
@@ -25,7 +25,7 @@ struct basis {
     uint32_t heads; /* of all layers */
     uint32_t dims;
     float *mean;      /* [head][dim] */
-    float *forward;   /* [head][coefficient][dim] */
+    float *forward;   /* [head][dim][coefficient] */
     float *back;      /* [head][coefficient][dim] */
     double *variance; /* [head][coefficient] */
 };

@@ -134,11 +134,11 @@ static void count_row(struct house *h, const struct basis *b, uint32_t head, con
     double inverse = exp2(-quarters / 4.0);
     for (uint64_t i = 0; i < n; i++) {
         uint64_t coefficient = head * n + i;
-        const float *forward = b->forward + coefficient * n;
+        const float *forward = b->forward + head * n * n + i;
         const float *mean = b->mean + head * n;
         double y = 0;
         for (uint64_t j = 0; j < n; j++)
-            y += (double)forward[j] * (double)(row[j] - mean[j]);
+            y += (double)forward[j * n] * (double)(row[j] - mean[j]);
         double whole = rint(y * inverse);
         uint8_t table = steps_table_of(basis_scale_quarters(b, coefficient), quarters);
         bool own = fabs(whole) < STEPS_ZERO;
