@@ -10,8 +10,9 @@
 /* Tokens that share what is loaded of a matrix. */
 #define KLT_TOKENS 4u
 
-/* out[token][i] = start[i] + the sum of factors[token][c] * matrix[c][i] from the first c to the
- * last, each product and sum rounded once; a c whose factors are 0 for all tokens is passed over. */
+/* out[token][i] = start[i] + the sum of factors[token][c] * matrix[c][i], from the first c to the
+ * last, each product and sum rounded once. A c whose factors are 0 for all tokens is passed
+ * over. */
 struct klt_sum {
     uint32_t dims;
     uint32_t tokens;      /* 1..KLT_TOKENS: what `out` has room for */
