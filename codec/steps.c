@@ -62,9 +62,12 @@ struct steps {
     struct rans_table tables[STEPS_TABLES];
 };
 
+#define NO_RUN UINT32_MAX
+
 /* Which runs a section's tiles have. */
 struct runs {
     uint32_t *live;         /* head * dims + coefficient */
+    uint32_t *run_of;       /* by head * dims + coefficient; NO_RUN: it is always 0 */
     uint32_t live_count;    /* of a tile */
     uint32_t count;         /* an even number */
     uint8_t *which[PLACES]; /* tables */
@@ -230,7 +233,7 @@ static uint64_t steps_bound(const struct codec_node *node, const struct codec_si
 static uint64_t runs_scratch(const struct codec_size *size)
 {
     uint64_t channels = channels_of(size);
-    return larder_round_up(channels * sizeof(uint32_t), 64) +
+    return 2 * larder_round_up(channels * sizeof(uint32_t), 64) +
            PLACES * larder_round_up(channels + 1, 64);
 }
 
@@ -263,11 +266,14 @@ static void open_runs(struct runs *out, const struct codec_node *node, struct co
 {
     const struct steps *steps = node->bound;
     uint64_t channels = channels_of(size);
-    *out = (struct runs){.live = codec_take_scratch(run, channels * sizeof(uint32_t))};
+    *out = (struct runs){.live = codec_take_scratch(run, channels * sizeof(uint32_t)),
+                         .run_of = codec_take_scratch(run, channels * sizeof(uint32_t))};
     for (int place = 0; place < PLACES; place++)
         out->which[place] = codec_take_scratch(run, channels + 1);
     for (uint32_t i = 0; i < channels; i++) {
-        if (!(mask[i / 8] >> i % 8 & 1))
+        bool live = mask[i / 8] >> i % 8 & 1;
+        out->run_of[i] = live ? out->live_count : NO_RUN;
+        if (!live)
             continue;
         for (int place = 0; place < PLACES; place++)
             out->which[place][out->live_count] = steps_table_of(
@@ -283,18 +289,20 @@ static void open_runs(struct runs *out, const struct codec_node *node, struct co
 
 /* Numbers become what decoding gives, and whole numbers of steps stand in `whole`, laid out as the
  * numbers are. */
-CODEC_VECTOR static bool round_row(int16_t *restrict whole, float *restrict x, uint64_t count,
+CODEC_VECTOR static bool round_run(int16_t *restrict whole, float *restrict x, uint64_t count,
                                    float step, float inverse)
 {
     uint32_t outside = 0;
     for (uint64_t i = 0; i < count; i++) {
         float steps = x[i] * inverse;
-        outside |= !(fabsf(steps) <= 32767);
+        float within = steps > -32767 ? steps : -32767;
+        within = within < 32767 ? within : 32767;
+        outside |= within != steps;
         /* Adding 1.5 * 2^23 leaves a whole number, ties to even. */
-        float rounded = (steps + 0x1.8p23f) - 0x1.8p23f;
-        rounded = fabsf(rounded) <= 32767 ? rounded : 0;
-        whole[i] = (int16_t)rounded;
-        x[i] = (float)whole[i] * step;
+        float rounded = (within + 0x1.8p23f) - 0x1.8p23f;
+        whole[i] = (int16_t)(int32_t)rounded;
+        /* 0 has no sign behind this sum, as in decoding. */
+        x[i] = (rounded + 0.0f) * step;
     }
     return outside == 0;
 }
@@ -305,13 +313,15 @@ static bool round_all(int16_t *whole, const struct codec_node *node, struct code
     uint64_t dims = tile->size.dims;
     uint32_t tile_count = tiles_of(&tile->size);
     bool good = true;
-    for (uint32_t head = 0; head < tile->size.heads; head++) {
-        for (uint32_t token = 0; token < tile->size.tokens; token++) {
-            int quarters = steps->step_quarters -
-                           2 * finer[place_of(node, token / CODEC_TILE_TOKENS, tile_count)];
-            uint64_t at = ((uint64_t)head * tile->size.tokens + token) * dims;
-            good &= round_row(whole + at, tile->x + at, dims, steps_power_of(quarters),
-                              steps_power_of(-quarters));
+    for (uint32_t i = 0; i < tile_count; i++) {
+        int quarters = quarters_of(steps, place_of(node, i, tile_count));
+        float step = steps_power_of(quarters);
+        float inverse = steps_power_of(-quarters);
+        uint32_t first = i * CODEC_TILE_TOKENS;
+        uint64_t tokens = larder_min_u64(tile->size.tokens - first, CODEC_TILE_TOKENS);
+        for (uint32_t head = 0; head < tile->size.heads; head++) {
+            uint64_t at = ((uint64_t)head * tile->size.tokens + first) * dims;
+            good &= round_run(whole + at, tile->x + at, tokens * dims, step, inverse);
         }
     }
     return good;
@@ -462,6 +472,70 @@ static bool has_escape(const uint8_t symbols[RANS_RUN])
     return zero != 0;
 }
 
+/* Never an argument or a result: how those are passed depends on the machine. */
+typedef uint8_t bytes16 __attribute__((vector_size(16)));
+
+/* out[token][i] = rows[i][token]: each round of interleaving doubles how far a row has spread. */
+static inline void turn_bytes(uint8_t out[RANS_RUN][RANS_RUN], const uint8_t *const *rows)
+{
+    bytes16 a[16];
+    bytes16 b[16];
+    for (int i = 0; i < 16; i++)
+        memcpy(&a[i], rows[i], sizeof(a[i]));
+    for (int round = 0; round < 4; round++) {
+        for (int i = 0; i < 8; i++) {
+            b[2 * i] = __builtin_shufflevector(a[i], a[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5,
+                                               21, 6, 22, 7, 23);
+            b[2 * i + 1] = __builtin_shufflevector(a[i], a[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12,
+                                                   28, 13, 29, 14, 30, 15, 31);
+        }
+        memcpy(a, b, sizeof(a));
+    }
+    memcpy(out, a, sizeof(a));
+}
+
+/* Symbols of up to 16 neighbouring coefficients become numbers, at the same place of each token's
+ * row. */
+CODEC_VECTOR static void spread(float *restrict out, uint64_t stride, uint32_t count,
+                                const uint8_t *const *rows, float step)
+{
+    uint8_t turned[RANS_RUN][RANS_RUN];
+    turn_bytes(turned, rows);
+    for (uint32_t token = 0; token < CODEC_TILE_TOKENS; token++, out += stride) {
+        if (count == RANS_RUN) {
+            for (uint32_t i = 0; i < RANS_RUN; i++)
+                out[i] = (float)((int)turned[token][i] - STEPS_ZERO) * step;
+        } else {
+            for (uint32_t i = 0; i < count; i++)
+                out[i] = (float)((int)turned[token][i] - STEPS_ZERO) * step;
+        }
+    }
+}
+
+static void spread_head(struct steps_state *opened, const struct steps *steps, uint32_t head,
+                        float step)
+{
+    static const uint8_t zeros[RANS_RUN] = {STEPS_ZERO, STEPS_ZERO, STEPS_ZERO, STEPS_ZERO,
+                                            STEPS_ZERO, STEPS_ZERO, STEPS_ZERO, STEPS_ZERO,
+                                            STEPS_ZERO, STEPS_ZERO, STEPS_ZERO, STEPS_ZERO,
+                                            STEPS_ZERO, STEPS_ZERO, STEPS_ZERO, STEPS_ZERO};
+    uint64_t dims = steps->dims;
+    const uint32_t *run_of = opened->runs.run_of + head * dims;
+    float *values = opened->values + head * CODEC_TILE_TOKENS * dims;
+    for (uint32_t first = 0; first < dims; first += RANS_RUN) {
+        uint32_t count = (uint32_t)larder_min_u64(dims - first, RANS_RUN);
+        const uint8_t *rows[RANS_RUN];
+        bool any = false;
+        for (uint32_t i = 0; i < RANS_RUN; i++) {
+            uint32_t run = i < count ? run_of[first + i] : NO_RUN;
+            rows[i] = run == NO_RUN ? zeros : opened->symbols + (uint64_t)run * RANS_RUN;
+            any |= run != NO_RUN;
+        }
+        if (any)
+            spread(values + first, dims, count, rows, step);
+    }
+}
+
 static void decode_tile(struct steps_state *opened, const struct codec_node *node, uint32_t tile)
 {
     const struct steps *steps = node->bound;
@@ -470,17 +544,18 @@ static void decode_tile(struct steps_state *opened, const struct codec_node *nod
     float step = steps_power_of(quarters_of(steps, place));
     rans_decode_runs(&opened->decoder, steps->tables, runs->which[place], opened->symbols,
                      runs->count);
+    for (uint32_t head = 0; head < steps->heads; head++)
+        spread_head(opened, steps, head, step);
     for (uint32_t i = 0; i < runs->live_count; i++) {
         const uint8_t *symbols = opened->symbols + (uint64_t)i * RANS_RUN;
+        if (!has_escape(symbols))
+            continue;
         uint64_t head = runs->live[i] / steps->dims;
         float *out =
             opened->values + head * CODEC_TILE_TOKENS * steps->dims + runs->live[i] % steps->dims;
-        bool escapes = has_escape(symbols);
         for (uint32_t token = 0; token < CODEC_TILE_TOKENS; token++) {
-            float whole = (float)((int)symbols[token] - STEPS_ZERO);
-            if (escapes && symbols[token] == STEPS_ESCAPE)
-                whole = next_escape(opened);
-            out[(uint64_t)token * steps->dims] = whole * step;
+            if (symbols[token] == STEPS_ESCAPE)
+                out[(uint64_t)token * steps->dims] = next_escape(opened) * step;
         }
     }
 }
