@@ -190,12 +190,28 @@ static void move_planes(const struct eval_engine *engine, uint8_t *planes, enum 
 
 /* --- how far apart ---------------------------------------------------------------------------- */
 
+#define SUM_LANES 16u
+
+/* Of a few hundred numbers in f32, lane by lane, which are then added up in f64. */
 static double sum_of_squares(const float *a, const float *b, uint64_t count)
 {
     double sum = 0;
-    for (uint64_t i = 0; i < count; i++) {
-        double off = (double)a[i] - (b ? (double)b[i] : 0);
-        sum += off * off;
+    for (uint64_t first = 0; first < count; first += 16 * SUM_LANES) {
+        uint64_t end = larder_min_u64(first + 16 * SUM_LANES, count);
+        float lanes[SUM_LANES] = {0};
+        uint64_t i = first;
+        for (; i + SUM_LANES <= end; i += SUM_LANES) {
+            for (uint32_t lane = 0; lane < SUM_LANES; lane++) {
+                float off = b ? a[i + lane] - b[i + lane] : a[i + lane];
+                lanes[lane] += off * off;
+            }
+        }
+        for (; i < end; i++) {
+            float off = b ? a[i] - b[i] : a[i];
+            lanes[0] += off * off;
+        }
+        for (uint32_t lane = 0; lane < SUM_LANES; lane++)
+            sum += (double)lanes[lane];
     }
     return sum;
 }

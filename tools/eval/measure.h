@@ -4,7 +4,8 @@
  * Owns:    a trial owns its recipe and its figures.
  * Threads: eval_measure() spreads prefixes over threads of its own; the rest belongs to the caller.
  * I1  Figures do not depend on the number of threads; only times do.
- * I2  All recipes see one prefix's reference. Recipes that give the same planes share one run.
+ * I2  All recipes see one prefix's reference. Recipes that give the same planes share one run. A
+ *     twin codes every fourth prefix, where it must give what its trial gave, and has its figures.
  */
 #ifndef LARDER_TOOLS_EVAL_MEASURE_H
 #define LARDER_TOOLS_EVAL_MEASURE_H
@@ -23,6 +24,7 @@ struct eval_outcome {
     uint64_t section_bytes; /* of sections alone */
     uint32_t fell_back;     /* sections stored exact */
     bool is_exact;          /* every bit came back */
+    bool is_coded;          /* sizes and times are there: twins take every fourth prefix */
     double encode_s;
     double decode_s;
     double copy_s; /* memcpy of the planes, beside them */
@@ -32,7 +34,7 @@ struct eval_outcome {
 struct eval_trial {
     char name[64];
     char family[32];
-    bool is_coded; /* the entropy-coded twin of another */
+    bool is_coded; /* the entropy-coded twin of the trial before it */
     struct larder_recipe *recipe;
     atomic_bool failed;
     char error[256]; /* why it could not be measured; empty: it was */

@@ -88,34 +88,38 @@ static void sum_errors(struct eval_row *row, const struct eval_work *work, uint3
         row->error_of[part] = relative(error_all[part], energy_all[part]);
 }
 
+/* Of those prefixes that the recipe coded. */
 static void sum_outcomes(struct eval_row *row, const struct eval_work *work,
                          const struct larder_model_desc *model, double *scratch)
 {
     const struct eval_outcome *outcomes = row->trial->outcomes;
     uint32_t count = work->samples->count;
     uint64_t raw_bytes = larder_model_kv_bytes(model, EVAL_PREFIX_TOKENS);
-    double elems = (double)raw_bytes / (double)larder_dtype_bytes(model->dtype) * count;
+    double gb = (double)raw_bytes / 1e9;
+    double *encode = scratch;
+    double *decode = scratch + count;
+    double *copy = scratch + 2 * (size_t)count;
     uint64_t records = 0;
     uint64_t sections = 0;
+    uint32_t coded = 0;
     row->is_exact = true;
     for (uint32_t i = 0; i < count; i++) {
+        row->is_exact = row->is_exact && outcomes[i].is_exact;
+        if (!outcomes[i].is_coded)
+            continue;
         records += outcomes[i].record_bytes;
         sections += outcomes[i].section_bytes;
         row->fell_back += outcomes[i].fell_back;
-        row->is_exact = row->is_exact && outcomes[i].is_exact;
+        encode[coded] = gb / outcomes[i].encode_s;
+        decode[coded] = gb / outcomes[i].decode_s;
+        copy[coded++] = gb / outcomes[i].copy_s;
     }
+    double elems = (double)raw_bytes / (double)larder_dtype_bytes(model->dtype) * coded;
     row->bits_per_element = 8 * (double)records / elems;
     row->section_bits = 8 * (double)sections / elems;
-    double gb = (double)raw_bytes / 1e9;
-    for (uint32_t i = 0; i < count; i++)
-        scratch[i] = gb / outcomes[i].encode_s;
-    row->encode_gb_s = median(scratch, count);
-    for (uint32_t i = 0; i < count; i++)
-        scratch[i] = gb / outcomes[i].decode_s;
-    row->decode_gb_s = median(scratch, count);
-    for (uint32_t i = 0; i < count; i++)
-        scratch[i] = gb / outcomes[i].copy_s;
-    row->copy_gb_s = median(scratch, count);
+    row->encode_gb_s = median(encode, coded);
+    row->decode_gb_s = median(decode, coded);
+    row->copy_gb_s = median(copy, coded);
 }
 
 int eval_rows_open(struct eval_rows *out, const struct eval_work *work,
@@ -128,7 +132,7 @@ int eval_rows_open(struct eval_rows *out, const struct eval_work *work,
     out->errors = larder_alloc_zero(work->trial_count * each, sizeof(*out->errors));
     float *kl =
         larder_alloc_zero((size_t)samples->text_scored + samples->answer_scored, sizeof(*kl));
-    double *speeds = larder_alloc_zero(samples->count, sizeof(*speeds));
+    double *speeds = larder_alloc_zero(3 * (size_t)samples->count, sizeof(*speeds));
     int err = 0;
     if (!out->rows || !out->errors || !kl || !speeds)
         err = larder_fail(-ENOMEM, "no memory for the figures");
