@@ -53,8 +53,13 @@ static const struct eval_row *find(const struct eval_rows *rows, const char *fam
 
 enum whose {
     OF_FAMILY,
-    OF_ALL_OTHERS,
+    OF_ALL_OTHERS, /* than the project's own; the family does not matter */
 };
+
+static bool is_wanted(const struct eval_row *row, const char *family, enum whose whose)
+{
+    return whose == OF_FAMILY ? is_of(row, family) : !eval_is_house(row->trial->family);
+}
 
 /* The hull of lossy recipes; `coded`: those with an entropy coder behind them, too. */
 static size_t hull_of(const struct maker *maker, struct eval_point *points, const char *family,
@@ -63,8 +68,7 @@ static size_t hull_of(const struct maker *maker, struct eval_point *points, cons
     size_t count = 0;
     for (uint32_t i = 0; i < maker->rows->count; i++) {
         const struct eval_row *row = &maker->rows->rows[i];
-        if (is_of(row, family) == (whose == OF_FAMILY) && !row->is_exact &&
-            (coded || !row->trial->is_coded))
+        if (is_wanted(row, family, whose) && !row->is_exact && (coded || !row->trial->is_coded))
             points[count++] = (struct eval_point){row->bits_per_element, row->kl, i};
     }
     return eval_hull(points, count);
@@ -77,7 +81,7 @@ static const struct eval_row *smallest(const struct eval_rows *rows, const char 
     const struct eval_row *best = NULL;
     for (uint32_t i = 0; i < rows->count; i++) {
         const struct eval_row *row = &rows->rows[i];
-        if (is_of(row, family) == (whose == OF_FAMILY) && row->kl <= kl &&
+        if (is_wanted(row, family, whose) && row->kl <= kl &&
             (!best || row->bits_per_element < best->bits_per_element))
             best = row;
     }
@@ -86,18 +90,16 @@ static const struct eval_row *smallest(const struct eval_rows *rows, const char 
 
 /* A real recipe of the house against a line drawn through the best of the others: bits of the
  * others' hull where it reaches this KL, between what was measured on either side. */
-static void claim_house(struct maker *maker, const char *name, double kl)
+static void claim_house(struct maker *maker, const char *name, const char *family, double kl)
 {
     struct eval_claim *claim =
-        add(maker, name,
-            "at KL <= %g the house recipe needs %.0f %% fewer bits than the hull of all "
-            "others",
-            kl, 100 * HOUSE_SAVES);
+        add(maker, name, "at KL <= %g %s needs %.0f %% fewer bits than the hull of all others", kl,
+            family, 100 * HOUSE_SAVES);
     claim->limit = HOUSE_SAVES;
-    size_t count = hull_of(maker, maker->points, EVAL_HOUSE_FAMILY, OF_ALL_OTHERS, true);
+    size_t count = hull_of(maker, maker->points, family, OF_ALL_OTHERS, true);
     double others = eval_hull_bits(maker->points, count, kl);
-    const struct eval_row *house = smallest(maker->rows, EVAL_HOUSE_FAMILY, OF_FAMILY, kl);
-    const struct eval_row *best = smallest(maker->rows, EVAL_HOUSE_FAMILY, OF_ALL_OTHERS, kl);
+    const struct eval_row *house = smallest(maker->rows, family, OF_FAMILY, kl);
+    const struct eval_row *best = smallest(maker->rows, family, OF_ALL_OTHERS, kl);
     if (!house || !best || !isfinite(others))
         return;
     claim->value = 1 - house->bits_per_element / others;
@@ -136,8 +138,13 @@ static void claim_order(struct maker *maker, const char *family, const char *kiv
     claim->limit = kivi->kl;
     double value = eval_hull_kl(maker->points, count, kivi->bits_per_element);
     if (!isfinite(value)) {
-        snprintf(claim->note, sizeof(claim->note), "nothing of it is as small as %.3f bits",
-                 kivi->bits_per_element);
+        struct eval_point least = maker->points[0];
+        count = hull_of(maker, maker->points, "kivi", OF_FAMILY, kivi->trial->is_coded);
+        snprintf(claim->note, sizeof(claim->note),
+                 "nothing of it is as small as %.3f bits; at its least, %.3f: KL %.5f, KIVI's hull "
+                 "%.5f",
+                 kivi->bits_per_element, least.bits, least.kl,
+                 eval_hull_kl(maker->points, count, least.bits));
         return;
     }
     claim->value = value;
@@ -208,8 +215,10 @@ int eval_claims_make(struct eval_claims *out, const struct eval_rows *rows)
     if (!maker.points)
         return larder_fail(-ENOMEM, "no memory for hulls");
     make_reaches(&maker);
-    claim_house(&maker, "house_at_0.01", EVAL_KL_STRICT);
-    claim_house(&maker, "house_at_0.05", EVAL_KL_LOOSE);
+    claim_house(&maker, "house_at_0.01", EVAL_HOUSE, EVAL_KL_STRICT);
+    claim_house(&maker, "house_at_0.05", EVAL_HOUSE, EVAL_KL_LOOSE);
+    claim_house(&maker, "house_even_at_0.01", EVAL_HOUSE_EVEN, EVAL_KL_STRICT);
+    claim_house(&maker, "house_even_at_0.05", EVAL_HOUSE_EVEN, EVAL_KL_LOOSE);
     static const struct {
         const char *family;
         const char *recipe;

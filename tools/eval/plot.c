@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/wait.h>
 
+#include "base/bytes.h"
 #include "base/error.h"
 #include "base/mem.h"
 #include "tools/eval/recipes.h"
@@ -27,11 +28,14 @@
 #define BITS_MOST  6.0
 #define FAMILY_MAX 48u
 
-static const char *const colours[] = {"#3b6ea8", "#e08214", "#2a9d6f", "#8e5ea2",
-                                      "#b0882b", "#4fa3b8", "#a8557a", "#6b8e23",
-                                      "#7d6b5d", "#5b5bd6", "#c26a4a", "#3f8f8f"};
-#define HOUSE_COLOUR  "#c8102e"
-#define OTHERS_COLOUR "#555555"
+static const char *const colours[] = {
+    "#3b6ea8", "#e08214", "#2a9d6f", "#8e5ea2", "#b0882b", "#17a2b8", "#a8557a",
+    "#6b8e23", "#7d6b5d", "#5b5bd6", "#c26a4a", "#2f7f7f", "#d1558f", "#4d7c2a",
+    "#8a7fd0", "#00838f", "#9c6b1f", "#6a7f99", "#b05fc4", "#5f9ea0",
+};
+#define HOUSE_COLOUR "#c8102e"
+#define EVEN_COLOUR  "#e2808f"
+#define BAND_COLOUR  "#e3e3e3"
 
 struct place {
     double x;
@@ -103,16 +107,26 @@ static struct family *find_family(struct picture *picture, const char *name)
     return NULL;
 }
 
-static size_t gather(struct eval_point *out, const struct eval_rows *rows, const char *family,
-                     bool all_others)
+/* `family` NULL: all but the project's own. */
+static size_t gather(struct eval_point *out, const struct eval_rows *rows, const char *family)
 {
     size_t count = 0;
     for (uint32_t i = 0; i < rows->count; i++) {
         const struct eval_row *row = &rows->rows[i];
-        if (is_shown(row) && is_of(row, family) != all_others)
+        bool wanted = family ? is_of(row, family) : !eval_is_house(row->trial->family);
+        if (is_shown(row) && wanted)
             out[count++] = (struct eval_point){row->bits_per_element, row->kl, i};
     }
     return eval_hull(out, count);
+}
+
+static const char *colour_of(const char *family, size_t index)
+{
+    if (strcmp(family, EVAL_HOUSE) == 0)
+        return HOUSE_COLOUR;
+    if (strcmp(family, EVAL_HOUSE_EVEN) == 0)
+        return EVEN_COLOUR;
+    return colours[index % LARDER_COUNT_OF(colours)];
 }
 
 static int add_families(struct picture *picture)
@@ -127,13 +141,10 @@ static int add_families(struct picture *picture)
             return larder_fail(LARDER_ELIMIT, "more than %u families in a picture", FAMILY_MAX);
         struct family *family = &picture->families[picture->family_count];
         family->name = name;
-        family->is_house = strcmp(name, EVAL_HOUSE_FAMILY) == 0;
-        family->colour =
-            family->is_house
-                ? HOUSE_COLOUR
-                : colours[picture->family_count % (sizeof(colours) / sizeof(colours[0]))];
+        family->is_house = strcmp(name, EVAL_HOUSE) == 0;
+        family->colour = colour_of(name, picture->family_count);
         family->hull = points;
-        family->hull_count = gather(points, rows, name, false);
+        family->hull_count = gather(points, rows, name);
         points += family->hull_count;
         picture->family_count++;
     }
@@ -157,7 +168,7 @@ static int open_picture(struct picture *picture, const struct eval_rows *rows)
         if (is_shown(&rows->rows[i]) && is_inside(place))
             picture->dots[picture->dot_count++] = place;
     }
-    picture->others_count = gather(picture->others, rows, EVAL_HOUSE_FAMILY, true);
+    picture->others_count = gather(picture->others, rows, NULL);
     return add_families(picture);
 }
 
@@ -282,10 +293,11 @@ static void write_frame(FILE *out, const struct picture *picture, const struct e
             LEFT / WIDTH, 1 - 38 / HEIGHT);
     fprintf(out,
             "set label 2 'Model \"%s\", prefixes of %u tokens, %u of text and %u of questions. "
-            "Lines: lower convex hulls; the grey band: of all but %s.' at screen %g,%g font ',12' "
+            "Lines: lower convex hulls; grey band: of all but %s. Full circles: entropy-coded.' at "
+            "screen %g,%g font ',12' "
             "tc rgb '#555555'\n",
             report->model->name, EVAL_PREFIX_TOKENS, samples->text_count,
-            samples->count - samples->text_count, EVAL_HOUSE_FAMILY, LEFT / WIDTH, 1 - 72 / HEIGHT);
+            samples->count - samples->text_count, EVAL_HOUSE, LEFT / WIDTH, 1 - 72 / HEIGHT);
 }
 
 static void write_limit(FILE *out, double kl)
@@ -323,31 +335,51 @@ static void write_points(FILE *out, const struct eval_point *points, size_t coun
     fputs("e\n", out);
 }
 
-static void write_rows(FILE *out, const struct picture *picture, const char *family)
+static bool is_drawn(const struct eval_row *row, const char *family, bool coded)
+{
+    return is_shown(row) && is_of(row, family) && row->trial->is_coded == coded;
+}
+
+static size_t count_rows(const struct picture *picture, const char *family, bool coded)
+{
+    size_t count = 0;
+    for (uint32_t i = 0; i < picture->rows->count; i++)
+        count += is_drawn(&picture->rows->rows[i], family, coded);
+    return count;
+}
+
+static void write_rows(FILE *out, const struct picture *picture, const char *family, bool coded)
 {
     for (uint32_t i = 0; i < picture->rows->count; i++) {
         const struct eval_row *row = &picture->rows->rows[i];
-        if (is_shown(row) && is_of(row, family))
+        if (is_drawn(row, family, coded))
             fprintf(out, "%.6f %.9f\n", row->bits_per_element, fmax(row->kl, 1e-9));
     }
     fputs("e\n", out);
 }
 
+/* Open circles for what is packed, full ones for what is entropy-coded: the house's always is. */
 static void write_plot(FILE *out, const struct picture *picture)
 {
-    fprintf(out, "plot '-' with lines lc rgb '%s' lw 9 dt 1", "#e3e3e3");
+    fputs("plot '-' with lines lc rgb '" BAND_COLOUR "' lw 9 dt 1", out);
     for (size_t i = 0; i < picture->family_count; i++) {
         const struct family *family = &picture->families[i];
         fprintf(out, ", '-' with lines lc rgb '%s' lw %g", family->colour,
                 family->is_house ? 4.0 : 1.6);
-        fprintf(out, ", '-' with points pt 7 ps %g lc rgb '%s'", family->is_house ? 1.3 : .9,
-                family->colour);
+        for (int coded = 0; coded < 2; coded++)
+            if (count_rows(picture, family->name, coded) > 0)
+                fprintf(out, ", '-' with points pt %d ps %g lc rgb '%s'",
+                        coded || eval_is_house(family->name) ? 7 : 6, family->is_house ? 1.3 : .9,
+                        family->colour);
     }
     fputc('\n', out);
     write_points(out, picture->others, picture->others_count);
     for (size_t i = 0; i < picture->family_count; i++) {
-        write_points(out, picture->families[i].hull, picture->families[i].hull_count);
-        write_rows(out, picture, picture->families[i].name);
+        const struct family *family = &picture->families[i];
+        write_points(out, family->hull, family->hull_count);
+        for (int coded = 0; coded < 2; coded++)
+            if (count_rows(picture, family->name, coded) > 0)
+                write_rows(out, picture, family->name, coded);
     }
 }
 

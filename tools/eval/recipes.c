@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "tools/eval/recipes.h"
 
+#include <string.h>
+
 #include "base/bytes.h"
 
 /* The published method at other numbers of bits, outliers and shares than its presets have. */
@@ -44,7 +46,8 @@
     "sinks tokens=4{k{rope-off | hadamard heads=4 | reorder by=rotatekv | join | "                 \
     "quant bits=" #bits " group=" #group " clip=" #clip " mode=int%} "                             \
     "v{hadamard | join | quant bits=" #bits " group=" #group " clip=" #clip " mode=int%}}"
-#define LARDER(kl) "sinks tokens=1{rope-off | klt | steps kl=" #kl "}"
+#define LARDER(kl)      "sinks tokens=1{rope-off | klt | steps kl=" #kl "}"
+#define LARDER_EVEN(kl) "sinks tokens=1{rope-off | klt | steps kl=" #kl " ends=even}"
 
 const struct eval_method eval_methods[] = {
     {"exact", "raw", "raw", true},
@@ -58,6 +61,13 @@ const struct eval_method eval_methods[] = {
     {"larder", "KL .04", LARDER(.04), true},
     {"larder", "KL .06", LARDER(.06), false},
     {"larder", "KL .1", LARDER(.1), false},
+
+    {"larder-even", "KL .001", LARDER_EVEN(.001), false},
+    {"larder-even", "KL .0025", LARDER_EVEN(.0025), false},
+    {"larder-even", "KL .005", LARDER_EVEN(.005), false},
+    {"larder-even", "KL .01", LARDER_EVEN(.01), false},
+    {"larder-even", "KL .02", LARDER_EVEN(.02), false},
+    {"larder-even", "KL .04", LARDER_EVEN(.04), false},
 
     {"uniform", "8 bits", "quant bits=8 group=0%", true},
     {"uniform", "6 bits", "quant bits=6 group=0%", false},
@@ -156,5 +166,10 @@ const struct eval_method eval_methods[] = {
     {"bfp", "3 bits, K sorted",
      "k{reorder by=bfp | bfp mantissa=3 block=32%} v{bfp mantissa=3 block=32%}", false},
 };
+
+bool eval_is_house(const char *family)
+{
+    return strncmp(family, EVAL_HOUSE, strlen(EVAL_HOUSE)) == 0;
+}
 
 const uint32_t eval_method_count = LARDER_COUNT_OF(eval_methods);

@@ -21,7 +21,10 @@ struct eval_method {
 extern const struct eval_method eval_methods[];
 extern const uint32_t eval_method_count;
 
-/* The family of the project's own recipe, which is compared with all others. */
-#define EVAL_HOUSE_FAMILY "larder"
+/* The families of the project's own recipe begin so; what else there is are the others. In
+ * EVAL_HOUSE_EVEN the ends of blocks are no finer than the rest, which tells how much that does. */
+#define EVAL_HOUSE      "larder"
+#define EVAL_HOUSE_EVEN "larder-even"
+bool eval_is_house(const char *family);
 
 #endif
