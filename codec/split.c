@@ -284,7 +284,8 @@ static void move_channels(struct codec_tile *tile, struct codec_tile part[2],
 {
     for (int i = 0; i < 2; i++) {
         uint64_t dims = part[i].size.dims;
-        for (uint64_t row = 0; row < (uint64_t)tile->size.heads * tile->size.tokens; row++) {
+        uint64_t rows = dims > 0 ? (uint64_t)tile->size.heads * tile->size.tokens : 0;
+        for (uint64_t row = 0; row < rows; row++) {
             if (back)
                 scatter(tile->x + row * tile->size.dims, part[i].x + row * dims, places, dims);
             else

@@ -89,6 +89,8 @@ static const struct {
      0.65, 5},
     {"split by=class share=0{quant bits=8}{quant bits=4}", 0.2, 5.1},
     {"split by=class share=1{quant bits=8}{quant bits=4}", 0.02, 9.1},
+    {"split share=0 order=first{quant bits=8}{quant bits=4}", 0.2, 5.1},
+    {"split share=1{quant bits=8}{quant bits=4}", 0.02, 9.1},
 };
 
 START_TEST(what_comes_back_is_what_encoding_said)
