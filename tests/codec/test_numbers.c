@@ -73,8 +73,7 @@ static const struct {
      "mode=sym}",
      0.02, 10.1},
     {"lowrank rank=4{quant bits=4 axis=channel group=64}", 0.2, 5.4},
-    {"lowrank rank=64 iterations=1{outliers share=.02 axis=token fill=mean{quant bits=4}}", 0.2,
-     20},
+    {"lowrank rank=9 iterations=1{outliers share=.02 axis=token fill=mean{quant bits=4}}", 0.2, 20},
     {"outliers share=.02 axis=channel fill=mean{quant bits=4 axis=channel group=64}", 0.2, 5.6},
     {"sinks{outliers share=.01{quant bits=4 axis=token group=0 | rans}}", 0.2, 4.5},
     {"outliers share=.25{quant bits=2}", 0.65, 14},
@@ -103,6 +102,9 @@ START_TEST(what_comes_back_is_what_encoding_said)
     for (size_t r = 0; r < LARDER_COUNT_OF(recipes); r++) {
         for (size_t i = 0; i < LARDER_COUNT_OF(shapes) * LARDER_COUNT_OF(dtypes) * 2; i++) {
             const uint32_t *shape = shapes[i / 2 % LARDER_COUNT_OF(shapes)];
+            /* The large one once a recipe: sanitizers take their time. */
+            if (shape[2] == 256 && i > 0)
+                continue;
             struct scene s;
             scene_open(&s, recipes[r].text, dtypes[i / 2 / LARDER_COUNT_OF(shapes)], shape[0],
                        shape[1], shape[2], i % 2 ? 512 : 0, 2 + i % 2);
@@ -339,7 +341,7 @@ START_TEST(cut_and_random_sections)
             ck_assert_int_lt(scene_decode(&s, bytes, n), 0);
         ck_assert_int_eq(scene_decode(&s, bytes, s.encoded_bytes + 1), LARDER_ECORRUPT);
         /* Random bytes may be numbers like any others; what matters is where they are written. */
-        for (int round = 0; round < 200; round++) {
+        for (int round = 0; round < 50; round++) {
             for (int flips = 0; flips < 4; flips++)
                 bytes[next_random() % s.encoded_bytes] = (uint8_t)next_random();
             (void)scene_decode(&s, bytes, s.encoded_bytes);
