@@ -117,6 +117,16 @@ START_TEST(mistakes_are_named)
         {"quota a = ssd 1G ssd 2G", "f.conf:1: 'ssd' stands there twice"},
         {"quota a/b = ssd 1G", "f.conf:1: '/' in tenant 'a/b' is not one of"},
         {"quota a = ssd 1G\nquota a = host 1G", "f.conf:2: tenant 'a' has a quota already"},
+        {"recipe = auto", "f.conf: recipe: auto as a default says what it keeps"},
+        {"recipe = auto max_kl=0", "f.conf: recipe: 'auto max_kl=0' is neither"},
+        {"recipe = auto max_kl=nan", "f.conf: recipe: 'auto max_kl=nan' is neither"},
+        {"recipe = auto max_kl=1 2", "f.conf: recipe: 'auto max_kl=1 2' is neither"},
+        {"recipe a = kivi99", "f.conf:1: "},
+        {"recipe a =", "f.conf:1: a recipe's text has 1 to 1024 bytes"},
+        {"recipe a b c = raw", "f.conf:1: a recipe is for a tenant, or a tenant and a model"},
+        {"recipe a/b = raw", "f.conf:1: '/' in tenant 'a/b' is not one of"},
+        {"recipe a = raw\nrecipe a = exact",
+         "f.conf:2: tenant a and model * have a recipe already"},
         {"tenant a = socket /run/larder/larder.sock", "f.conf: the socket of tenant 'a'"},
     };
     for (size_t i = 0; i < LARDER_COUNT_OF(cases); i++) {
@@ -127,6 +137,46 @@ START_TEST(mistakes_are_named)
                       cases[i][1]);
         config_free(&config);
     }
+}
+END_TEST
+
+START_TEST(recipes_of_tenants_and_models)
+{
+    struct config config;
+    struct larder_model_desc model = {.name = "tiny"};
+    const struct larder_key fingerprint = {{0xab, 0xcd, 0xef, 0x01, 0x23}};
+    ck_assert_int_eq(parse(&config, "recipe = exact\n"
+                                    "recipe red tiny = kivi2\n"
+                                    "recipe * tiny = kivi4\n"
+                                    "recipe blue = auto max_kl=0.01\n"
+                                    "recipe * abcdef01 = raw\n"
+                                    "recipe green abcdef0123 = kivi8\n"),
+                     0);
+    static const struct {
+        const char *tenant;
+        const char *model;
+        const char *text;
+        enum larder_quality quality;
+    } cases[] = {
+        {"red", "tiny", "kivi2", LARDER_QUALITY_LOSSY},
+        {"red", "large", "raw", LARDER_QUALITY_EXACT}, /* by its fingerprint */
+        {"blue", "tiny", "auto max_kl=0.01", LARDER_QUALITY_EXACT},
+        {"blue", "large", "auto max_kl=0.01", LARDER_QUALITY_EXACT},
+        {"green", "large", "kivi8", LARDER_QUALITY_LOSSY},
+        {"white", "large", "raw", LARDER_QUALITY_EXACT},
+    };
+    for (size_t i = 0; i < LARDER_COUNT_OF(cases); i++) {
+        strcpy(model.name, cases[i].model);
+        const struct recipe_choice *found =
+            config_find_recipe(&config, cases[i].tenant, &model, &fingerprint);
+        ck_assert_str_eq(found->text, cases[i].text);
+        ck_assert_int_eq(found->quality, cases[i].quality);
+        ck_assert((found->max_kl > 0) == (strncmp(found->text, "auto", 4) == 0));
+    }
+    const struct larder_key other = {{1}};
+    strcpy(model.name, "large");
+    ck_assert_str_eq(config_find_recipe(&config, "white", &model, &other)->text, "exact");
+    config_free(&config);
 }
 END_TEST
 
@@ -268,6 +318,7 @@ int main(void)
     tcase_set_timeout(tests, 120);
     tcase_add_test(tests, values_are_taken);
     tcase_add_test(tests, mistakes_are_named);
+    tcase_add_test(tests, recipes_of_tenants_and_models);
     tcase_add_test(tests, texts_that_are_none);
     tcase_add_test(tests, rules_pick_tenants);
     tcase_add_test(tests, sample_is_the_default);

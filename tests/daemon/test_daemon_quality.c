@@ -1,15 +1,23 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Goal:   what larderd says about the quality of what it stores is true: errors of sections, what
- *         was stored exact in place of a recipe, for each tenant alone.
+ *         was stored exact in place of a recipe, for each tenant alone; profiles are kept while
+ *         they are needed; recipe auto keeps what was measured; inputs come with a put.
  * Method: a real larderd, raw frames, KV whose error is known.
  */
 #include <check.h>
+#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
+#include "base/bytes.h"
+#include "base/key.h"
+#include "base/mem.h"
 #include "base/record.h"
+#include "codec/profile_writer.h"
 #include "tests/daemon/fixture.h"
 #include "tests/daemon/peer.h"
 
@@ -178,6 +186,410 @@ START_TEST(what_no_recipe_holds_is_counted)
 }
 END_TEST
 
+/* --- profiles --------------------------------------------------------------------------------- */
+
+/* A profile of the peer's model, with what bfp4-ksort reads: the order of K's channels. */
+static void *make_profile(uint64_t *bytes, uint8_t name[32])
+{
+    const uint32_t channels = peer.desc.kv_heads * peer.desc.k_dims;
+    const uint64_t shape[] = {peer.desc.layers, channels};
+    int32_t order[2 * 64];
+    struct larder_profile_writer *writer;
+    struct larder_profile *profile;
+    void *out;
+    ck_assert_uint_le(peer.desc.layers * channels, LARDER_COUNT_OF(order));
+    for (uint32_t i = 0; i < peer.desc.layers * channels; i++)
+        order[i] = (int32_t)(i % channels ^ 1);
+    ck_assert_int_eq(larder_profile_writer_open(&writer, &peer.desc), 0);
+    ck_assert_int_eq(larder_profile_put(writer, "bfp.order", LARDER_PROFILE_I32, shape, 2, order),
+                     0);
+    ck_assert_int_eq(larder_profile_finish(writer, &out, bytes), 0);
+    larder_profile_writer_close(writer);
+    ck_assert_int_eq(larder_profile_open(&profile, out, *bytes), 0);
+    larder_profile_name(profile, name);
+    larder_profile_close(profile);
+    return out;
+}
+
+/* Fills the memory that the daemon gives; the answer to ADD is still to come. */
+static uint64_t upload(const void *bytes, uint64_t count, const uint8_t name[32], bool is_default)
+{
+    const struct wire_staging ask = {.bytes = count};
+    struct wire_admin_profile_add add = {.is_default = is_default};
+    uint64_t request = peer_send(&control, WIRE_ADMIN_PROFILE_NEW, &ask, sizeof(ask), NULL, 0);
+    peer_expect(&control, &answer, WIRE_ADMIN_PROFILE_NEW_OK, request);
+    void *map = mmap(NULL, count, PROT_READ | PROT_WRITE, MAP_SHARED, answer.fd, 0);
+    ck_assert_ptr_ne(map, MAP_FAILED);
+    ck_assert_int_ne(ftruncate(answer.fd, 0), 0);
+    memcpy(map, bytes, count);
+    munmap(map, count);
+    close(answer.fd);
+    memcpy(add.name, name, sizeof(add.name));
+    return peer_send(&control, WIRE_ADMIN_PROFILE_ADD, &add, sizeof(add), NULL, 0);
+}
+
+static int put_with(const struct block *block, const uint8_t *kv, const char *recipe,
+                    const uint8_t *profile, struct wire_put_ok *ok)
+{
+    struct wire_put put;
+    peer_stage(&peer, &put, block, kv, 0, LARDER_DURABLE, recipe);
+    if (profile)
+        memcpy(put.profile, profile, sizeof(put.profile));
+    uint64_t request = peer_send(&peer, WIRE_PUT, &put, sizeof(put), NULL, 0);
+    peer_receive(&peer, &answer);
+    const struct wire_frame *header = (const struct wire_frame *)answer.bytes;
+    ck_assert_uint_eq(header->request, request);
+    if (header->type == WIRE_ERROR)
+        return ((const struct wire_error *)(header + 1))->code;
+    if (ok)
+        *ok = *(const struct wire_put_ok *)(header + 1);
+    return 0;
+}
+
+static void ask_profile(struct peer *from, const uint8_t name[32], int code)
+{
+    uint64_t request = peer_send(from, WIRE_PROFILE, name, 32, NULL, 0);
+    if (code < 0)
+        peer_expect_error(from, request, code);
+    else
+        peer_expect(from, &answer, WIRE_PROFILE_OK, request);
+}
+
+START_TEST(profiles_are_kept_and_served)
+{
+    struct block blocks[3];
+    uint8_t name[32];
+    uint64_t bytes;
+    struct wire_put_ok ok;
+    start("tenant red = socket DIR/red.sock\n");
+    void *profile = make_profile(&bytes, name);
+    peer_chain(&peer, blocks, 3, 1);
+    uint8_t *kv = make_kv(1, 0x3f80);
+    ask_profile(&peer, name, LARDER_ENOPROFILE);
+    ck_assert_int_eq(put_with(&blocks[0], kv, "bfp4-ksort", NULL, NULL), LARDER_ENOPROFILE);
+    ck_assert_int_eq(put_with(&blocks[0], kv, "bfp4-ksort", name, NULL), LARDER_ENOPROFILE);
+
+    /* What is no profile, or not the one that it is said to be, is not kept. */
+    peer_expect_error(&control, upload("junk", 4, name, false), LARDER_EFORMAT);
+    uint8_t other[32];
+    memcpy(other, name, sizeof(other));
+    other[31] ^= 1;
+    peer_expect_error(&control, upload(profile, bytes, other, false), LARDER_ECORRUPT);
+    struct wire_admin_profile_add add = {.is_default = 0};
+    memcpy(add.name, name, sizeof(add.name));
+    uint64_t request = peer_send(&control, WIRE_ADMIN_PROFILE_ADD, &add, sizeof(add), NULL, 0);
+    peer_expect_error(&control, request, -EINVAL);
+    const struct wire_staging huge = {.bytes = LARDER_PROFILE_BYTES_MAX + 1};
+    request = peer_send(&control, WIRE_ADMIN_PROFILE_NEW, &huge, sizeof(huge), NULL, 0);
+    peer_expect_error(&control, request, LARDER_ELIMIT);
+    ask_profile(&peer, name, LARDER_ENOPROFILE);
+
+    request = upload(profile, bytes, name, false);
+    const struct wire_admin_profile_add_ok *added =
+        peer_expect(&control, &answer, WIRE_ADMIN_PROFILE_ADD_OK, request);
+    ck_assert_uint_eq(added->existed, 0);
+    ck_assert_int_eq(put_with(&blocks[0], kv, "bfp4-ksort", NULL, NULL), LARDER_ENOPROFILE);
+    ck_assert_int_eq(put_with(&blocks[0], kv, "bfp4-ksort", name, &ok), 0);
+    ck_assert_uint_eq(ok.quality, LARDER_QUALITY_LOSSY);
+    ck_assert(isinf(ok.kl));
+    ck_assert_str_eq(ok.recipe, "bfp4-ksort");
+    ck_assert_int_eq(put_with(&blocks[1], kv, "kivi4", other, NULL), LARDER_ENOPROFILE);
+    request = upload(profile, bytes, name, true);
+    added = peer_expect(&control, &answer, WIRE_ADMIN_PROFILE_ADD_OK, request);
+    ck_assert_uint_eq(added->existed, 1);
+    ck_assert_int_eq(put_with(&blocks[1], kv, "bfp4-ksort", NULL, NULL), 0);
+    /* What does not read it does not name it. */
+    ck_assert_int_eq(put_with(&blocks[2], kv, "exact", name, NULL), 0);
+    ck_assert(larder_all_zero(ask_sections(&blocks[2], 0)->profile, 32));
+    ck_assert_mem_eq(ask_sections(&blocks[1], 0)->profile, name, 32);
+
+    for (int round = 0; round < 2; round++) {
+        /* Whoever knows its name may read it, and nobody can change it. */
+        struct peer red;
+        char path[128];
+        snprintf(path, sizeof(path), "%s/red.sock", fixture.directory);
+        peer_open(&red, path);
+        ask_profile(&red, name, 0);
+        const struct wire_profile_ok *got =
+            (const void *)(answer.bytes + sizeof(struct wire_frame));
+        ck_assert_uint_eq(got->bytes, bytes);
+        void *map = mmap(NULL, bytes, PROT_READ, MAP_SHARED, answer.fd, 0);
+        ck_assert_ptr_ne(map, MAP_FAILED);
+        ck_assert_mem_eq(map, profile, bytes);
+        munmap(map, bytes);
+        ck_assert_ptr_eq(mmap(NULL, bytes, PROT_WRITE, MAP_SHARED, answer.fd, 0), MAP_FAILED);
+        ck_assert_int_eq(pwrite(answer.fd, "x", 1, 0), -1);
+        ck_assert_int_ne(ftruncate(answer.fd, 1), 0);
+        close(answer.fd);
+        ask_profile(&red, other, LARDER_ENOPROFILE);
+        peer_close(&red);
+
+        const struct wire_admin_index first = {0};
+        request = peer_send(&control, WIRE_ADMIN_PROFILES, &first, sizeof(first), NULL, 0);
+        const struct wire_admin_profile_ok *listed =
+            peer_expect(&control, &answer, WIRE_ADMIN_PROFILES_OK, request);
+        ck_assert_mem_eq(listed->name, name, 32);
+        ck_assert_uint_eq(listed->uses, 2);
+        ck_assert_uint_eq(listed->is_default, 1);
+        request = peer_send(&control, WIRE_ADMIN_PROFILE_RM, name, 32, NULL, 0);
+        peer_expect_error(&control, request, -EBUSY);
+        peer_close(&peer);
+        peer_close(&control);
+        fixture_kill(&fixture);
+        fixture_restart(&fixture);
+        peer_open(&peer, fixture.socket);
+        peer_connect(&control, fixture.control_socket);
+        peer_say_hello(&control);
+    }
+    request = peer_send(&peer, WIRE_REMOVE, blocks[0].key.bytes, 32, NULL, 0);
+    peer_expect(&peer, &answer, WIRE_REMOVE_OK, request);
+    request = peer_send(&control, WIRE_ADMIN_PROFILE_RM, name, 32, NULL, 0);
+    peer_expect(&control, &answer, WIRE_ADMIN_PROFILE_RM_OK, request);
+    ask_profile(&peer, name, LARDER_ENOPROFILE);
+    ck_assert_int_eq(put_with(&blocks[0], kv, "bfp4-ksort", NULL, NULL), LARDER_ENOPROFILE);
+    free(kv);
+    larder_free(profile);
+    stop();
+}
+END_TEST
+
+START_TEST(a_profile_of_another_model_is_refused)
+{
+    struct block block;
+    uint8_t name[32];
+    uint64_t bytes;
+    start(NULL);
+    struct larder_model_desc own = peer.desc;
+    struct larder_model_desc stranger = own;
+    stranger.weights[0] ^= 1;
+    peer.desc = stranger;
+    void *profile = make_profile(&bytes, name);
+    peer.desc = own;
+    peer_expect(&control, &answer, WIRE_ADMIN_PROFILE_ADD_OK, upload(profile, bytes, name, true));
+    peer_chain(&peer, &block, 1, 1);
+    uint8_t *kv = make_kv(1, 0x3f80);
+    ck_assert_int_eq(put_with(&block, kv, "bfp4-ksort", name, NULL), LARDER_EMODEL);
+    ck_assert_int_eq(put_with(&block, kv, "bfp4-ksort", NULL, NULL), LARDER_ENOPROFILE);
+    ck_assert_uint_eq(peer_lookup(&peer, &block, 1), 0);
+    free(kv);
+    larder_free(profile);
+    stop();
+}
+END_TEST
+
+/* --- what was measured ------------------------------------------------------------------------ */
+
+static struct wire_measure row_of(const char *recipe, float kl, float bits)
+{
+    struct wire_measure row = {.kl = kl, .kl_p99 = kl, .top1 = 0.5f, .bits_per_element = bits};
+    struct larder_key fingerprint;
+    ck_assert_int_eq(larder_model_fingerprint(&fingerprint, &peer.desc), 0);
+    memcpy(row.fingerprint, fingerprint.bytes, sizeof(row.fingerprint));
+    snprintf(row.recipe, sizeof(row.recipe), "%s", recipe);
+    return row;
+}
+
+static void measure(const struct wire_measure *row, int code)
+{
+    const struct wire_admin_measure head = {.count = 1};
+    uint64_t request =
+        peer_send(&control, WIRE_ADMIN_MEASURE, &head, sizeof(head), row, sizeof(*row));
+    if (code < 0)
+        peer_expect_error(&control, request, code);
+    else
+        peer_expect(&control, &answer, WIRE_ADMIN_MEASURE_OK, request);
+}
+
+START_TEST(measures_that_cannot_be)
+{
+    start(NULL);
+    struct wire_measure row = row_of("kivi4", NAN, 5);
+    measure(&row, -EINVAL);
+    row = row_of("kivi4", INFINITY, 5);
+    measure(&row, -EINVAL);
+    row = row_of("kivi4", -1, 5);
+    measure(&row, -EINVAL);
+    row = row_of("kivi4", 0.1f, NAN);
+    measure(&row, -EINVAL);
+    row = row_of("kivi4", 0.1f, 5);
+    row.top1 = 1.5f;
+    measure(&row, -EINVAL);
+    row = row_of("kivi99", 0.1f, 5);
+    measure(&row, -EINVAL);
+    row = row_of("auto max_kl=1", 0.1f, 5);
+    measure(&row, -EINVAL);
+    row = row_of("bfp4-ksort", 0.1f, 5); /* reads a profile, and names none */
+    measure(&row, -EINVAL);
+    row = row_of("kivi4", 0.1f, 5);
+    memset(row.recipe, 'k', sizeof(row.recipe));
+    measure(&row, -EINVAL);
+    row = row_of("kivi4", 0.1f, 5);
+    memset(row.fingerprint, 0, sizeof(row.fingerprint));
+    measure(&row, -EINVAL);
+    const struct wire_admin_index first = {0};
+    uint64_t request = peer_send(&control, WIRE_ADMIN_MEASURES, &first, sizeof(first), NULL, 0);
+    peer_expect_error(&control, request, LARDER_ENOTFOUND);
+    /* The same recipe, however it is written, is one row. */
+    row = row_of("kivi4", 0.1f, 5);
+    measure(&row, 0);
+    row = row_of("  kivi4 ", 0.2f, 5);
+    measure(&row, 0);
+    request = peer_send(&control, WIRE_ADMIN_MEASURES, &first, sizeof(first), NULL, 0);
+    const struct wire_measure *listed =
+        peer_expect(&control, &answer, WIRE_ADMIN_MEASURES_OK, request);
+    ck_assert(listed->kl == 0.2f);
+    ck_assert_str_eq(listed->recipe, "kivi4");
+    const struct wire_admin_index second = {1, 0};
+    request = peer_send(&control, WIRE_ADMIN_MEASURES, &second, sizeof(second), NULL, 0);
+    peer_expect_error(&control, request, LARDER_ENOTFOUND);
+    stop();
+}
+END_TEST
+
+static int put_auto(const struct block *block, const uint8_t *kv, float max_kl, float base_kl,
+                    const char *recipe, struct wire_put_ok *ok)
+{
+    struct wire_put put;
+    peer_stage(&peer, &put, block, kv, 0, LARDER_CACHED, recipe);
+    put.max_kl = max_kl;
+    put.computed_on_kl = base_kl;
+    put.computed_on = base_kl > 0 ? LARDER_QUALITY_LOSSY : LARDER_QUALITY_EXACT;
+    uint64_t request = peer_send(&peer, WIRE_PUT, &put, sizeof(put), NULL, 0);
+    peer_receive(&peer, &answer);
+    const struct wire_frame *header = (const struct wire_frame *)answer.bytes;
+    ck_assert_uint_eq(header->request, request);
+    if (header->type == WIRE_ERROR)
+        return ((const struct wire_error *)(header + 1))->code;
+    *ok = *(const struct wire_put_ok *)(header + 1);
+    return 0;
+}
+
+START_TEST(auto_takes_the_smallest_that_keeps_it)
+{
+    static const struct {
+        float max_kl;
+        float base_kl;
+        const char *recipe;
+        uint32_t unmeasured;
+    } cases[] = {
+        {1, 0, "quant bits=2", 0},    {0.5f, 0, "quant bits=2", 0},
+        {0.4f, 0, "quant bits=4", 0}, {0.01f, 0, "quant bits=4", 0},
+        {0.009f, 0, "exact", 1},      {0.5f, 0.1f, "quant bits=4", 0},
+        {0.5f, 0.495f, "exact", 1},   {0.5f, 2, "exact", 1},
+        {0.5f, INFINITY, "exact", 1},
+    };
+    struct block blocks[LARDER_COUNT_OF(cases)];
+    struct wire_put_ok ok;
+    start(NULL);
+    uint8_t *kv = make_kv(1, 0x3f80);
+    peer_chain(&peer, blocks, LARDER_COUNT_OF(cases), 1);
+    struct wire_measure row = row_of("quant bits=2", 0.5f, 3);
+    measure(&row, 0);
+    row = row_of("quant bits=4", 0.01f, 5);
+    measure(&row, 0);
+    row = row_of("quant bits=4 group=64", 0.01f, 5.5f); /* as good, and larger */
+    measure(&row, 0);
+    row = row_of("zipcache", 0.001f, 1); /* its input does not come */
+    measure(&row, 0);
+    row = row_of("quant bits=1 mode=sym levels=3", 0.0001f, 1); /* of another model */
+    row.fingerprint[0] ^= 1;
+    measure(&row, 0);
+    for (size_t i = 0; i < LARDER_COUNT_OF(cases); i++) {
+        ck_assert_int_eq(put_auto(&blocks[i], kv, cases[i].max_kl, cases[i].base_kl, "auto", &ok),
+                         0);
+        ck_assert_str_eq(ok.recipe, cases[i].recipe);
+        ck_assert_uint_eq(ok.unmeasured, cases[i].unmeasured);
+        ck_assert(cases[i].unmeasured || ok.kl <= cases[i].max_kl);
+    }
+    struct block more;
+    peer_chain(&peer, &more, 1, 2);
+    ck_assert_int_eq(put_auto(&more, kv, 0, 0, "auto", &ok), -EINVAL);
+    ck_assert_int_eq(put_auto(&more, kv, 0, 0, "auto max_kl=-1", &ok), -EINVAL);
+    ck_assert_int_eq(put_auto(&more, kv, 0, 0, "auto max_kl=1e999", &ok), -EINVAL);
+    ck_assert_int_eq(put_auto(&more, kv, 0, 0, "automatic", &ok), -EINVAL);
+    ck_assert_int_eq(put_auto(&more, kv, 1, 0, "kivi4", &ok), -EINVAL);
+    ck_assert_int_eq(put_auto(&more, kv, 0, 0, "auto max_kl=0.5", &ok), 0);
+    ck_assert_str_eq(ok.recipe, "quant bits=2");
+    /* Without a recipe what is asked for is kept, whatever the default. */
+    peer_chain(&peer, &more, 1, 3);
+    ck_assert_int_eq(put_auto(&more, kv, 0.01f, 0, NULL, &ok), 0);
+    ck_assert_str_eq(ok.recipe, "quant bits=4");
+    free(kv);
+    stop();
+}
+END_TEST
+
+/* --- inputs of a PUT -------------------------------------------------------------------------- */
+
+/* A PUT of two tokens more bytes behind K and V: scores, then q_max. */
+static int put_inputs(const struct block *block, const uint8_t *kv, const char *recipe,
+                      const float *scores, const float *q_max)
+{
+    const uint64_t heads = (uint64_t)peer.desc.layers * peer.desc.kv_heads;
+    struct wire_put put;
+    peer_stage(&peer, &put, block, kv, 0, LARDER_CACHED, recipe);
+    uint64_t at = put.staging_bytes;
+    if (scores) {
+        at = (at + 63) & ~63ull;
+        memcpy(peer.staging + at, scores, heads * block->token_count * sizeof(float));
+        at += heads * block->token_count * sizeof(float);
+        put.flags |= WIRE_PUT_IMPORTANCE;
+    }
+    if (q_max) {
+        at = (at + 63) & ~63ull;
+        memcpy(peer.staging + at, q_max, heads * peer.desc.k_dims * sizeof(float));
+        at += heads * peer.desc.k_dims * sizeof(float);
+        put.flags |= WIRE_PUT_Q_MAX;
+    }
+    put.staging_bytes = at;
+    uint64_t request = peer_send(&peer, WIRE_PUT, &put, sizeof(put), NULL, 0);
+    peer_receive(&peer, &answer);
+    const struct wire_frame *header = (const struct wire_frame *)answer.bytes;
+    ck_assert_uint_eq(header->request, request);
+    return header->type == WIRE_ERROR ? ((const struct wire_error *)(header + 1))->code : 0;
+}
+
+START_TEST(inputs_come_with_a_put)
+{
+    float scores[2 * 2 * PEER_BLOCK_TOKENS];
+    float q_max[2 * 2 * 32];
+    struct block blocks[4];
+    start(NULL);
+    for (size_t i = 0; i < LARDER_COUNT_OF(scores); i++)
+        scores[i] = (float)(i * 7 % 13);
+    for (size_t i = 0; i < LARDER_COUNT_OF(q_max); i++)
+        q_max[i] = 1 + (float)(i % 5);
+    peer_chain(&peer, blocks, 4, 1);
+    uint8_t *kv = make_kv(1, 0x3f80);
+    ck_assert_int_eq(put_inputs(&blocks[0], kv, "zipcache", NULL, NULL), -EINVAL);
+    const struct wire_error *error = (const void *)(answer.bytes + sizeof(struct wire_frame));
+    ck_assert_ptr_nonnull(strstr(error->message, "importance"));
+    ck_assert_int_eq(put_inputs(&blocks[0], kv, "mikv-8-2", scores, NULL), -EINVAL);
+    ck_assert_ptr_nonnull(strstr(error->message, "q_max"));
+    scores[5] = NAN;
+    ck_assert_int_eq(put_inputs(&blocks[0], kv, "zipcache", scores, NULL), -EINVAL);
+    scores[5] = -1; /* scores may be negative, a largest |q| may not */
+    q_max[3] = -1;
+    ck_assert_int_eq(put_inputs(&blocks[0], kv, "mikv-8-2", scores, q_max), -EINVAL);
+    q_max[3] = INFINITY;
+    ck_assert_int_eq(put_inputs(&blocks[0], kv, "mikv-8-2", scores, q_max), -EINVAL);
+    q_max[3] = 0;
+    ck_assert_int_eq(put_inputs(&blocks[0], kv, "zipcache", scores, NULL), 0);
+    ck_assert_int_eq(put_inputs(&blocks[1], kv, "mikv-8-2", scores, q_max), 0);
+    /* What does not need them passes them over. */
+    ck_assert_int_eq(put_inputs(&blocks[2], kv, "exact", scores, q_max), 0);
+    /* A region that has no room for what the flags say. */
+    struct wire_put put;
+    peer_stage(&peer, &put, &blocks[3], kv, 0, LARDER_CACHED, "exact");
+    put.flags = WIRE_PUT_IMPORTANCE;
+    uint64_t request = peer_send(&peer, WIRE_PUT, &put, sizeof(put), NULL, 0);
+    peer_expect_error(&peer, request, LARDER_EPROTO);
+    peer_expect_close(&peer);
+    free(kv);
+    stop();
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("daemon_quality");
@@ -186,6 +598,11 @@ int main(void)
     tcase_add_test(tests, errors_are_told);
     tcase_add_test(tests, looking_is_no_use);
     tcase_add_test(tests, what_no_recipe_holds_is_counted);
+    tcase_add_test(tests, profiles_are_kept_and_served);
+    tcase_add_test(tests, a_profile_of_another_model_is_refused);
+    tcase_add_test(tests, measures_that_cannot_be);
+    tcase_add_test(tests, auto_takes_the_smallest_that_keeps_it);
+    tcase_add_test(tests, inputs_come_with_a_put);
     suite_add_tcase(suite, tests);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);

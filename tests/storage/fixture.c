@@ -209,12 +209,16 @@ int fixture_put(struct fixture *fixture, const struct block *block, enum larder_
         .recipe = block->recipe ? block->recipe : "raw",
         .beside = block->beside,
         .quality = block->quality,
-        .computed_on = LARDER_QUALITY_EXACT,
+        .computed_on = block->computed_on,
+        .computed_on_kl = block->computed_on_kl,
+        .max_kl = block->max_kl,
         .raw_bytes = 2ull * block->section_bytes,
         .section_count_max = 4,
         .payload_bytes_max = 2ull * stride + 8192,
         .mark = block->mark,
     };
+    if (block->profile)
+        memcpy(desc.profile, block->profile, sizeof(desc.profile));
     struct larder_put *put;
     int err = larder_store_put_reserve(fixture->store, &put, &desc);
     free(tokens);

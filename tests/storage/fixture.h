@@ -49,6 +49,10 @@ struct block {
     uint32_t tenant;
     bool beside;        /* as a further variant */
     const char *recipe; /* NULL: "raw" */
+    const uint8_t *profile;
+    enum larder_quality computed_on;
+    float computed_on_kl;
+    float max_kl;
     struct larder_mark mark;
 };
 
