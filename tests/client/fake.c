@@ -4,6 +4,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <math.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -453,6 +454,14 @@ static void spoil(struct fake *fake, uint32_t index)
         memcpy(at + layout.recipe, "exact", 5);
         head.recipe_bytes = 5;
         break;
+    case FAKE_PROFILE_NONE:
+    case FAKE_PROFILE_NO_FD:
+    case FAKE_PROFILE_OPEN:
+    case FAKE_PROFILE_SHORT:
+    case FAKE_PROFILE_JUNK:
+    case FAKE_PROFILE_SILENT:
+        head.profile[7] = 7;
+        break;
     case FAKE_SECTION_OUTSIDE:
         section.offset = SLAB_BYTES;
         break;
@@ -602,6 +611,8 @@ static bool serve_get(struct fake *fake, uint64_t request, const struct wire_key
     memcpy(before, record, SLOT_BYTES);
     if (fault < FAKE_FUZZ)
         spoil(fake, last);
+    if (has(fake, FAKE_GET_KL))
+        ok->head.kl = NAN;
     if (has(fake, FAKE_SLOT_HANGS) || has(fake, FAKE_SLOT_NEVER))
         ok->head.ready = 0;
     if (fault == FAKE_FUZZ_SLAB)
@@ -640,7 +651,31 @@ static void serve_lookup(struct fake *fake, uint64_t request, const struct wire_
         ok.matched = body->key_count + 1;
     if (has(fake, FAKE_LOOKUP_TAILS))
         ok.tail_count = LARDER_TAILS_MAX + 1;
+    if (has(fake, FAKE_LOOKUP_KL))
+        ok.kl = NAN;
     answer(fake, WIRE_LOOKUP_OK, request, &ok, sizeof(ok));
+}
+
+static void serve_profile(struct fake *fake, uint64_t request)
+{
+    char *map;
+    if (has(fake, FAKE_PROFILE_SILENT))
+        return;
+    if (has(fake, FAKE_PROFILE_NONE)) {
+        answer_error(fake, request, LARDER_ENOPROFILE);
+        return;
+    }
+    const struct wire_profile_ok ok = {.bytes = has(fake, FAKE_PROFILE_SHORT) ? 8192 : 4096};
+    int fd = make_memory(4096, &map, 0);
+    memset(map, 'x', 4096);
+    munmap(map, 4096);
+    const int seals =
+        F_SEAL_SHRINK | F_SEAL_GROW | (has(fake, FAKE_PROFILE_OPEN) ? 0 : F_SEAL_WRITE);
+    int err = fcntl(fd, F_ADD_SEALS, seals);
+    assert(err == 0);
+    answer_fds(fake, WIRE_PROFILE_OK, request, &ok, sizeof(ok), &fd,
+               !has(fake, FAKE_PROFILE_NO_FD));
+    close(fd);
 }
 
 /* --- the thread ------------------------------------------------------------------------------ */
@@ -670,6 +705,9 @@ static bool serve_frame(struct fake *fake)
         return true;
     case WIRE_GET:
         return serve_get(fake, head.request, body);
+    case WIRE_PROFILE:
+        serve_profile(fake, head.request);
+        return true;
     case WIRE_RELEASE:
         fake->leases -= (int)release->count;
         return true;

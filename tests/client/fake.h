@@ -28,6 +28,7 @@
     X(GET_STRANGER)   /* the answer to another request */                                          \
     X(GET_TWICE)      /* two answers */                                                            \
     X(GET_TYPE)       /* an answer of another type */                                              \
+    X(GET_KL)         /* a KL that is no number */                                                 \
     X(GET_UNKNOWN)    /* a frame of a type nobody knows */                                         \
     X(GET_LENGTH)     /* the frame says another length */                                          \
     X(GET_TINY)       /* a frame of four bytes */                                                  \
@@ -63,6 +64,12 @@
     X(SECTION_OUTSIDE) /* sections that leave the record */                                        \
     X(SECTION_LAYER)   /* of another layer */                                                      \
     X(SECTION_SHORT)   /* of fewer bytes */                                                        \
+    X(PROFILE_NONE)    /* the record names a profile, and there is none */                         \
+    X(PROFILE_NO_FD)   /* it comes without its memory, */                                          \
+    X(PROFILE_OPEN)    /* that can still be written, */                                            \
+    X(PROFILE_SHORT)   /* of fewer bytes than it says, */                                          \
+    X(PROFILE_JUNK)    /* or of others than its name says */                                       \
+    X(PROFILE_SILENT)  /* no answer */                                                             \
     X(FAULTS_GET)      /* not a fault: ends those of GET */                                        \
     X(PUT_BUSY)        /* answers -EBUSY to the second block */                                    \
     X(PUT_CLOSE)                                                                                   \
@@ -73,6 +80,7 @@
     X(STAGING_NO_FD)                                                                               \
     X(LOOKUP_MATCHED) /* malformed answers to the rest */                                          \
     X(LOOKUP_TAILS)                                                                                \
+    X(LOOKUP_KL)                                                                                   \
     X(STAT_SHORT)                                                                                  \
     X(MODEL_OTHER) /* another fingerprint */                                                       \
     X(MODEL_SHORT)                                                                                 \

@@ -50,7 +50,7 @@ static int open_fds(void)
 static bool hangs(enum fake_fault fault)
 {
     return fault == FAKE_GET_SILENT || fault == FAKE_SLOT_HANGS || fault == FAKE_HELLO_SILENT ||
-           fault >= FAKE_FUZZ;
+           fault == FAKE_PROFILE_SILENT || fault >= FAKE_FUZZ;
 }
 
 static void open_scene(uint32_t threads, enum fake_fault to_come)
@@ -169,6 +169,12 @@ static void check_status(enum fake_fault fault, int err, const struct larder_get
         ck_assert_uint_eq(result->tokens, before_last);
         ck_assert_int_eq(result->stop_status, LARDER_BLOCK_CORRUPT);
         ck_assert_int_eq(result->stop_error, LARDER_ECORRUPT);
+        break;
+    case FAKE_PROFILE_NONE:
+        ck_assert_int_eq(err, 0);
+        ck_assert_uint_eq(result->tokens, before_last);
+        ck_assert_int_eq(result->stop_status, LARDER_BLOCK_NO_PROFILE);
+        ck_assert_int_eq(result->stop_error, LARDER_ENOPROFILE);
         break;
     case FAKE_HEAD_KEY:
     case FAKE_HEAD_TOKENS:
