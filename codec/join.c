@@ -45,6 +45,13 @@ static int join_fits(const struct codec_node *node, const struct codec_size *siz
     return codec_fits(node->inner, &inner);
 }
 
+/* Once is enough. */
+static uint32_t join_wants(const struct codec_node *node)
+{
+    (void)node;
+    return CODEC_WHOLE_HEADS;
+}
+
 static uint32_t join_breaks(const struct codec_node *node)
 {
     (void)node;
@@ -123,6 +130,7 @@ const struct codec_node_ops codec_node_join = {
     .role = CODEC_TRANSFORM,
     .params = params,
     .param_count = LARDER_COUNT_OF(params),
+    .wants = join_wants,
     .breaks = join_breaks,
     .fits = join_fits,
     .bound = join_bound,

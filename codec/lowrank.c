@@ -19,8 +19,8 @@
 enum { RANK, ITERATIONS };
 
 static const struct codec_param params[] = {
-    [RANK] = {.name = "rank", .low = 1, .high = 64, .missing = 4, .whole = true},
-    [ITERATIONS] = {.name = "iterations", .low = 1, .high = 8, .missing = 3, .whole = true},
+    [RANK] = {.name = "rank", .low = 1, .high = 16, .missing = 4, .whole = true},
+    [ITERATIONS] = {.name = "iterations", .low = 1, .high = 4, .missing = 3, .whole = true},
 };
 
 struct lowrank {

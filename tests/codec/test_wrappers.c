@@ -465,6 +465,7 @@ START_TEST(what_reads_places_stands_outside)
         {"split by=class heads=each{balance | quant}{quant}", "balance"},
         {"split by=class{split by=class{quant}{quant}}{quant}", "split"},
         {"join | split by=class heads=each{quant}{quant}", "split"},
+        {"join | join | quant", "join"},
         {"split{outliers by=thresholds axis=channel{quant}}{quant}", "outliers"},
         {"split{quant}{codebook axis=channel}", "codebook"},
     };
