@@ -125,33 +125,42 @@ CODEC_VECTOR static void widen_each(float *low, float *high, const float *x, uin
     }
 }
 
-/* In lanes, which the compiler makes vectors of. */
 #define WIDEN_LANES 16u
+
+/* Never an argument or a result: how those are passed depends on the machine. */
+typedef float lanes __attribute__((vector_size(WIDEN_LANES * sizeof(float))));
+typedef int32_t lane_masks __attribute__((vector_size(WIDEN_LANES * sizeof(int32_t))));
+
+/* Where the mask is set x, else y. */
+#define CHOOSE(mask, x, y) ((lanes)(((lane_masks)(x) & (mask)) | ((lane_masks)(y) & ~(mask))))
+
 CODEC_VECTOR static void widen_one(float *low, float *high, const float *x, uint64_t count)
 {
-    float lows[WIDEN_LANES];
-    float highs[WIDEN_LANES];
-    for (uint32_t lane = 0; lane < WIDEN_LANES; lane++) {
-        lows[lane] = *low;
-        highs[lane] = *high;
-    }
+    lanes lows = *low - (lanes){0};
+    lanes highs = *high - (lanes){0};
     uint64_t i = 0;
     for (; i + WIDEN_LANES <= count; i += WIDEN_LANES) {
-        for (uint32_t lane = 0; lane < WIDEN_LANES; lane++) {
-            lows[lane] = x[i + lane] < lows[lane] ? x[i + lane] : lows[lane];
-            highs[lane] = x[i + lane] > highs[lane] ? x[i + lane] : highs[lane];
-        }
+        lanes next;
+        memcpy(&next, x + i, sizeof(next));
+        lows = CHOOSE(next < lows, next, lows);
+        highs = CHOOSE(next > highs, next, highs);
     }
     for (uint32_t lane = 0; i < count; i++, lane++) {
         lows[lane] = x[i] < lows[lane] ? x[i] : lows[lane];
         highs[lane] = x[i] > highs[lane] ? x[i] : highs[lane];
     }
-    for (uint32_t step = WIDEN_LANES / 2; step > 0; step /= 2) {
-        for (uint32_t lane = 0; lane < step; lane++) {
-            lows[lane] = lows[lane + step] < lows[lane] ? lows[lane + step] : lows[lane];
-            highs[lane] = highs[lane + step] > highs[lane] ? highs[lane + step] : highs[lane];
-        }
-    }
+#define FOLD(...)                                                                                  \
+    do {                                                                                           \
+        lanes other_low = __builtin_shufflevector(lows, lows, __VA_ARGS__);                        \
+        lanes other_high = __builtin_shufflevector(highs, highs, __VA_ARGS__);                     \
+        lows = CHOOSE(other_low < lows, other_low, lows);                                          \
+        highs = CHOOSE(other_high > highs, other_high, highs);                                     \
+    } while (0)
+    FOLD(8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+    FOLD(4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+    FOLD(2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+    FOLD(1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+#undef FOLD
     *low = lows[0];
     *high = highs[0];
 }
