@@ -152,7 +152,10 @@ static void say_node(struct text *text, const struct codec_node *node, int inden
             say_node(text, node->inner, indent);
             continue;
         }
-        for (const struct codec_node *inner = node->inner; inner; inner = inner->next) {
+        uint32_t place = 1;
+        for (const struct codec_node *inner = node->inner; inner; inner = inner->next, place++) {
+            if (node->ops->inner_count > 1)
+                text_say(text, "%*spipe %u:\n", indent + 2, "", place);
             if (node->ops->role == CODEC_CASES && inner->layer_last == UINT32_MAX)
                 text_say(text, "%*sall other layers:\n", indent + 2, "");
             else if (node->ops->role == CODEC_CASES)

@@ -179,6 +179,13 @@ START_TEST(presets_and_descriptions)
     }
     ck_assert_uint_ge(count, 6);
     ck_assert_ptr_nonnull(larder_recipe_preset(0, NULL));
+    /* Two pipes of a stage are told apart. */
+    char text[1000];
+    struct larder_recipe *pair = open_recipe("residual{quant bits=4}{quant bits=2}");
+    ck_assert_int_eq(larder_recipe_describe(pair, text, sizeof(text)), 0);
+    ck_assert_ptr_nonnull(strstr(text, "pipe 1:\n      quant bits=4 "));
+    ck_assert_ptr_nonnull(strstr(text, "pipe 2:\n      quant bits=2 "));
+    larder_recipe_close(pair);
     /* Every name means one thing. */
     for (uint32_t i = 0; larder_recipe_stage(i, &summary); i++) {
         ck_assert_uint_gt(strlen(summary), 10);
