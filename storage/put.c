@@ -384,6 +384,12 @@ static int reserve_locked(struct larder_store *store, struct larder_put *put,
 {
     if (store->read_only)
         return larder_fail(LARDER_EREADONLY, "store is read-only after a failed sync; restart it");
+    /* Else nobody would know that the profile is needed. */
+    if (measure_profile(desc->profile) != 0 && name_locked(store, desc).recipe == 0)
+        return larder_fail(LARDER_ELIMIT,
+                           "%u recipes are known since larderd was started, the most there may be; "
+                           "one with a profile cannot be added",
+                           TABLE_RECIPES_MAX);
     put->entry = TABLE_NONE;
     put->replaces = false;
     /* Claimed before room is made: the parent must not be what is evicted. */

@@ -237,6 +237,35 @@ START_TEST(who_needs_a_profile)
 }
 END_TEST
 
+/* A client may put any number of recipes; a profile that nobody knows to be needed could be removed.
+ */
+START_TEST(what_cannot_be_known_is_not_stored)
+{
+    char recipe[32];
+    uint8_t profile[32] = {1};
+    struct larder_put_desc desc = {.tenant = fixture.tenant.index,
+                                   .model = fixture.model.index,
+                                   .key = block_key(1),
+                                   .recipe = recipe,
+                                   .quality = LARDER_QUALITY_LOSSY,
+                                   .raw_bytes = 100,
+                                   .section_count_max = 1,
+                                   .payload_bytes_max = 4096};
+    struct larder_put *put;
+    for (int i = 0; i < 4200; i++) {
+        snprintf(recipe, sizeof(recipe), "recipe %d", i);
+        ck_assert_int_eq(larder_store_put_reserve(fixture.store, &put, &desc), 0);
+        larder_store_put_abort(fixture.store, put);
+    }
+    memcpy(desc.profile, profile, sizeof(desc.profile));
+    ck_assert_int_eq(larder_store_put_reserve(fixture.store, &put, &desc), LARDER_ELIMIT);
+    ck_assert_uint_eq(larder_store_profile_uses(fixture.store, profile), 0);
+    memset(desc.profile, 0, sizeof(desc.profile));
+    ck_assert_int_eq(larder_store_put_reserve(fixture.store, &put, &desc), 0);
+    larder_store_put_abort(fixture.store, put);
+}
+END_TEST
+
 START_TEST(there_is_a_limit)
 {
     char name[16];
@@ -266,6 +295,7 @@ int main(void)
     tcase_add_test(tcase, what_it_was_computed_on_counts);
     tcase_add_test(tcase, a_put_that_keeps_it_replaces_what_does_not);
     tcase_add_test(tcase, who_needs_a_profile);
+    tcase_add_test(tcase, what_cannot_be_known_is_not_stored);
     tcase_add_test(tcase, there_is_a_limit);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);
