@@ -429,8 +429,12 @@ int profiles_add(struct profiles *profiles, bool *existed, const volatile void *
     if (err == 0) {
         pthread_mutex_lock(&profiles->lock);
         drop_damaged_locked(profiles, name);
-        *existed = find_locked(profiles, name) != NULL;
-        err = *existed ? 0 : add_locked(profiles, known);
+        const struct known *same = find_locked(profiles, name);
+        *existed = same != NULL;
+        if (same && same->leaves)
+            err = larder_fail(-EBUSY, "the profile is being removed; try again");
+        else if (!same)
+            err = add_locked(profiles, known);
         pthread_mutex_unlock(&profiles->lock);
     }
     if (err < 0 || *existed) {
