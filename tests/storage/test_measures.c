@@ -237,8 +237,7 @@ START_TEST(who_needs_a_profile)
 }
 END_TEST
 
-/* A client may put any number of recipes; a profile that nobody knows to be needed could be removed.
- */
+/* A client may put any number of recipes; a profile could go of which nobody knows who needs it. */
 START_TEST(what_cannot_be_known_is_not_stored)
 {
     char recipe[32];
