@@ -222,6 +222,24 @@ START_TEST(test_house)
 }
 END_TEST
 
+/* With few runs of the model the heads of a layer have one scale: a unit of each one's error was
+ * found to cost the same. */
+START_TEST(test_heads_together)
+{
+    struct calibration_options wanted = options();
+    wanted.head_runs = 12;
+    wanted.token_count = WINDOW;
+    struct made made;
+    make(&made, &wanted, WITH_HOUSE);
+    struct larder_profile *profile;
+    ck_assert_int_eq(larder_profile_open(&profile, made.bytes, made.count), 0);
+    check_basis(profile, "k");
+    check_basis(profile, "v");
+    larder_profile_close(profile);
+    drop(&made);
+}
+END_TEST
+
 START_TEST(test_eigenvectors)
 {
     enum { N = 24 };
@@ -364,6 +382,7 @@ int main(void)
     tcase_add_checked_fixture(tests, read_text, NULL);
     tcase_add_test(tests, test_tensors);
     tcase_add_test(tests, test_house);
+    tcase_add_test(tests, test_heads_together);
     tcase_add_test(tests, test_eigenvectors);
     tcase_add_test(tests, test_same_bytes);
     tcase_add_test(tests, test_bits);

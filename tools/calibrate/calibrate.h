@@ -23,6 +23,7 @@ struct calibration_options {
     uint32_t window_tokens; /* read in one piece */
     uint32_t threads;       /* 0: as many as there are cores */
     uint32_t kl_windows;    /* sensitivities are measured on so many; 0: not at all */
+    uint32_t head_runs;     /* of the model on a window, to measure heads; 0: the usual limit */
     double budget_bits;     /* an element, of the bit map; 0: none is made */
     void (*progress)(void *context, const char *what, uint64_t done, uint64_t all);
     void *context;

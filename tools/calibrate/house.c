@@ -7,7 +7,8 @@
  *
  * 1. Each head of K and of V alone is coded with an error of an eighth of its energy, and the model
  *    reads on: what that costs, in nats for a unit of error, scales the head's coefficients. Then
- *    one unit of error costs the same everywhere, and one step serves all.
+ *    one unit of error costs the same everywhere, and one step serves all. Where there are many,
+ *    neighbours of a layer are measured as one.
  * 2. Coefficients of the text at several steps are counted by their tables.
  * 3. The recipe itself is measured at steps an octave apart; between them divergence is a power of
  *    the step.
@@ -28,6 +29,7 @@
 
 #define ERROR_SHARE   0.125 /* of a head's energy, when it is measured alone */
 #define WINDOWS       2     /* for each one that sensitivities are measured on */
+#define HEAD_RUNS     128   /* of the model on a window: so many heads are told from each other */
 #define PRIOR_COUNT   256   /* symbols of Laplace's distribution that each table begins with */
 #define GRID          8     /* steps that are measured */
 #define PER_OCTAVE    4     /* steps that are stored */
@@ -45,7 +47,8 @@ struct house {
     uint8_t *kept;    /* the cache of a window */
     uint8_t *decoded; /* K or V of a layer */
     float *rows;
-    double *kl; /* of heads: [K, V][head] */
+    uint32_t together; /* heads of a layer that are measured as one */
+    double *kl;        /* of heads: [K, V][head] */
     double grid_kl[GRID];
     int grid_quarters[GRID];
     uint64_t counts[STEPS_TABLES][RANS_LEVELS_MAX];
@@ -183,6 +186,18 @@ static const uint8_t *kept_rows(const struct house *h, const uint8_t *rows)
     return h->kept + (rows - (const uint8_t *)h->c->cache->base);
 }
 
+/* Of heads measured as one, a unit of error costs the same in each. */
+static void share_cost(struct house *h, enum larder_kv kv, uint32_t first, uint64_t heads,
+                       double kl)
+{
+    const struct basis *b = &h->basis[kv];
+    double all = 0;
+    for (uint32_t head = first; head < first + heads; head++)
+        all += basis_error(b, head, 1);
+    for (uint32_t head = first; head < first + heads && all > 0; head++)
+        h->kl[(uint64_t)kv * b->heads + head] += kl * basis_error(b, head, 1) / all;
+}
+
 static int measure_layer(struct house *h, uint32_t layer, enum larder_kv kv)
 {
     const struct larder_kv_cache *cache = h->c->cache;
@@ -192,13 +207,14 @@ static int measure_layer(struct house *h, uint32_t layer, enum larder_kv kv)
         (kv == LARDER_K ? cache->k_token_bytes : cache->v_token_bytes) / cache->kv_heads;
     LARDER_TRY(pass_layer(h, &h->blocks[0], layer, kv));
     memcpy(h->decoded, rows, bytes);
-    for (uint32_t head = 0; head < cache->kv_heads; head++) {
+    for (uint32_t head = 0; head < cache->kv_heads; head += h->together) {
         memcpy(rows, kept_rows(h, rows), bytes);
+        uint64_t heads = larder_min_u64(h->together, cache->kv_heads - head);
         for (uint64_t at = head * head_bytes; at < bytes; at += cache->kv_heads * head_bytes)
-            memcpy(rows + at, h->decoded + at, head_bytes);
+            memcpy(rows + at, h->decoded + at, heads * head_bytes);
         double kl;
         LARDER_TRY(effect_measure(&h->effect, &kl));
-        h->kl[(uint64_t)kv * h->basis[0].heads + (uint64_t)layer * cache->kv_heads + head] += kl;
+        share_cost(h, kv, layer * cache->kv_heads + head, heads, kl);
     }
     memcpy(rows, kept_rows(h, rows), bytes);
     return 0;
@@ -358,6 +374,8 @@ static int open_house(struct house *h, struct calibration *c, struct larder_prof
     h->decoded = larder_alloc(larder_max_u64(rows_bytes(h, LARDER_K), rows_bytes(h, LARDER_V)));
     h->rows = larder_alloc((uint64_t)h->effect.block_count * BLOCK_TOKENS * row * sizeof(float));
     h->kl = larder_alloc_zero(2ul * h->basis[0].heads, sizeof(*h->kl));
+    uint32_t runs = c->options->head_runs ? c->options->head_runs : HEAD_RUNS;
+    h->together = (2 * h->basis[0].heads + runs - 1) / runs;
     if (!h->kept || !h->decoded || !h->rows || !h->kl)
         return larder_fail(-ENOMEM, "no memory for the house recipe");
     return 0;
