@@ -40,8 +40,6 @@
  * time. */
 #define AGAIN_US      50000u
 #define DOUBLINGS_MAX 6u
-/* However full the segment is. */
-#define ANY_PERCENT UINT32_MAX
 
 static uint64_t tombstone_bytes(const struct larder_store *store)
 {
@@ -156,6 +154,11 @@ static void moved(void *context, int err)
     struct clear *clear = &store->clear;
     clear->failed = clear->failed || (err < 0 && err != LARDER_ENOTFOUND && err != -EALREADY &&
                                       err != LARDER_ECORRUPT);
+    if (err == 0) {
+        pthread_mutex_lock(&store->lock);
+        store->stats.cleared++;
+        pthread_mutex_unlock(&store->lock);
+    }
     if (--clear->in_flight > 0)
         return;
     clear->in_flight_bytes = 0;
@@ -187,7 +190,7 @@ static void move_locked(struct larder_store *store, uint32_t id)
     const uint16_t unwanted = ENTRY_ROOT | ENTRY_DOOMED | ENTRY_PUTTING;
     if ((entry->flags & (wanted | unwanted)) != wanted ||
         entry->variant.segment_id > clear->last_id || !let_layers_go_locked(store, id) ||
-        move_begin_locked(store, id, ANY_PERCENT, moved, store) < 0)
+        move_begin_locked(store, id, MOVE_ALWAYS, moved, store) < 0)
         return;
     if (clear->in_flight++ == 0)
         clear->begun_us = commit_now_us();

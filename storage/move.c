@@ -179,7 +179,8 @@ void move_note_locked(struct larder_store *store, struct move *move, struct batc
         writer_extent_dead_locked(store, &move->to);
         return;
     }
-    batch_put(into, &move->key, move->number, &move->value);
+    if (!LARDER_PLANT(CLEARED_UNNAMED) || move->live_percent != MOVE_ALWAYS)
+        batch_put(into, &move->key, move->number, &move->value);
     struct entry *entry = table_entry(&store->table, id);
     entry->variant.segment_id = move->to.segment_id;
     entry->variant.segment_page = move->to.segment_page;

@@ -26,6 +26,8 @@ enum larder_planted_bug {
     LARDER_PLANTED_TAIL_UNREAD = 5,
     /* A record that is moved: its old place is given back while the index still names it. */
     LARDER_PLANTED_FREED_BEFORE_NAMED = 6,
+    /* What is moved out of the oldest segments gets no new name in the index. */
+    LARDER_PLANTED_CLEARED_UNNAMED = 7,
 };
 
 #ifdef LARDER_PLANTED

@@ -433,6 +433,7 @@ struct larder_store_stats {
     uint64_t evicted_host;
     uint64_t evicted_ssd;
     uint64_t removed;
+    uint64_t cleared; /* records moved, so that tombstones and marks behind them can go (clear.c) */
     uint64_t synced_groups;
     uint64_t bytes_written;
     uint64_t bytes_not_admitted; /* put CACHED, and not worth the write: in the host tier only */

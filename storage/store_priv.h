@@ -766,6 +766,8 @@ void remove_tell_absent(struct larder_store *store);
 void remove_dead_locked(struct larder_store *store, uint32_t entry);
 
 /* move.c */
+/* As `live_percent`: however full the segment is. */
+#define MOVE_ALWAYS UINT32_MAX
 /* The entry's record is to be moved; `done` is called once if this gives 0. */
 int move_begin_locked(struct larder_store *store, uint32_t entry, uint32_t live_percent,
                       larder_put_done done, void *context);

@@ -28,6 +28,17 @@ static void work(struct world *world)
         world_do_something(world);
 }
 
+/* Something old that stays, and then what waits for it to go. */
+static void pile_up(struct world *world)
+{
+    for (uint32_t i = 0; i < 4; i++)
+        world_put(world, WORLD_NO_ITEM, LARDER_DURABLE);
+    world_settle(world);
+    if (world->life == 1)
+        world_pin(world, 0);
+    world_pile_up(world, 150 + (uint32_t)world_draw(world, 200));
+}
+
 static void end_life(struct world *world)
 {
     if (!world_power_failed(world) && world_chance(world, 50))
@@ -144,6 +155,8 @@ static void live(struct world *world, bool sync_lies)
             rot(world);
         if (!begin_life(world))
             return;
+        if (world->piles)
+            pile_up(world);
         if (!world->rotted)
             set_faults(world, false, sync_lies);
         if (world_chance(world, 70))
@@ -158,6 +171,7 @@ static void run_world(const struct sim_rounds_options *options, struct tally *ta
 {
     struct world *world = world_begin(tally, seed, true, options->verbose);
     world->evicts = world_chance(world, 15);
+    world->piles = world_chance(world, 25);
     world->options.ssd_bytes = world_chance(world, 50) ? 8u << 20 : 64u << 20;
     live(world, options->sync_lies);
     world_end(world);

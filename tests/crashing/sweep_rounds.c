@@ -6,10 +6,13 @@
  *
  * The script puts chains durably and not, fills segments so that new ones are begun, reads, removes
  * from the middle of a chain, puts again what was removed, pins, and lets a small SSD tier evict.
+ * Another finds tombstones and marks piled up behind a pinned item, and a smaller SSD tier than
+ * before: the store empties its oldest segments.
  */
 #include "sweep_rounds.h"
 
 #include <assert.h>
+#include <unistd.h>
 
 #include "base/bytes.h"
 #include "base/error.h"
@@ -17,17 +20,23 @@
 
 /* More than any script has. */
 #define STEPS_MAX 5000u
+/* More than a 32nd of the small tier are in segments that are not open. */
+#define PAGES_PILED   400u
+#define SMALL_BYTES   (16u << 20)
+#define SEGMENTS_LEFT 2u
+#define CLEARING_MS   1000
 
 enum where {
     FIRST_START,
     IN_SCRIPT,
     IN_SCRIPT_EVICTING,
+    IN_CLEARING,
     LATER_START,
     WHERE_COUNT,
 };
 
 static const char *const where_names[WHERE_COUNT] = {"first start", "script", "script, evicting",
-                                                     "later start"};
+                                                     "clearing", "later start"};
 
 static void put_chain(struct world *world, uint32_t count, enum larder_wait wait)
 {
@@ -75,6 +84,35 @@ static void run_script(struct world *world)
     }
 }
 
+/* Nothing is cut yet; a large store does not mind. */
+static void pile_up(struct world *world)
+{
+    int err = world_open(world);
+    assert(err == 0);
+    put_chain(world, 2, LARDER_DURABLE);
+    world_pin(world, 0);
+    put_chain(world, 3, LARDER_DURABLE);
+    world_pile_up(world, PAGES_PILED);
+    world_close(world);
+    world->life++;
+    world->options.ssd_bytes = SMALL_BYTES;
+}
+
+static void run_clearing(struct world *world)
+{
+    put_chain(world, 2, LARDER_DURABLE);
+    for (int i = 0; i < CLEARING_MS && !world_power_failed(world); i++) {
+        struct larder_store_stats stats;
+        larder_store_stats(world->store, &stats);
+        if (stats.cleared > 0 && stats.segments <= SEGMENTS_LEFT)
+            break;
+        usleep(1000);
+    }
+    if (!world_power_failed(world))
+        world_pin(world, 0);
+    put_chain(world, 2, LARDER_DURABLE);
+}
+
 /* A start that power does not cut, and its comparison. */
 static void start_and_compare(struct world *world)
 {
@@ -94,7 +132,7 @@ static bool cut_at(struct world *world, enum where where, uint64_t step)
     world->options.ssd_bytes = 8u << 20;
     world_draw_options(world);
     world->options.io_depth = 8;
-    world->options.segment_bytes = 2u << 20;
+    world->options.segment_bytes = where == IN_CLEARING ? 1u << 20 : 2u << 20;
     bool cuts_start = where == FIRST_START || where == LATER_START;
     if (where == LATER_START) {
         /* Cut somewhere: what that start has to do differs from seed to seed. */
@@ -106,16 +144,23 @@ static bool cut_at(struct world *world, enum where where, uint64_t step)
         world_close(world);
         world_crash(world);
     }
+    if (where == IN_CLEARING)
+        pile_up(world);
     world->life++;
     if (cuts_start)
         sim_disk_fail_power_at(world->disk, sim_disk_steps(world->disk) + step);
     int err = world_open(world);
     if (!cuts_start && err == 0) {
         sim_disk_fail_power_at(world->disk, sim_disk_steps(world->disk) + step);
-        run_script(world);
+        if (where == IN_CLEARING)
+            run_clearing(world);
+        else
+            run_script(world);
     }
-    if (world->store)
+    if (world->store) {
+        world_count_corrupt(world);
         world_close(world);
+    }
     bool was_cut = world_power_failed(world);
     world_crash(world);
     world->life++;

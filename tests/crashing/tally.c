@@ -19,6 +19,8 @@ void tally_add(struct tally *sum, const struct tally *more)
     sum->removed_back += more->removed_back;
     sum->purged_back += more->purged_back;
     sum->purges += more->purges;
+    sum->cleared += more->cleared;
+    sum->clearing_lives += more->clearing_lives;
     sum->corrupt += more->corrupt;
     sum->unmarked += more->unmarked;
     sum->failed_starts += more->failed_starts;

@@ -25,7 +25,9 @@ struct tally {
     uint64_t trials;  /* stores that were damaged and started */
     uint64_t refused; /* of those, starts that said why not; allowed where `format` was damaged */
     uint64_t purges;  /* acknowledged */
-    uint64_t disagreeing; /* larder_store_check() found the store's own structures at odds */
+    uint64_t cleared; /* records that the store moved by itself, so that tombstones can go */
+    uint64_t clearing_lives; /* in which it did */
+    uint64_t disagreeing;    /* larder_store_check() found the store's own structures at odds */
 };
 
 static inline uint64_t tally_bugs(const struct tally *tally)

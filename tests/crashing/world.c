@@ -658,6 +658,22 @@ void world_mark(struct world *world, uint32_t number)
     }
 }
 
+/* --- what has to be cleared away -------------------------------------------------------------- */
+
+void world_pile_up(struct world *world, uint32_t pages)
+{
+    for (; pages > 0 && !world_power_failed(world); pages--) {
+        uint32_t number = (uint32_t)world_draw(world, world->item_count);
+        if (world_may(world, number) && world_chance(world, 80)) {
+            weigh_item(world, &world->items[number]);
+            continue;
+        }
+        world_put_again(world, number, LARDER_QUALITY_LOSSY, LARDER_DURABLE);
+        world_settle(world);
+        world_remove_variant(world, number, LARDER_QUALITY_LOSSY);
+    }
+}
+
 /* --- moving ----------------------------------------------------------------------------------- */
 
 /* Whatever becomes of it, what was promised of the item holds. */
@@ -731,6 +747,8 @@ static void judge_purge(struct world *world, const uint8_t id_before[16])
 void world_do_something(struct world *world)
 {
     uint64_t what = world_draw(world, 100);
+    if (world->piles && world->item_count > 0 && world_chance(world, 10))
+        world_pile_up(world, 1 + (uint32_t)world_draw(world, 40));
     if (what < 70 || world->item_count == 0)
         put_something(world);
     else if (what < 88)
@@ -773,6 +791,13 @@ void world_draw_options(struct world *world)
         .ssd_high = world->evicts && world_chance(world, 50) ? 15 : 0,
         .key_file = world->key_file[0] ? world->key_file : NULL,
     };
+    /* Room for all there can be, and in half of the lives so little more that the store begins to
+     * clear at once what it did not mind before. */
+    if (world->piles) {
+        world->options.segment_bytes = 1u << 20;
+        if (!world->evicts)
+            world->options.ssd_bytes = world_chance(world, 50) ? 24u << 20 : 64u << 20;
+    }
 }
 
 int world_open(struct world *world)
@@ -787,7 +812,7 @@ int world_open(struct world *world)
         .dtype = LARDER_BF16,
         .vocab = 65536,
     };
-    world->corrupt_seen = 0;
+    world->corrupt_seen = world->cleared_seen = 0;
     world->options.io_override = world->disk ? sim_disk_open_io(world->disk) : NULL;
     struct larder_tenant_info before = world->tenant;
     LARDER_TRY(larder_store_open(&world->store, &world->options));
@@ -832,6 +857,9 @@ void world_count_corrupt(struct world *world)
     }
     struct larder_store_stats stats;
     larder_store_stats(world->store, &stats);
+    world->tally->clearing_lives += stats.cleared > 0 && world->cleared_seen == 0;
+    world->tally->cleared += stats.cleared - world->cleared_seen;
+    world->cleared_seen = stats.cleared;
     if (stats.corrupt > world->corrupt_seen && !world->rotted && !world->spoiled) {
         world_say(world, "%llu records called corrupt", (unsigned long long)stats.corrupt);
         world->tally->corrupt += stats.corrupt - world->corrupt_seen;

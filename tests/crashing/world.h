@@ -70,14 +70,16 @@ struct world {
     struct larder_tenant_info tenant;
     struct larder_model_info model;
     bool purging; /* a purge began and nobody said how it ended */
+    bool piles;   /* much is marked and removed behind what is old (world_pile_up()) */
     bool evicts;  /* the SSD tier is too small for everything: absence is no bug */
     bool rotted;  /* bytes were changed: neither is absence, nor a record called corrupt */
     /* In this life the index was made anew, from heads alone: a record whose sections were torn is
      * met only when it is read, and then called corrupt. */
     bool spoiled;
     uint32_t life;
-    uint64_t corrupt_seen; /* in this life */
-    int put_error;         /* why the last put was refused; 0: it was not */
+    uint64_t corrupt_seen; /* in this life; so is the next */
+    uint64_t cleared_seen;
+    int put_error; /* why the last put was refused; 0: it was not */
     /* under mutex, and by the storage thread */
     pthread_mutex_t mutex;
     pthread_cond_t changed;
@@ -120,6 +122,8 @@ void world_mark(struct world *world, uint32_t number);
 /* The first of these alone. */
 void world_pin(struct world *world, uint32_t number);
 void world_move(struct world *world, uint32_t number);
+/* As many pages of marks and tombstones, about. */
+void world_pile_up(struct world *world, uint32_t pages);
 /* Removes one variant and keeps the other, if there is one. */
 void world_remove_variant(struct world *world, uint32_t number, enum larder_quality quality);
 /* Whether some variant may be there. */
