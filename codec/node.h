@@ -123,6 +123,7 @@ struct codec_node_ops {
     const char *summary;
     enum codec_role role;
     uint32_t inner_count; /* of a wrapper */
+    bool inner_more;      /* ... and more may follow */
     const struct codec_param *params;
     uint32_t param_count;
     bool needs_tables;                    /* larder_block.tables */
@@ -238,7 +239,9 @@ void codec_store_elems(uint8_t *out, const float *x, uint64_t count, uint32_t dt
 void codec_load_elems(float *out, const uint8_t *in, uint64_t count, uint32_t dtype);
 
 extern const struct codec_node_ops codec_node_balance;
+extern const struct codec_node_ops codec_node_anchors;
 extern const struct codec_node_ops codec_node_cases;
+extern const struct codec_node_ops codec_node_choose;
 extern const struct codec_node_ops codec_node_codebook;
 extern const struct codec_node_ops codec_node_hadamard;
 extern const struct codec_node_ops codec_node_join;

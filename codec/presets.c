@@ -3,6 +3,14 @@
 #include "base/bytes.h"
 #include "codec/recipe_tree.h"
 
+/* CacheGen's quantizer of 32, 16 and 12 bins, and the same of differences to 8-bit anchors. */
+#define VECTORWISE(levels) "{quant levels=" #levels " axis=token group=0 mode=sym | rans}"
+#define ANCHORED(levels)                                                                           \
+    "{anchors group=16{quant bits=8 axis=token group=0 mode=sym}" VECTORWISE(levels) "}"
+#define CACHEGEN(level)                                                                            \
+    "choose map=cachegen" #level VECTORWISE(31) VECTORWISE(15) VECTORWISE(11) ANCHORED(31)         \
+        ANCHORED(15) ANCHORED(11)
+
 const struct recipe_preset recipe_presets[] = {
     {"raw", "as the engine computed it, not compressed", "plain"},
     {"exact", "bit-exact and smaller: byte planes, Huffman-coded exponents", "byteplanes"},
@@ -122,6 +130,12 @@ const struct recipe_preset recipe_presets[] = {
     {"rotatekv4", "RotateKV, 4 bits",
      "sinks tokens=4{k{rope-off | hadamard heads=4 | reorder by=rotatekv | join | "
      "quant bits=4 group=128 mode=int} v{hadamard | join | quant bits=4 group=128 mode=int}}"},
+    {"kvtuner", "KVTuner: KIVI in 2, 4 or 8 bits, as the profile's map has it for each layer",
+     "choose map=kvtuner{kivi2}{kivi4}{kivi8}"},
+    {"cachegen1", "CacheGen, its smallest level: 16 bins for each token, 12 in the last layers",
+     CACHEGEN(1)},
+    {"cachegen2", "CacheGen: 32 bins for each token in the first layers, then 16", CACHEGEN(2)},
+    {"cachegen3", "CacheGen, its finest level: 32 bins for each token", CACHEGEN(3)},
 };
 
 const uint32_t recipe_preset_count = LARDER_COUNT_OF(recipe_presets);

@@ -50,6 +50,8 @@ static const struct codec_node_ops *const stages[] = {
     &codec_node_residual,
     &codec_node_lowrank,
     &codec_node_split,
+    &codec_node_choose,
+    &codec_node_anchors,
     /* leaves, and what stands behind them */
     &codec_node_quant,
     &codec_node_codebook,
@@ -354,7 +356,8 @@ static int parse_inner(struct parser *parser, struct codec_node *node)
         LARDER_TRY(parse_pipe(parser, &rest));
         *end = rest;
     }
-    for (uint32_t i = 0; i < node->ops->inner_count; i++) {
+    for (uint32_t i = 0;
+         i < node->ops->inner_count || (node->ops->inner_more && word_is(peek(parser), "{")); i++) {
         struct codec_node *inner;
         LARDER_TRY(parse_braces(parser, &inner));
         *end = inner;

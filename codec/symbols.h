@@ -11,7 +11,8 @@
  *
  * Entropy-coded (symbols_rans.c), the symbols of a tile stand in runs: [head][dim], each run the
  * CODEC_TILE_TOKENS tokens of one channel, so that each run can have a frequency table of its own
- * and a vector of lanes looks up one table. All runs have one model, fitted to the section; or each
+ * and a vector of lanes looks up one table. With the profile's tables, runs of one group stand
+ * together. All runs have one model, fitted to the section; or each
  * the table that the profile has for its channel's group; or symbols are packed: whichever is
  * smallest. A section of many symbols is coded in two streams (rans.h), each of half a tile's runs,
  * which a CPU decodes in lockstep.
@@ -47,6 +48,7 @@ struct symbols {
     uint64_t run_count;              /* of a tile */
     const struct rans_table *tables; /* the profile's, or one on the run's scratch */
     const uint8_t *which;            /* by run */
+    const uint32_t *place_of;        /* by channel: its run; NULL: runs stand as channels do */
     uint8_t *coded;                  /* a tile as it is coded */
 };
 

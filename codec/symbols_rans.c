@@ -47,11 +47,11 @@ uint64_t symbols_coded_scratch(const struct codec_size *size)
     return encoding > decoding ? encoding : decoding;
 }
 
-/* A run's table, by its place in a tile; `group_of` NULL: all have the first. */
-static void fill_which(uint8_t *out, const struct coding *c, const uint8_t *group_of)
+/* A run's table, by its place in a tile; `tables` NULL: all have the first. */
+static uint8_t table_of(const struct coding *c, const struct symbol_tables_layer *tables,
+                        uint64_t run)
 {
-    for (uint64_t run = 0; run < c->runs; run++)
-        out[run] = group_of ? group_of[run < c->channels ? run : c->channels - 1] : 0;
+    return tables ? tables->group_at[run < c->channels ? run : c->channels - 1] : 0;
 }
 
 /* --- encoding --------------------------------------------------------------------------------- */
@@ -78,27 +78,28 @@ static void gather_run(uint8_t *out, const uint8_t *symbols, const struct codec_
         out[i] = at[(i < tokens ? i : tokens - 1) * size->dims];
 }
 
-static void gather(struct coded *coded, const uint8_t *symbols, const struct codec_size *size)
+/* `tables` NULL: runs stand as channels do. */
+static void gather(struct coded *coded, const uint8_t *symbols, const struct codec_size *size,
+                   const struct symbol_tables_layer *tables)
 {
     const struct coding *c = &coded->c;
     uint64_t part = c->runs / c->streams;
     for (uint64_t tile = 0; tile < c->tiles; tile++) {
-        for (uint64_t run = 0; run < c->runs; run++)
+        for (uint64_t run = 0; run < c->runs; run++) {
+            uint64_t place = run < c->channels ? run : c->channels - 1;
             gather_run(coded->symbols[run / part] + (tile * part + run % part) * RANS_RUN, symbols,
-                       size, tile, run < c->channels ? run : c->channels - 1);
+                       size, tile, tables ? tables->channel_at[place] : place);
+        }
     }
 }
 
-static void set_which(struct coded *coded, const uint8_t *group_of)
+static void set_which(struct coded *coded, const struct symbol_tables_layer *tables)
 {
     const struct coding *c = &coded->c;
     uint64_t part = c->runs / c->streams;
     for (uint32_t s = 0; s < c->streams; s++) {
-        for (uint64_t run = 0; run < part; run++) {
-            uint64_t place = s * part + run;
-            coded->which[s][run] =
-                group_of ? group_of[place < c->channels ? place : c->channels - 1] : 0;
-        }
+        for (uint64_t run = 0; run < part; run++)
+            coded->which[s][run] = table_of(c, tables, s * part + run);
         for (uint64_t tile = 1; tile < c->tiles; tile++)
             memcpy(coded->which[s] + tile * part, coded->which[s], part);
     }
@@ -175,31 +176,31 @@ bool symbols_encode_coded(const struct codec_node *leaf, struct codec_run *run,
     uint8_t *mark = run->scratch;
     struct coded coded;
     open_coded(&coded, run, size);
-    gather(&coded, symbols, size);
+    struct symbol_tables_layer layer;
+    const struct symbol_tables_layer *tables =
+        symbol_tables_of(&layer, leaf->tables, run->layer, coded.c.channels, levels) ? &layer
+                                                                                     : NULL;
+    gather(&coded, symbols, size, tables);
     uint64_t counts[RANS_LEVELS_MAX] = {0};
     count_all(counts, &coded);
     struct rans_model fitted;
     uint8_t model_bytes[RANS_MODEL_BYTES_MAX];
     rans_model_fit(&fitted, counts, levels);
     uint64_t model_count = rans_model_store(&fitted, model_bytes);
-
-    struct symbol_tables_layer tables;
-    bool from_profile =
-        symbol_tables_of(&tables, leaf->tables, run->layer, coded.c.channels, levels);
-    if (from_profile) {
-        set_which(&coded, tables.group_of);
-        from_profile = bits_by_run(&coded, tables.models, tables.groups) <
-                       rans_model_bits(&fitted, counts) + 8 * (double)model_count;
-    }
-    if (!from_profile)
+    set_which(&coded, tables);
+    if (tables && bits_by_run(&coded, tables->models, tables->groups) >=
+                      rans_model_bits(&fitted, counts) + 8 * (double)model_count) {
+        tables = NULL;
+        gather(&coded, symbols, size, NULL);
         set_which(&coded, NULL);
-    uint64_t bytes = encode_streams(&coded, from_profile ? tables.models : &fitted);
-    if (!from_profile)
+    }
+    uint64_t bytes = encode_streams(&coded, tables ? tables->models : &fitted);
+    if (!tables)
         bytes += model_count;
     bool smaller = 1 + bytes < packed_bytes;
     if (smaller) {
-        *codec_append(run, 1) = from_profile ? SYMBOLS_PROFILE : SYMBOLS_FITTED;
-        if (!from_profile)
+        *codec_append(run, 1) = tables ? SYMBOLS_PROFILE : SYMBOLS_FITTED;
+        if (!tables)
             memcpy(codec_append(run, model_count), model_bytes, model_count);
         append_streams(run, &coded);
     }
@@ -219,7 +220,7 @@ static int take_model(struct symbols *out, struct codec_run *run, uint8_t *which
     run->in += bytes;
     struct rans_table *table = codec_take_scratch(run, sizeof(*table));
     rans_table_fill(table, &model);
-    fill_which(which, c, NULL);
+    memset(which, 0, c->runs);
     out->tables = table;
     return 0;
 }
@@ -258,18 +259,57 @@ int symbols_begin_coded(struct symbols *out, const struct codec_node *leaf, stru
     struct symbol_tables_layer tables;
     if (!symbol_tables_of(&tables, leaf->tables, run->layer, c.channels, out->levels))
         return larder_fail(LARDER_ECORRUPT, "symbols of tables that the profile does not have");
-    fill_which(which, &c, tables.group_of);
+    for (uint64_t i = 0; i < c.runs; i++)
+        which[i] = table_of(&c, &tables, i);
+    out->place_of = tables.place_of;
     out->tables = tables.tables;
     return take_streams(out, run);
 }
 
-/* A head's runs of 16 tokens as rows of `dims` channels. */
-CODEC_VECTOR static void turn_head(uint8_t *restrict out, const uint8_t *restrict runs,
-                                   uint64_t dims, uint64_t tokens)
+typedef uint8_t bytes16 __attribute__((vector_size(16)));
+
+/* Sixteen runs, wherever they stand, as sixteen rows: interleaving the first half of the rows with
+ * the second four times is turning them over. */
+static inline void turn_square(uint8_t *out, uint64_t row_bytes, const uint8_t *const runs[16])
 {
-    for (uint64_t token = 0; token < tokens; token++) {
-        for (uint64_t dim = 0; dim < dims; dim++)
-            out[token * dims + dim] = runs[dim * RANS_RUN + token];
+    bytes16 rows[16];
+    bytes16 next[16];
+    for (int i = 0; i < 16; i++)
+        memcpy(&rows[i], runs[i], sizeof(rows[i]));
+    for (int round = 0; round < 4; round++) {
+        for (int i = 0; i < 8; i++) {
+            next[2 * i] = __builtin_shufflevector(rows[i], rows[i + 8], 0, 16, 1, 17, 2, 18, 3, 19,
+                                                  4, 20, 5, 21, 6, 22, 7, 23);
+            next[2 * i + 1] = __builtin_shufflevector(rows[i], rows[i + 8], 8, 24, 9, 25, 10, 26,
+                                                      11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+        }
+        memcpy(rows, next, sizeof(rows));
+    }
+    for (uint64_t i = 0; i < 16; i++)
+        memcpy(out + i * row_bytes, &rows[i], sizeof(rows[i]));
+}
+
+static const uint8_t *run_of(const struct symbols *symbols, uint64_t channel)
+{
+    uint64_t place = symbols->place_of ? symbols->place_of[channel] : channel;
+    return symbols->coded + place * RANS_RUN;
+}
+
+/* The runs of channels from `channel` on, which are a head's, as rows of `dims`. */
+static void turn_head(const struct symbols *symbols, uint8_t *out, uint64_t channel, uint64_t dims,
+                      uint64_t tokens)
+{
+    uint64_t dim = 0;
+    for (; dim + 16 <= dims && tokens == RANS_RUN; dim += 16) {
+        const uint8_t *runs[16];
+        for (uint64_t i = 0; i < 16; i++)
+            runs[i] = run_of(symbols, channel + dim + i);
+        turn_square(out + dim, dims, runs);
+    }
+    for (; dim < dims; dim++) {
+        const uint8_t *run = run_of(symbols, channel + dim);
+        for (uint64_t token = 0; token < tokens; token++)
+            out[token * dims + dim] = run[token];
     }
 }
 
@@ -283,6 +323,5 @@ void symbols_rows_coded(struct symbols *symbols, const struct codec_size *size, 
                          symbols->run_count);
     uint64_t dims = size->dims;
     for (uint64_t head = 0; head < size->heads; head++)
-        turn_head(out + head * size->tokens * dims, symbols->coded + head * dims * RANS_RUN, dims,
-                  size->tokens);
+        turn_head(symbols, out + head * size->tokens * dims, head * dims, dims, size->tokens);
 }

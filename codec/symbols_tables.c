@@ -21,20 +21,41 @@ struct symbol_tables {
     uint32_t levels;
     uint32_t groups;
     uint64_t channels;
-    const uint8_t *group_of;   /* [layer][channel], in the profile */
+    uint8_t *group_at;         /* [layer][place] */
+    uint32_t *channel_at;      /* [layer][place] */
+    uint32_t *place_of;        /* [layer][channel] */
     struct rans_model *models; /* [layer][group] */
     struct rans_table *tables; /* the same */
 };
 
+/* Places of a layer's channels. */
+static int sort_channels(struct symbol_tables *t, uint32_t layer, const uint8_t *group_of,
+                         const char *name)
+{
+    uint64_t first = layer * t->channels;
+    for (uint64_t i = 0; i < t->channels; i++) {
+        if (group_of[first + i] >= t->groups)
+            return larder_fail(LARDER_EFORMAT,
+                               "profile: %s: channel %llu of layer %u is in group %u of %u", name,
+                               (unsigned long long)i, layer, group_of[first + i], t->groups);
+    }
+    uint64_t place = first;
+    for (uint32_t group = 0; group < t->groups; group++) {
+        for (uint32_t i = 0; i < t->channels; i++) {
+            if (group_of[first + i] != group)
+                continue;
+            t->group_at[place] = (uint8_t)group;
+            t->channel_at[place] = i;
+            t->place_of[first + i] = (uint32_t)(place - first);
+            place++;
+        }
+    }
+    return 0;
+}
+
 static int fill_layer(struct symbol_tables *t, uint32_t layer, const uint16_t *frequencies,
                       const char *name)
 {
-    for (uint64_t i = 0; i < t->channels; i++) {
-        if (t->group_of[layer * t->channels + i] >= t->groups)
-            return larder_fail(
-                LARDER_EFORMAT, "profile: %s: channel %llu of layer %u is in group %u of %u", name,
-                (unsigned long long)i, layer, t->group_of[layer * t->channels + i], t->groups);
-    }
     for (uint32_t group = 0; group < t->groups; group++) {
         uint64_t at = (uint64_t)layer * t->groups + group;
         const uint16_t *frequency = frequencies + at * t->levels;
@@ -73,22 +94,30 @@ int symbol_tables_bind(struct symbol_tables **out, const char *pipe,
                            frequency_name, (unsigned long long)shape[1],
                            (unsigned long long)shape[2], SYMBOL_GROUPS_MAX, RANS_LEVELS_MAX);
     uint64_t count = layers * shape[1];
+    uint64_t places = layers * channels[1];
     uint64_t head = larder_round_up(sizeof(struct symbol_tables), 64);
     uint64_t models = larder_round_up(count * sizeof(struct rans_model), 64);
-    struct symbol_tables *t =
-        larder_alloc_zero(1, head + models + count * sizeof(struct rans_table));
-    if (!t)
+    uint64_t tables = count * sizeof(struct rans_table);
+    uint64_t numbers = places * sizeof(uint32_t);
+    uint8_t *memory = larder_alloc_zero(1, head + models + tables + 2 * numbers + places);
+    if (!memory)
         return larder_fail(-ENOMEM, "no memory for %llu tables", (unsigned long long)count);
+    struct symbol_tables *t = (void *)memory;
     *t = (struct symbol_tables){.layers = layers,
                                 .levels = (uint32_t)shape[2],
                                 .groups = (uint32_t)shape[1],
                                 .channels = channels[1],
-                                .group_of = group_of,
-                                .models = (void *)((uint8_t *)t + head),
-                                .tables = (void *)((uint8_t *)t + head + models)};
+                                .models = (void *)(memory + head),
+                                .tables = (void *)(memory + head + models),
+                                .channel_at = (void *)(memory + head + models + tables),
+                                .place_of = (void *)(memory + head + models + tables + numbers),
+                                .group_at = memory + head + models + tables + 2 * numbers};
     int err = 0;
-    for (uint32_t layer = 0; layer < layers && err == 0; layer++)
-        err = fill_layer(t, layer, frequencies, frequency_name);
+    for (uint32_t layer = 0; layer < layers && err == 0; layer++) {
+        err = sort_channels(t, layer, group_of, group_name);
+        if (err == 0)
+            err = fill_layer(t, layer, frequencies, frequency_name);
+    }
     if (err < 0) {
         larder_free(t);
         return err;
@@ -104,12 +133,14 @@ bool symbol_tables_of(struct symbol_tables_layer *out, const struct symbol_table
         return false;
     assert(layer < t->layers);
     uint64_t first = (uint64_t)layer * t->groups;
-    *out = (struct symbol_tables_layer){.group_of = t->group_of + layer * channels,
+    *out = (struct symbol_tables_layer){.group_at = t->group_at + layer * channels,
+                                        .channel_at = t->channel_at + layer * channels,
+                                        .place_of = t->place_of + layer * channels,
                                         .groups = t->groups,
                                         .models = t->models + first,
                                         .tables = t->tables + first};
     for (uint64_t i = 0; i < channels; i++) {
-        if (out->models[out->group_of[i]].levels == 0)
+        if (out->models[out->group_at[i]].levels == 0)
             return false;
     }
     return true;

@@ -22,8 +22,12 @@ struct symbol_tables;
 int symbol_tables_bind(struct symbol_tables **out, const char *pipe,
                        const struct larder_profile *profile);
 
+/* Places are those of runs: channels by group, then by number, so that runs of one table stand
+ * together and the table stays in the cache. */
 struct symbol_tables_layer {
-    const uint8_t *group_of; /* by channel */
+    const uint8_t *group_at;    /* by place */
+    const uint32_t *channel_at; /* by place */
+    const uint32_t *place_of;   /* by channel */
     uint32_t groups;
     const struct rans_model *models;
     const struct rans_table *tables;

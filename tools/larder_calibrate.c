@@ -117,13 +117,18 @@ static int fill(struct calibration *c, struct larder_profile_writer *writer,
     LARDER_TRY(put_origin(c, writer));
     LARDER_TRY(calibration_read(c, writer));
     LARDER_TRY(calibration_sort_weights(c, writer));
-    if (c->options->kl_windows == 0)
-        return 0;
-    struct calibration_cost *costs;
-    LARDER_TRY(calibration_measure_costs(c, &costs, writer));
-    int err = c->options->budget_bits > 0 ? choose_bits(c, costs, writer, outcome) : 0;
-    larder_free(costs);
-    return err < 0 ? err : calibration_make_house(c, writer);
+    if (c->options->kl_windows > 0) {
+        struct calibration_cost *costs;
+        LARDER_TRY(calibration_measure_costs(c, &costs, writer));
+        int err = choose_bits(c, costs, writer, outcome);
+        larder_free(costs);
+        LARDER_TRY(err);
+        LARDER_TRY(calibration_make_house(c, writer));
+    }
+    LARDER_TRY(calibration_choose_cachegen(c, writer));
+    /* Whose symbols get tables; those of all others are coded with models fitted to a section. */
+    static const char *const coded[] = {"cachegen1", "cachegen2", "cachegen3"};
+    return calibration_count_symbols(c, coded, LARDER_COUNT_OF(coded), writer);
 }
 
 /* Whole or not at all: a file beside it takes its name. */

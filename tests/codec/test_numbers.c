@@ -68,6 +68,8 @@ static const struct {
     {"sinks{hadamard signs=2 | qjl seed=7 | rans}", 1.4, 1.7},
     {"normalize | quant bits=4 axis=token group=0", 0.2, 4.2},
     {"balance | quant bits=4 axis=token group=64", 0.35, 4.7},
+    {"anchors group=16{quant bits=8 group=0 mode=sym}{quant bits=4 group=0 mode=sym}", 0.8, 5},
+    {"sinks{anchors group=7{keep}{quant bits=6 group=64 | rans}}", 0.1, 12},
     {"residual{quant bits=2 axis=channel group=32}{hadamard | quant bits=2}", 0.2, 6.1},
     {"residual{quant bits=4 axis=channel group=16 mode=sym}{quant bits=4 axis=channel group=16 "
      "mode=sym}",

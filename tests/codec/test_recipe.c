@@ -169,7 +169,7 @@ START_TEST(presets_and_descriptions)
     uint32_t count = 0;
     const char *summary = NULL;
     for (const char *name; (name = larder_recipe_preset(count, &summary)); count++) {
-        char text[4000];
+        char text[16384];
         ck_assert_ptr_nonnull(summary);
         struct larder_recipe *recipe = open_recipe(name);
         ck_assert_int_eq(larder_recipe_describe(recipe, text, sizeof(text)), 0);

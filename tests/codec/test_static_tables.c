@@ -246,6 +246,88 @@ START_TEST(bad_tables)
 }
 END_TEST
 
+/* Sections of many symbols have two streams. */
+START_TEST(two_streams)
+{
+    struct scene s;
+    scene_open(&s, RECIPE, LARDER_BF16, 8, DIMS, TOKENS, 0, 1);
+    scene_encode(&s);
+    ck_assert_uint_eq(s.encoded[FORM], FITTED);
+    ck_assert_int_eq(scene_decode(&s, s.encoded, s.encoded_bytes), 0);
+    ck_assert(relative_error(&s) < 0.5);
+    for (int round = 0; round < 30; round++) {
+        uint64_t cut = FORM + next_random() % (s.encoded_bytes - FORM);
+        ck_assert_int_eq(scene_decode(&s, s.encoded, cut), LARDER_ECORRUPT);
+    }
+    /* Where the model, the lengths and the states are, and anywhere. */
+    for (int round = 0; round < 100; round++) {
+        uint64_t at = FORM + next_random() % (round < 50 ? 200 : s.encoded_bytes - FORM);
+        uint8_t was = s.encoded[at];
+        s.encoded[at] ^= (uint8_t)(1 + next_random() % 255);
+        int err = scene_decode(&s, s.encoded, s.encoded_bytes);
+        ck_assert(err == 0 || err == LARDER_ECORRUPT);
+        s.encoded[at] = was;
+    }
+    scene_close(&s);
+}
+END_TEST
+
+/* Each layer and side goes through the pipe that the map has for it, and no other. */
+START_TEST(choose_takes_the_map)
+{
+    static const uint8_t map[LAYERS][2] = {{2, 0}, {1, 1}, {0, 2}};
+    static const char *const pipes[] = {"kivi2", "kivi4", "kivi8"};
+    struct scene s;
+    scene_open(&s, "choose map=kvtuner{kivi2}{kivi4}{kivi8}", LARDER_BF16, HEADS, DIMS, TOKENS, 0,
+               0);
+    ck_assert(larder_recipe_needs_profile(s.recipe));
+    ck_assert_int_eq(larder_recipe_fits(s.recipe, &s.model), LARDER_EUNSUPPORTED);
+    ck_assert_ptr_nonnull(strstr(larder_error_message(), "larder calibrate"));
+    struct larder_profile_writer *writer;
+    struct opened opened;
+    uint64_t bytes;
+    for (int bad = 0; bad < 3; bad++) {
+        uint8_t numbers[LAYERS][2];
+        memcpy(numbers, map, sizeof(map));
+        numbers[1][1] = bad == 1 ? 3 : numbers[1][1];
+        ck_assert_int_eq(larder_profile_writer_open(&writer, &s.model), 0);
+        ck_assert_int_eq(larder_profile_put(writer, bad == 2 ? "map.other" : "map.kvtuner",
+                                            LARDER_PROFILE_U8, (uint64_t[]){LAYERS, 2}, 2, numbers),
+                         0);
+        ck_assert_int_eq(larder_profile_finish(writer, &opened.bytes, &bytes), 0);
+        larder_profile_writer_close(writer);
+        ck_assert_int_eq(larder_profile_open(&opened.profile, opened.bytes, bytes), 0);
+        struct larder_recipe *recipe;
+        int err = larder_recipe_open(&recipe, "kvtuner", opened.profile);
+        ck_assert_int_eq(err, bad == 0 ? 0 : bad == 1 ? LARDER_EFORMAT : LARDER_EUNSUPPORTED);
+        for (uint32_t section = 0; section < 2 * LAYERS && err == 0; section++) {
+            s.section = section;
+            larder_recipe_close(s.recipe);
+            ck_assert_int_eq(
+                larder_recipe_open(&s.recipe, pipes[map[section / 2][section % 2]], NULL), 0);
+            scene_encode(&s);
+            uint64_t plain = s.encoded_bytes;
+            uint8_t *kept = larder_alloc(plain);
+            memcpy(kept, s.encoded, plain);
+            larder_recipe_close(s.recipe);
+            ck_assert_int_eq(larder_recipe_open(&s.recipe, "kvtuner", opened.profile), 0);
+            scene_encode(&s);
+            ck_assert_uint_eq(s.encoded_bytes, plain);
+            ck_assert_mem_eq(s.encoded, kept, plain);
+            ck_assert_int_eq(scene_decode(&s, kept, plain), 0);
+            larder_free(kept);
+        }
+        larder_recipe_close(recipe);
+        if (err == 0) {
+            larder_recipe_close(s.recipe);
+            s.recipe = NULL;
+        }
+        close_profile(&opened);
+    }
+    scene_close(&s);
+}
+END_TEST
+
 /* A pipe is the same in each recipe that has these stages. */
 START_TEST(names_of_pipes)
 {
@@ -287,6 +369,8 @@ int main(void)
     tcase_add_test(tests, used_where_they_are_smaller);
     tcase_add_test(tests, damage);
     tcase_add_test(tests, bad_tables);
+    tcase_add_test(tests, two_streams);
+    tcase_add_test(tests, choose_takes_the_map);
     tcase_add_test(tests, names_of_pipes);
     suite_add_tcase(suite, tests);
     SRunner *runner = srunner_create(suite);

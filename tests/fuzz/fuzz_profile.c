@@ -24,7 +24,13 @@ static void check_recipe(const struct larder_profile *profile, const char *text)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
 {
-    static const char *const recipes[] = {"kivi4", "quant bits=2 | rans"};
+    static const char *const recipes[] = {
+        "kivi4",
+        "quant bits=2 | rans",
+        "choose map=kvtuner{kivi2}{kivi4}{kivi8}",
+        "reorder by=bfp | quant",
+        "kvquant3",
+    };
     uint8_t *copy = fuzz_copy(data, bytes);
     struct larder_profile *profile;
     int err = larder_profile_open(&profile, copy, bytes);

@@ -121,6 +121,32 @@ static void put_steps(struct larder_profile_writer *writer)
                               (int32_t[]){-9, 3}) == 0);
 }
 
+/* Tables for the symbols of one of the recipes, which names its pipes so; a level that hardly
+ * occurs, and one that has most of the slots. */
+static void put_tables(struct larder_profile_writer *writer, const struct larder_model_desc *model)
+{
+    static const char *const pipes[2] = {"cfe328e59787d30b", "f1e801a8f7a2a822"};
+    static const uint16_t frequency[2][5] = {{1, 4000, 60, 30, 5}, {800, 800, 896, 800, 800}};
+    for (int side = 0; side < 2; side++) {
+        uint64_t channels = model->kv_heads * (side ? model->v_dims : model->k_dims);
+        uint8_t group[4 * 65];
+        char name[48];
+        for (uint64_t i = 0; i < channels; i++)
+            group[i] = i % 3 == 0;
+        snprintf(name, sizeof(name), "rans.%s.frequency", pipes[side]);
+        assert(larder_profile_put(writer, name, LARDER_PROFILE_U16, (uint64_t[]){1, 2, 5}, 3,
+                                  frequency) == 0);
+        snprintf(name, sizeof(name), "rans.%s.group", pipes[side]);
+        assert(larder_profile_put(writer, name, LARDER_PROFILE_U8, (uint64_t[]){1, channels}, 2,
+                                  group) == 0);
+    }
+    static const uint8_t maps[2][2] = {{0, 0}, {1, 0}};
+    assert(larder_profile_put(writer, "map.kvtuner", LARDER_PROFILE_U8, (uint64_t[]){1, 2}, 2,
+                              maps[0]) == 0);
+    assert(larder_profile_put(writer, "map.cachegen2", LARDER_PROFILE_U8, (uint64_t[]){1, 2}, 2,
+                              maps[1]) == 0);
+}
+
 /* Code books, ranges of channels around zero, some of them no wider than a point, and channels in
  * an order that is not the model's. */
 static void make_profile(struct scene *scene)
@@ -163,6 +189,7 @@ static void make_profile(struct scene *scene)
     put_house(writer, model, 'k');
     put_house(writer, model, 'v');
     put_steps(writer);
+    put_tables(writer, model);
     uint64_t bytes;
     assert(larder_profile_finish(writer, &scene->profile_bytes, &bytes) == 0);
     larder_profile_writer_close(writer);
@@ -236,6 +263,9 @@ static bool open_scene(struct scene *scene, const uint8_t choice[5])
         "steps kl=.5 ends=even",
         "hadamard block=1 | klt | steps kl=.02",
         "klt | quant bits=3 axis=channel group=16 | rans",
+        "anchors group=5{quant bits=8 group=0 mode=sym | rans}{quant levels=5 mode=sym | rans}",
+        "choose map=kvtuner{quant levels=5 group=0 mode=sym | rans}{keep}", /* put_tables() */
+        "choose map=cachegen2{keep}{anchors group=16{fp8}{sinks{quant bits=3 | rans}}}",
     };
     static const uint32_t dtypes[] = {LARDER_BF16, LARDER_F16, LARDER_F32, LARDER_BF16};
     *scene = (struct scene){.section = choice[0] >> 2 & 1};

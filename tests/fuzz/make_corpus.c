@@ -197,6 +197,19 @@ static void make_profiles(void)
            0);
     assert(larder_profile_put_text(writer, "tokens", "7") == 0);
     save_profile("tensor", writer);
+    const uint8_t map[2] = {0, 2};
+    const int32_t order[2] = {1, 0};
+    const uint16_t frequency[4] = {1, 2, 4000, 93};
+    assert(larder_profile_put(writer, "map.kvtuner", LARDER_PROFILE_U8, (uint64_t[]){1, 2}, 2,
+                              map) == 0);
+    assert(larder_profile_put(writer, "bfp.order", LARDER_PROFILE_I32, (uint64_t[]){1, 2}, 2,
+                              order) == 0);
+    /* Of K in "quant bits=2 | rans". */
+    assert(larder_profile_put(writer, "rans.e3e4f586cd25ddf0.frequency", LARDER_PROFILE_U16,
+                              (uint64_t[]){1, 1, 4}, 3, frequency) == 0);
+    assert(larder_profile_put(writer, "rans.e3e4f586cd25ddf0.group", LARDER_PROFILE_U8,
+                              (uint64_t[]){1, 2}, 2, (uint8_t[]){0, 0}) == 0);
+    save_profile("stages", writer);
     assert(larder_profile_put_text(writer, "larder_profile", "2") == 0);
     save_profile("version", writer);
     larder_profile_writer_close(writer);

@@ -81,6 +81,7 @@ static struct larder_block block_of(const struct blocks *b, uint32_t block)
         .position = (uint64_t)block * BLOCK_TOKENS,
         .tables = b->tables_bytes ? (uint8_t *)b->tables + block * b->tables_bytes : NULL,
         .token_count = BLOCK_TOKENS,
+        .watch = b->watch,
     };
 }
 

@@ -23,6 +23,7 @@ struct blocks {
     void *tables; /* of each block's positions; NULL: the recipe needs none */
     uint64_t tables_bytes;
     uint32_t block_count;
+    const struct larder_symbol_watch *watch; /* the caller's; NULL: none */
 };
 
 /* For the first tokens of a window, whole blocks of them. */

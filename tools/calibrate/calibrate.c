@@ -11,6 +11,7 @@
 #include "base/mem.h"
 #include "codec/node.h"
 #include "kernels/rope.h"
+#include "tools/calibrate/blocks.h"
 
 static const struct calibration_part *const parts[] = {
     &calibration_moments,
@@ -224,4 +225,21 @@ int calibration_read(struct calibration *c, struct larder_profile_writer *writer
     larder_free(reading.v);
     larder_free(reading.k);
     return err;
+}
+
+int calibration_fill_cache(struct calibration *c, uint32_t window, uint32_t *block_count)
+{
+    const uint32_t *tokens;
+    uint32_t count = calibration_window(c, window, &tokens);
+    bool starts = c->config->bos >= 0;
+    *block_count = (count + starts) / BLOCK_TOKENS;
+    if (*block_count == 0)
+        return larder_fail(-EINVAL, "a window of %u tokens holds no block of %u; say --window",
+                           c->options->window_tokens, BLOCK_TOKENS);
+    c->cache->count = 0;
+    if (starts)
+        LARDER_TRY(larder_llama_forward(c->llama, c->cache, NULL, LARDER_LOGITS_NONE,
+                                        &(uint32_t){(uint32_t)c->config->bos}, 1));
+    return larder_llama_forward(c->llama, c->cache, NULL, LARDER_LOGITS_NONE, tokens,
+                                *block_count * BLOCK_TOKENS - starts);
 }

@@ -103,7 +103,20 @@ int calibration_bits_recipe(char *out, size_t out_bytes, const uint8_t *choice, 
  * model's weights, and from measuring. */
 int calibration_make_house(struct calibration *calibration, struct larder_profile_writer *writer);
 
+/* map.cachegenN: bins of each layer, and where differences to anchors gain. */
+int calibration_choose_cachegen(struct calibration *calibration,
+                                struct larder_profile_writer *writer);
+
+/* rans.PIPE.*: frequency tables for the symbols of these recipes, which may read what the writer
+ * has by now. */
+int calibration_count_symbols(struct calibration *calibration, const char *const *recipes,
+                              uint32_t recipe_count, struct larder_profile_writer *writer);
+
 /* Helpers. */
+
+/* The first whole blocks of a window, run through the model into the cache, and their number. */
+int calibration_fill_cache(struct calibration *calibration, uint32_t window, uint32_t *block_count);
+
 /* Rows of the cache as f32 [head][token][dim], keys without rotary embedding. */
 void calibration_take_rows(const struct calibration *calibration, float *out, uint32_t layer,
                            enum larder_kv kv, uint32_t first, uint32_t tokens);

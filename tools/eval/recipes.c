@@ -140,6 +140,12 @@ const struct eval_method eval_methods[] = {
     {"kvtuner", "budget 3.25", "budget=3.25", true},
     {"kvtuner", "budget 2.5", "budget=2.5", false},
 
+    {"cachegen", "level 3", "cachegen3", false},
+    {"cachegen", "level 2", "cachegen2", true},
+    {"cachegen", "level 1", "cachegen1", false},
+    {"cachegen", "8 bins", "quant levels=7 axis=token group=0 mode=sym%", false},
+    {"cachegen", "6 bins", "quant levels=5 axis=token group=0 mode=sym%", false},
+
     {"vidkv", "K 2 and 1, V 2", VIDKV(.5, "quant bits=2 axis=channel%"), false},
     {"vidkv", "K 1.75, V 1.58", VIDKV(.75, "ternary axis=channel group=32 scale=mean%"), false},
     {"vidkv", "K 1.5, V 1.58", VIDKV(.5, "ternary axis=channel group=32 scale=mean%"), true},
