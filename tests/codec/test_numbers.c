@@ -425,7 +425,7 @@ int main(void)
 {
     Suite *suite = suite_create("numbers");
     TCase *tests = tcase_create("numbers");
-    tcase_set_timeout(tests, 120);
+    tcase_set_timeout(tests, 280);
     tcase_add_test(tests, what_comes_back_is_what_encoding_said);
     tcase_add_test(tests, the_workspace_and_the_machine_change_nothing);
     tcase_add_test(tests, an_example_by_hand);
