@@ -262,13 +262,16 @@ static int send_slabs(struct session *session, const struct larder_ref *refs, ui
             continue;
         int fd;
         uint64_t bytes;
-        LARDER_TRY(mark_slab_sent(session, slab_id));
         LARDER_TRY(larder_store_slab_fd(session->daemon->store, &fd, &bytes, session->tenant.index,
                                         slab_id));
+        /* Not before there is a descriptor: without one the client knows nothing of the slab. */
+        int err = mark_slab_sent(session, slab_id);
         struct wire_slab slab = {.slab_id = slab_id, .bytes = bytes};
         const struct iovec part = {&slab, sizeof(slab)};
-        session_reply_parts(session, WIRE_SLAB, 0, &part, 1, fd);
+        if (err == 0)
+            session_reply_parts(session, WIRE_SLAB, 0, &part, 1, fd);
         close(fd);
+        LARDER_TRY(err);
     }
     return 0;
 }

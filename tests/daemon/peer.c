@@ -341,11 +341,16 @@ uint32_t peer_lookup(struct peer *peer, const struct block *blocks, uint32_t cou
     return ok->matched;
 }
 
+uint64_t peer_send_get(struct peer *peer, const struct block *blocks, uint32_t count)
+{
+    return send_keys(peer, WIRE_GET, blocks, count);
+}
+
 uint64_t peer_get(struct peer *peer, const struct block *blocks, uint32_t count,
                   struct wire_get_ok *ok, struct wire_ref *refs, struct wire_loaded *loaded)
 {
     struct answer answer;
-    uint64_t request = send_keys(peer, WIRE_GET, blocks, count);
+    uint64_t request = peer_send_get(peer, blocks, count);
     const struct wire_get_ok *got = peer_expect(peer, &answer, WIRE_GET_OK, request);
     *ok = *got;
     ck_assert_uint_le(ok->ref_count, count);

@@ -91,6 +91,8 @@ int peer_put(struct peer *peer, const struct block *block, const uint8_t *kv, en
 void peer_put_chain(struct peer *peer, const struct block *blocks, uint32_t count, uint32_t seed,
                     enum larder_wait wait);
 
+/* A GET of these blocks: its request. */
+uint64_t peer_send_get(struct peer *peer, const struct block *blocks, uint32_t count);
 /* A GET of these blocks, until everything is loaded. Its request, which names the lease. */
 uint64_t peer_get(struct peer *peer, const struct block *blocks, uint32_t count,
                   struct wire_get_ok *ok, struct wire_ref *refs, struct wire_loaded *loaded);

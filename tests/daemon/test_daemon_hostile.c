@@ -572,6 +572,36 @@ START_TEST(descriptors_used_up)
 }
 END_TEST
 
+/* The slab counted as sent from then on: the client was given refs to what it never got. */
+START_TEST(a_slab_without_a_descriptor)
+{
+    struct peer peer;
+    struct block block;
+    struct wire_get_ok ok;
+    struct wire_ref ref;
+    struct wire_loaded loaded;
+    start(NULL);
+    peer_open(&peer, fixture.socket);
+    peer_chain(&peer, &block, 1, 7);
+    peer_put_chain(&peer, &block, 1, 7, LARDER_CACHED);
+    struct rlimit old;
+    ck_assert_int_eq(prlimit(fixture.pid, RLIMIT_NOFILE, NULL, &old), 0);
+    struct rlimit none = {3, old.rlim_max};
+    ck_assert_int_eq(prlimit(fixture.pid, RLIMIT_NOFILE, &none, NULL), 0);
+    peer_expect_error(&peer, peer_send_get(&peer, &block, 1), -EMFILE);
+    ck_assert_int_eq(prlimit(fixture.pid, RLIMIT_NOFILE, &old, NULL), 0);
+    uint64_t request = peer_get(&peer, &block, 1, &ok, &ref, &loaded);
+    ck_assert_uint_eq(loaded.loaded, 1);
+    uint64_t bytes = peer_kv_bytes(&peer, PEER_BLOCK_TOKENS);
+    uint8_t *got = malloc(bytes);
+    ck_assert_int_eq(peer_read(&peer, &ref, &block, got, bytes), 0);
+    free(got);
+    peer_release(&peer, request);
+    peer_close(&peer);
+    stop();
+}
+END_TEST
+
 /* --- clients that stop ------------------------------------------------------------------------ */
 
 START_TEST(clients_that_die)
@@ -838,6 +868,7 @@ int main(void)
     tcase_add_test(tests, mutated_frames);
     tcase_add_test(tests, smuggled_descriptors);
     tcase_add_test(tests, descriptors_used_up);
+    tcase_add_test(tests, a_slab_without_a_descriptor);
     tcase_add_test(tests, clients_that_die);
     tcase_add_test(tests, slow_hello);
     tcase_add_test(tests, client_that_never_reads);
