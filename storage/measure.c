@@ -17,9 +17,6 @@
 #include "base/mem.h"
 #include "storage/store_priv.h"
 
-/* With those of recipes that are exact on every model. */
-#define MEASURES_MAX (LARDER_MEASURES_MAX + 16u)
-
 uint64_t measure_profile(const uint8_t *profile)
 {
     uint64_t name = 0;
@@ -96,9 +93,9 @@ static int set_row(struct measures *measures, uint16_t recipe, const struct lard
         measures->rows[at].kl = kl;
         return 0;
     }
-    if (measures->count == MEASURES_MAX)
+    if (measures->count == TABLE_MEASURED_MAX)
         return larder_fail(LARDER_ELIMIT, "%u recipes were measured; that is the most",
-                           MEASURES_MAX);
+                           TABLE_MEASURED_MAX);
     struct measure *rows =
         larder_realloc(measures->rows, (measures->count + 1) * sizeof(measures->rows[0]));
     if (!rows)
@@ -118,20 +115,21 @@ int larder_store_set_kl(struct larder_store *store, const struct larder_key *fin
 {
     assert(kl >= 0);
     pthread_mutex_lock(&store->lock);
-    const uint16_t id =
-        table_recipe(&store->table, recipe, (uint32_t)strlen(recipe), measure_profile(profile));
+    const uint16_t id = table_recipe_measured(&store->table, recipe, (uint32_t)strlen(recipe),
+                                              measure_profile(profile));
     int err = id ? set_row(&store->measures, id, fingerprint, kl)
                  : larder_fail(LARDER_ELIMIT, "%u recipes are known; that is the most",
-                               TABLE_RECIPES_MAX);
+                               TABLE_RECIPES_MAX + TABLE_MEASURED_MAX);
     pthread_mutex_unlock(&store->lock);
     return err;
 }
 
 /* --- profiles --------------------------------------------------------------------------------- */
 
+/* What is one recipe too many may need any. */
 static bool needs(const struct larder_store *store, uint16_t recipe, uint64_t profile)
 {
-    return table_recipe_profile(&store->table, recipe) == profile;
+    return recipe == 0 || table_recipe_profile(&store->table, recipe) == profile;
 }
 
 uint64_t larder_store_profile_uses(struct larder_store *store, const uint8_t profile[32])

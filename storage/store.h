@@ -234,7 +234,8 @@ const struct larder_record *larder_store_ref_record(struct larder_store *store, 
  * not known any more. Nothing of this is stored. LARDER_ELIMIT, -ENOMEM. */
 int larder_store_set_kl(struct larder_store *store, const struct larder_key *fingerprint,
                         const char *recipe, const uint8_t *profile, float kl);
-/* Records that need this profile, those on their way included. Walks over all entries. */
+/* Records that need this profile, those on their way included, and those of recipes that the store
+ * has too many of to remember what they need. Walks over all entries. */
 uint64_t larder_store_profile_uses(struct larder_store *store, const uint8_t profile[32]);
 
 /* --- put ------------------------------------------------------------------------------------- */

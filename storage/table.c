@@ -14,6 +14,7 @@
 
 #define BUCKETS_MIN       1024u
 #define RECIPE_BUCKETS    16384u
+#define RECIPES_ROOM      (1u + TABLE_RECIPES_MAX + TABLE_MEASURED_MAX)
 #define RECIPE_HASH_CHARS 9u /* "~" and 8 digits */
 
 int table_open(struct table *table)
@@ -23,7 +24,7 @@ int table_open(struct table *table)
         return larder_fail(-EIO, "table: no random numbers from the system");
     table->bucket_count = BUCKETS_MIN;
     table->buckets = larder_alloc_zero(table->bucket_count, sizeof(*table->buckets));
-    table->recipes = larder_alloc_zero(TABLE_RECIPES_MAX + 1, sizeof(*table->recipes));
+    table->recipes = larder_alloc_zero(RECIPES_ROOM, sizeof(*table->recipes));
     table->recipe_buckets = larder_alloc_zero(RECIPE_BUCKETS, sizeof(*table->recipe_buckets));
     if (table->recipes)
         table->recipes[0].text = larder_strdup("(other)");
@@ -400,7 +401,8 @@ uint32_t table_first_to_go(const struct table *table, uint32_t id)
 
 /* --- recipes --------------------------------------------------------------------------------- */
 
-uint16_t table_recipe(struct table *table, const char *text, uint32_t bytes, uint64_t profile)
+static uint16_t recipe_of(struct table *table, const char *text, uint32_t bytes, uint64_t profile,
+                          uint32_t count_max)
 {
     char shorter[TABLE_RECIPE_BYTES + 1];
     if (bytes > TABLE_RECIPE_BYTES) {
@@ -410,6 +412,10 @@ uint16_t table_recipe(struct table *table, const char *text, uint32_t bytes, uin
         text = shorter;
         bytes = (uint32_t)strlen(shorter);
     }
+    /* As rows of the index have those that were beyond. */
+    const char *other = table->recipes[0].text;
+    if (profile == 0 && strlen(other) == bytes && memcmp(other, text, bytes) == 0)
+        return 0;
     uint32_t at = (uint32_t)XXH3_64bits_withSeed(text, bytes, profile) & (RECIPE_BUCKETS - 1);
     for (; table->recipe_buckets[at] != 0; at = (at + 1) & (RECIPE_BUCKETS - 1)) {
         const struct recipe_name *known = &table->recipes[table->recipe_buckets[at]];
@@ -417,7 +423,7 @@ uint16_t table_recipe(struct table *table, const char *text, uint32_t bytes, uin
             memcmp(known->text, text, bytes) == 0)
             return table->recipe_buckets[at];
     }
-    if (table->recipe_count > TABLE_RECIPES_MAX)
+    if (table->recipe_count >= count_max)
         return 0;
     char *copy = larder_alloc(bytes + 1);
     if (!copy)
@@ -428,6 +434,17 @@ uint16_t table_recipe(struct table *table, const char *text, uint32_t bytes, uin
     table->recipes[table->recipe_count] = (struct recipe_name){.text = copy, .profile = profile};
     table->recipe_buckets[at] = (uint16_t)table->recipe_count;
     return (uint16_t)table->recipe_count++;
+}
+
+uint16_t table_recipe(struct table *table, const char *text, uint32_t bytes, uint64_t profile)
+{
+    return recipe_of(table, text, bytes, profile, 1 + TABLE_RECIPES_MAX);
+}
+
+uint16_t table_recipe_measured(struct table *table, const char *text, uint32_t bytes,
+                               uint64_t profile)
+{
+    return recipe_of(table, text, bytes, profile, RECIPES_ROOM);
 }
 
 const char *table_recipe_text(const struct table *table, uint16_t recipe)

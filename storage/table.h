@@ -190,7 +190,12 @@ uint32_t table_next_below(const struct table *table, uint32_t id, uint32_t top);
  * without a profile. */
 #define TABLE_RECIPE_BYTES 32u
 #define TABLE_RECIPES_MAX  4096u
+/* Beyond those, of what an owner measured: tenants cannot use them up. */
+#define TABLE_MEASURED_MAX (LARDER_MEASURES_MAX + 16u)
 uint16_t table_recipe(struct table *table, const char *text, uint32_t bytes, uint64_t profile);
+/* The same for what was measured: 0 beyond TABLE_MEASURED_MAX more. */
+uint16_t table_recipe_measured(struct table *table, const char *text, uint32_t bytes,
+                               uint64_t profile);
 const char *table_recipe_text(const struct table *table, uint16_t recipe);
 uint64_t table_recipe_profile(const struct table *table, uint16_t recipe);
 

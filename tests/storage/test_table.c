@@ -116,6 +116,14 @@ START_TEST(recipes_are_shared_and_bounded)
     }
     ck_assert_str_eq(table_recipe_text(&table, table_recipe(&table, "one more", 8, 0)), "(other)");
     ck_assert_uint_eq(table_recipe(&table, "raw", 3, 0), raw);
+    ck_assert_uint_eq(table_recipe(&table, "(other)", 7, 0), 0);
+    /* What was measured has its own room. */
+    for (uint32_t i = 0; i < TABLE_MEASURED_MAX; i++) {
+        int bytes = snprintf(text, sizeof(text), "measured(%u)", i);
+        ck_assert_uint_ne(table_recipe_measured(&table, text, (uint32_t)bytes, 1), 0);
+    }
+    ck_assert_uint_eq(table_recipe_measured(&table, "one more", 8, 0), 0);
+    ck_assert_uint_ne(table_recipe(&table, "measured(7)", 11, 1), 0);
     /* Long ones that begin alike stay apart, also after the index cut them. */
     const char *one = "k{quant bits=2 axis=channel group=32} v{quant}";
     const char *two = "k{quant bits=2 axis=channel group=64} v{quant}";
