@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "base/bytes.h"
 #include "base/error.h"
 #include "base/mem.h"
 #include "storage/store_priv.h"
@@ -112,6 +113,13 @@ void remove_expired_locked(struct larder_store *store, uint32_t id)
     start_internal_locked(store, id, LARDER_EVENT_EXPIRED);
 }
 
+static uint32_t find_named(const struct larder_store *store, const struct larder_key *key,
+                           uint32_t variant)
+{
+    return variant == VARIANT_ALL ? table_find(&store->table, key)
+                                  : table_find_variant(&store->table, key, variant);
+}
+
 /* What a request is about: the primary with all that is below, or one variant that is to go alone;
  * of the best one another must take the place. */
 static int find_removed_locked(struct larder_store *store, uint32_t *out, uint32_t tenant,
@@ -119,7 +127,9 @@ static int find_removed_locked(struct larder_store *store, uint32_t *out, uint32
                                enum larder_remove_pinned pinned)
 {
     bool all = variant == VARIANT_ALL;
-    *out = all ? table_find(&store->table, key) : table_find_variant(&store->table, key, variant);
+    *out = find_named(store, key, variant);
+    if (store->tenants[tenant].closed)
+        return larder_fail(-EBUSY, "the tenant is being purged; try again");
     if (!find_sees(store, *out, tenant))
         return larder_fail(LARDER_ENOTFOUND,
                            all ? "no entry of this key is stored" : "no such variant is stored");
@@ -139,22 +149,51 @@ static int find_removed_locked(struct larder_store *store, uint32_t *out, uint32
     return 0;
 }
 
-/* It may have been evicted just now, and come back with a crash before the index has learned of it:
- * who is told that it is not there must not meet it again. */
+/* It may have been evicted, or be about to be removed by another, and come back with a crash: who
+ * is told that it is not there must not meet it again. */
 static void tell_absent_later_locked(struct larder_store *store, struct removal *removal)
 {
     removal->completion.run = run_removal;
-    removal->err = LARDER_ENOTFOUND;
+    removal->generation = store->next_generation++;
     removal->next = store->absent;
     store->absent = removal;
+}
+
+/* Removals end in the order in which they began. */
+static bool is_older_under_way_locked(const struct larder_store *store, uint64_t generation)
+{
+    const struct group *groups[] = {store->syncing, store->filling};
+    const struct removal *oldest = store->removals;
+    for (uint32_t i = LARDER_COUNT_OF(groups); i-- > 0;) {
+        if (groups[i] && groups[i]->slices)
+            oldest = groups[i]->slices->removal;
+    }
+    return oldest && oldest->generation < generation;
+}
+
+/* A removal that failed has shown it again. */
+static int absent_error_locked(const struct larder_store *store, const struct removal *removal)
+{
+    uint32_t id = find_named(store, &removal->key, removal->variant);
+    if (store->read_only)
+        return LARDER_EREADONLY;
+    return find_sees(store, id, removal->tenant) &&
+                   table_entry(&store->table, id)->variant.generation < removal->generation
+               ? -EBUSY
+               : LARDER_ENOTFOUND;
 }
 
 void remove_tell_absent(struct larder_store *store)
 {
     pthread_mutex_lock(&store->lock);
-    while (store->absent) {
-        struct removal *removal = store->absent;
-        store->absent = removal->next;
+    for (struct removal **at = &store->absent; *at;) {
+        struct removal *removal = *at;
+        if (is_older_under_way_locked(store, removal->generation)) {
+            at = &removal->next;
+            continue;
+        }
+        *at = removal->next;
+        removal->err = absent_error_locked(store, removal);
         if (commit_is_behind(store))
             commit_hold_locked(store, removal);
         else
@@ -173,6 +212,9 @@ static void remove_record(struct larder_store *store, uint32_t tenant, const str
         return;
     }
     removal->why = LARDER_EVENT_REMOVED;
+    removal->tenant = tenant;
+    removal->key = *key;
+    removal->variant = variant;
     removal->done = done;
     removal->context = context;
     pthread_mutex_lock(&store->lock);

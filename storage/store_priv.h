@@ -221,6 +221,8 @@ struct removal {
     uint64_t removed;
     uint64_t generation;
     uint32_t tenant;
+    struct larder_key key; /* that a request names, and the variant, or all */
+    uint32_t variant;
     bool single;           /* one variant of a key, not the key */
     enum larder_event why; /* LARDER_EVENT_CORRUPT: stays doomed whatever happens */
     int err;
@@ -489,7 +491,7 @@ struct larder_store {
     uint64_t queued_bytes;
     struct removal *removals;
     struct removal **removals_end;
-    struct removal *absent; /* of what is not there: to be told */
+    struct removal *absent; /* of what is not seen: to be told when it cannot come back */
     struct marks marks;
     struct marks_waiting marks_waiting;
     uint32_t mark_moves;          /* of those in the queue and in groups */

@@ -484,26 +484,27 @@ START_TEST(who_removes_what_was_evicted_is_told_when_it_cannot_come_back)
 }
 END_TEST
 
-/* --- what is being read ----------------------------------------------------------------------- */
+/* --- requests that are held up ---------------------------------------------------------------- */
 
-static atomic_bool hold_reads;
-static struct larder_io_request *held_reads;
+/* Of this kind all are; -1: none. */
+static atomic_int held_op = -1;
+static struct larder_io_request *held;
 
 static void submit_or_hold(struct larder_io *io, struct larder_io_request *request)
 {
-    if (request->op != LARDER_IO_READ || !atomic_load(&hold_reads)) {
+    if (atomic_load(&held_op) != (int)request->op) {
         real_ops->submit(io, request);
         return;
     }
-    request->next = held_reads;
-    held_reads = request;
+    request->next = held;
+    held = request;
 }
 
 static int poll_held(struct larder_io *io, int timeout_ms)
 {
-    while (!atomic_load(&hold_reads) && held_reads) {
-        struct larder_io_request *request = held_reads;
-        held_reads = request->next;
+    while (atomic_load(&held_op) < 0 && held) {
+        struct larder_io_request *request = held;
+        held = request->next;
         request->next = NULL;
         real_ops->submit(io, request);
     }
@@ -523,7 +524,7 @@ START_TEST(what_is_read_while_it_is_evicted_is_waited_for)
     for (uint64_t seed = 1000; seed < 1112; seed += 2)
         fixture_put_chain(&f, seed, 1, 60000, LARDER_DURABLE);
     uint64_t before = fixture_stats(&f).evicted_ssd;
-    atomic_store(&hold_reads, true);
+    atomic_store(&held_op, LARDER_IO_READ);
     struct told reads[READS];
     uint32_t count = 0;
     for (uint64_t seed = 1000; seed < 1112 && count < READS; seed += 2) {
@@ -542,7 +543,7 @@ START_TEST(what_is_read_while_it_is_evicted_is_waited_for)
     for (int i = 0; i < 6; i++)
         pause_shortly();
     ck_assert_uint_le(fixture_stats(&f).evicted_ssd, before + 20);
-    atomic_store(&hold_reads, false);
+    atomic_store(&held_op, -1);
     larder_io_wake(f.options.io_override);
     ck_assert_int_eq(answer_of(&told), 0);
     for (uint32_t i = 0; i < count; i++) {
@@ -551,6 +552,45 @@ START_TEST(what_is_read_while_it_is_evicted_is_waited_for)
         sem_destroy(&reads[i].over);
     }
     sem_destroy(&told.over);
+    fixture_close(&f);
+}
+END_TEST
+
+static void tell_removed_one(void *context, int err, uint64_t removed)
+{
+    must(removed == 1);
+    tell(context, err);
+}
+
+/* It was told at once, before the tombstone was written, and a crash brought the entry back. */
+START_TEST(who_removes_what_is_being_removed_is_told_when_it_cannot_come_back)
+{
+    fixture_close(&f);
+    struct larder_io_ops ops = ops_of_the_disk();
+    ops.submit = submit_or_hold;
+    ops.poll = poll_held;
+    reopen_with(&ops);
+    fixture_put_chain(&f, 1, 1, 20000, LARDER_DURABLE);
+    fixture_commit(&f);
+    atomic_store(&held_op, LARDER_IO_WRITE);
+    struct told first;
+    struct told second;
+    sem_init(&first.over, 0, 0);
+    sem_init(&second.over, 0, 0);
+    struct larder_key key = block_key(1);
+    larder_store_remove(f.store, f.tenant.index, &key, LARDER_KEEP_PINNED, tell_removed_one,
+                        &first);
+    larder_store_remove(f.store, f.tenant.index, &key, LARDER_KEEP_PINNED, tell_removed, &second);
+    pause_shortly();
+    pause_shortly();
+    bool early = sem_trywait(&second.over) == 0;
+    atomic_store(&held_op, -1);
+    larder_io_wake(f.options.io_override);
+    ck_assert(!early);
+    ck_assert_int_eq(answer_of(&first), 0);
+    ck_assert_int_eq(answer_of(&second), LARDER_ENOTFOUND);
+    sem_destroy(&first.over);
+    sem_destroy(&second.over);
     fixture_close(&f);
 }
 END_TEST
@@ -736,6 +776,7 @@ int main(void)
     tcase_add_test(tcase, a_segment_whose_removal_failed_goes_the_next_time);
     tcase_add_test(tcase, a_limit_of_open_files_evicts);
     tcase_add_test(tcase, who_removes_what_was_evicted_is_told_when_it_cannot_come_back);
+    tcase_add_test(tcase, who_removes_what_is_being_removed_is_told_when_it_cannot_come_back);
     tcase_add_test(tcase, what_is_read_while_it_is_evicted_is_waited_for);
     tcase_add_test(tcase, a_chain_replaced_from_its_end_is_linked);
     tcase_add_test(tcase, a_chain_of_the_host_tier_goes_from_its_end);
