@@ -7,8 +7,9 @@
  * there is enough to gain, what still lives in the oldest segments is moved (move.c); their files
  * go, then those of the tombstones.
  *
- * It begins when segments in a row, from the oldest on, hold GAIN_SHARE of ssd_bytes in tombstones
- * and marks that say nothing any more, and no more than PRICE times as much that lives. So a byte
+ * It begins when segments in a row, from the oldest on, hold GAIN_SHARE of ssd_bytes in tombstones,
+ * marks that say nothing any more and records that died before a crash and were not punched (they
+ * count as tombstones here), and no more than PRICE times as much that lives. So a byte
  * of a tombstone costs at most PRICE bytes of moving, and in the long run tombstones take no more
  * than the larger of those two shares: of ssd_bytes, or of what lives in front of them.
  *
@@ -45,7 +46,7 @@ static uint64_t tombstone_bytes(const struct larder_store *store)
 {
     uint64_t bytes = 0;
     for (uint32_t i = 0; i < store->log.count; i++)
-        bytes += store->log.segments[i]->tombstone_bytes;
+        bytes += store->log.segments[i]->tombstone_bytes + store->log.segments[i]->stale_bytes;
     return bytes;
 }
 
@@ -66,7 +67,8 @@ static uint64_t bytes_to_gain(const struct segment *segment)
 {
     uint64_t kept = (uint64_t)(segment->mark_count + LARDER_MARKS_MAX - 1) / LARDER_MARKS_MAX *
                     LARDER_PAGE_BYTES;
-    return segment->tombstone_bytes > kept ? segment->tombstone_bytes - kept : 0;
+    uint64_t bytes = segment->tombstone_bytes + segment->stale_bytes;
+    return bytes > kept ? bytes - kept : 0;
 }
 
 /* The last segment of the shortest row that is worth it; NULL: none is. */

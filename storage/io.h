@@ -61,6 +61,8 @@ struct larder_io_ops {
     /* No request on it is in flight. */
     void (*close_file)(struct larder_io *io, struct larder_file *file);
     int (*file_bytes)(struct larder_io *io, struct larder_file *file, uint64_t *out);
+    /* What of it takes room on the disk. */
+    int (*disk_bytes)(struct larder_io *io, struct larder_file *file, uint64_t *out);
     /* Makes the file at least that long, with its space reserved; what was not written reads as
      * zeros. -ENOSPC. */
     int (*preallocate)(struct larder_io *io, struct larder_file *file, uint64_t bytes);

@@ -93,6 +93,16 @@ int io_posix_file_bytes(struct larder_io *io, struct larder_file *file, uint64_t
     return 0;
 }
 
+int io_posix_disk_bytes(struct larder_io *io, struct larder_file *file, uint64_t *out)
+{
+    (void)io;
+    struct stat st;
+    if (fstat(file->fd, &st) != 0)
+        return fail_errno("cannot stat", "segment file");
+    *out = (uint64_t)st.st_blocks * 512;
+    return 0;
+}
+
 int io_posix_preallocate(struct larder_io *io, struct larder_file *file, uint64_t bytes)
 {
     uint64_t now;

@@ -27,6 +27,7 @@ int io_posix_open_file(struct larder_io *io, struct larder_file **out, const cha
                        enum larder_io_open how);
 void io_posix_close_file(struct larder_io *io, struct larder_file *file);
 int io_posix_file_bytes(struct larder_io *io, struct larder_file *file, uint64_t *out);
+int io_posix_disk_bytes(struct larder_io *io, struct larder_file *file, uint64_t *out);
 int io_posix_preallocate(struct larder_io *io, struct larder_file *file, uint64_t bytes);
 int io_posix_truncate(struct larder_io *io, struct larder_file *file, uint64_t bytes);
 int io_posix_punch(struct larder_io *io, struct larder_file *file, uint64_t offset, uint64_t bytes);

@@ -313,6 +313,7 @@ static const struct larder_io_ops ring_ops = {
     .open_file = io_posix_open_file,
     .close_file = io_posix_close_file,
     .file_bytes = io_posix_file_bytes,
+    .disk_bytes = io_posix_disk_bytes,
     .preallocate = io_posix_preallocate,
     .truncate = io_posix_truncate,
     .punch = io_posix_punch,

@@ -1092,6 +1092,21 @@ void recovery_end(struct recovery *recovery)
     larder_free(recovery->carried);
 }
 
+/* Records that were dead when the last life ended, and not punched yet: they count until their
+ * segment goes. What else takes room is little: records of models, the file system's own. */
+static int count_stale(struct larder_store *store)
+{
+    for (uint32_t i = 0; i < store->log.count; i++) {
+        struct segment *segment = store->log.segments[i];
+        uint64_t known = segment->live_bytes + segment->tombstone_bytes + SEGMENT_HEADER_BYTES +
+                         (uint64_t)store->model_count * LARDER_PAGE_BYTES;
+        uint64_t bytes;
+        LARDER_TRY(store->io->ops->disk_bytes(store->io, segment->file, &bytes));
+        segment->stale_bytes = bytes > known + bytes / 256 ? bytes - known : 0;
+    }
+    return 0;
+}
+
 int recover_store(struct larder_store *store)
 {
     uint64_t began_us = now_us();
@@ -1102,6 +1117,8 @@ int recover_store(struct larder_store *store)
                               store->options.index_gate_context);
     int err = start_from_index(&recovery);
     recovery_end(&recovery);
+    if (err == 0)
+        err = count_stale(store);
     if (err < 0)
         return err;
     /* Much that was held until all was linked lies between what stays. */

@@ -377,7 +377,8 @@ uint64_t seglog_usage(const struct seglog *log)
         if (segment == log->open || !log->punches)
             bytes += segment->file_bytes;
         else
-            bytes += segment->live_bytes + segment->tombstone_bytes + SEGMENT_HEADER_BYTES;
+            bytes += segment->live_bytes + segment->tombstone_bytes + segment->stale_bytes +
+                     SEGMENT_HEADER_BYTES;
     }
     return bytes;
 }

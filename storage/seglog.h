@@ -55,6 +55,7 @@ struct segment {
     uint64_t committed_bytes; /* the index knows everything below */
     uint64_t live_bytes;      /* of records that the table names */
     uint64_t tombstone_bytes; /* and of marks */
+    uint64_t stale_bytes;     /* of records that died in an earlier life, and were not punched */
     uint32_t mark_count;      /* that hold; as of the last sweep */
     uint8_t salt[32];         /* of its header */
     bool has_salt;            /* it was found there */

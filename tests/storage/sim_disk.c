@@ -400,6 +400,22 @@ static int sim_file_bytes(struct larder_io *io, struct larder_file *file, uint64
     return err;
 }
 
+/* Pages of zeros are holes. */
+static int sim_disk_bytes(struct larder_io *io, struct larder_file *file, uint64_t *out)
+{
+    struct sim_disk *disk = disk_of(io);
+    pthread_mutex_lock(&disk->mutex);
+    const struct image *image = &file->inode->live;
+    *out = 0;
+    for (uint64_t at = 0; at < image->count; at += LARDER_PAGE_BYTES) {
+        uint64_t bytes = larder_min_u64(LARDER_PAGE_BYTES, image->count - at);
+        *out += larder_all_zero(image->bytes + at, bytes) ? 0 : bytes;
+    }
+    int err = disk->power_failed ? -EIO : 0;
+    pthread_mutex_unlock(&disk->mutex);
+    return err;
+}
+
 static bool has_room(const struct sim_disk *disk, const struct inode *inode, uint64_t bytes)
 {
     uint64_t more = bytes > inode->live.count ? bytes - inode->live.count : 0;
@@ -705,6 +721,7 @@ static const struct larder_io_ops sim_ops = {
     .open_file = sim_open_file,
     .close_file = sim_close_file,
     .file_bytes = sim_file_bytes,
+    .disk_bytes = sim_disk_bytes,
     .preallocate = sim_preallocate,
     .truncate = sim_truncate,
     .punch = sim_punch,

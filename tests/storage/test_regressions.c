@@ -393,6 +393,41 @@ START_TEST(a_segment_whose_removal_failed_goes_the_next_time)
 }
 END_TEST
 
+static int forget_to_punch(struct larder_io *io, struct larder_file *file, uint64_t offset,
+                           uint64_t bytes)
+{
+    (void)io, (void)file, (void)offset, (void)bytes;
+    return 0;
+}
+
+static void reopen_with(struct larder_io_ops *ops);
+static struct larder_io_ops ops_of_the_disk(void);
+
+/* They took room that nobody counted. */
+START_TEST(records_that_were_not_punched_before_a_crash_count)
+{
+    fixture_close(&f);
+    struct larder_io_ops ops = ops_of_the_disk();
+    ops.punch = forget_to_punch;
+    reopen_with(&ops);
+    uint64_t removed;
+    for (uint64_t seed = 1000; seed < 1056; seed++)
+        fixture_put_chain(&f, seed, 1, 60000, LARDER_DURABLE);
+    for (uint64_t seed = 1000; seed < 1056; seed++)
+        if (seed % 4 != 0)
+            ck_assert_int_eq(fixture_remove(&f, seed, &removed), 0);
+    reopen_by_recency();
+    ck_assert_uint_gt(fixture_stats(&f).segment_bytes, 6u << 20);
+    /* The store that goes on with them keeps its limit, and has their room back in time. */
+    for (int i = 0; i < 1000 && fixture_stats(&f).segment_bytes > 4u << 20; i++)
+        usleep(10000);
+    ck_assert_uint_le(fixture_stats(&f).segment_bytes, 4u << 20);
+    int err;
+    for (uint64_t seed = 1000; seed < 1056; seed++)
+        ck_assert_uint_eq(fixture_get_chain(&f, seed, 1, &err), seed % 4 == 0);
+}
+END_TEST
+
 static int open_few(struct larder_io *io, struct larder_file **out, const char *name,
                     enum larder_io_open how)
 {
@@ -774,6 +809,7 @@ int main(void)
     tcase_add_test(tcase, a_rebuild_knows_what_went_with_its_parent);
     tcase_add_test(tcase, a_new_tenant_keeps_nobody_waiting);
     tcase_add_test(tcase, a_segment_whose_removal_failed_goes_the_next_time);
+    tcase_add_test(tcase, records_that_were_not_punched_before_a_crash_count);
     tcase_add_test(tcase, a_limit_of_open_files_evicts);
     tcase_add_test(tcase, who_removes_what_was_evicted_is_told_when_it_cannot_come_back);
     tcase_add_test(tcase, who_removes_what_is_being_removed_is_told_when_it_cannot_come_back);
