@@ -257,7 +257,7 @@ static void take_dead(struct larder_store *store)
     pthread_mutex_unlock(&store->lock);
     const struct dead_list *dead = &commits->dead;
     count_dead(store, dead, false);
-    /* Marks are counted under the lock, all of them. */
+    /* Which marks hold is asked under the lock, for every segment. */
     if (store->sweep && seglog_may_have_dead(&store->log)) {
         count_marks(store);
         round->remove_count = seglog_dead(&store->log, round->removes, ROUND_REMOVES_MAX);

@@ -16,6 +16,8 @@ void marks_close(struct marks *marks)
     larder_free(marks->items);
     larder_free(marks->buckets);
     larder_free(marks->heap);
+    larder_free(marks->lists);
+    larder_free(marks->list_buckets);
     memset(marks, 0, sizeof(*marks));
 }
 
@@ -38,6 +40,27 @@ struct mark *marks_find(const struct marks *marks, uint32_t entry)
     return NULL;
 }
 
+static uint32_t *list_bucket_of(const struct marks *marks, uint32_t segment_id)
+{
+    return &marks->list_buckets[segment_id & (marks->bucket_count - 1)];
+}
+
+/* Into buckets of which there are marks->bucket_count; before, there were `old_count`. */
+static void move_lists(struct marks *marks, uint32_t *buckets, uint32_t old_count)
+{
+    uint32_t *old = marks->list_buckets;
+    marks->list_buckets = buckets;
+    for (uint32_t i = 0; i < old_count; i++) {
+        for (uint32_t at = old[i], next; at != 0; at = next) {
+            next = marks->lists[at].next;
+            uint32_t *bucket = list_bucket_of(marks, marks->lists[at].segment_id);
+            marks->lists[at].next = *bucket;
+            *bucket = at;
+        }
+    }
+    larder_free(old);
+}
+
 static bool grow(struct marks *marks)
 {
     uint32_t capacity = marks->capacity ? marks->capacity * 2 : CAPACITY_MIN;
@@ -49,13 +72,22 @@ static bool grow(struct marks *marks)
     if (!heap)
         return false;
     marks->heap = heap;
-    uint32_t *buckets = larder_alloc_zero(capacity, sizeof(*buckets));
-    if (!buckets)
+    struct mark_list *lists = larder_realloc(marks->lists, sizeof(*lists) * capacity);
+    if (!lists)
         return false;
+    marks->lists = lists;
+    uint32_t *buckets = larder_alloc_zero(capacity, sizeof(*buckets));
+    uint32_t *list_buckets = larder_alloc_zero(capacity, sizeof(*list_buckets));
+    if (!buckets || !list_buckets) {
+        larder_free(buckets);
+        larder_free(list_buckets);
+        return false;
+    }
     uint32_t old_count = marks->bucket_count;
     uint32_t *old = marks->buckets;
     marks->buckets = buckets;
     marks->bucket_count = capacity;
+    move_lists(marks, list_buckets, old_count);
     for (uint32_t i = 0; i < old_count; i++) {
         for (uint32_t at = old[i], next; at != 0; at = next) {
             next = items[at].next;
@@ -67,7 +99,7 @@ static bool grow(struct marks *marks)
     larder_free(old);
     marks->capacity = capacity;
     if (marks->end == 0)
-        marks->end = 1;
+        marks->end = marks->list_end = 1;
     return true;
 }
 
@@ -93,6 +125,7 @@ void marks_remove(struct marks *marks, struct mark *mark)
 {
     uint32_t item = (uint32_t)(mark - marks->items);
     marks_schedule(marks, mark, 0);
+    marks_settle(marks, mark, 0);
     uint32_t *at = bucket_of(marks, mark->entry);
     while (*at != item)
         at = &marks->items[*at].next;
@@ -109,6 +142,91 @@ struct mark *marks_next(const struct marks *marks, uint32_t *at)
             return &marks->items[*at];
     }
     return NULL;
+}
+
+/* --- by segment ------------------------------------------------------------------------------- */
+
+/* Where the number of the segment's list stands, or the 0 at the end of its chain. */
+static uint32_t *find_list(const struct marks *marks, uint32_t segment_id)
+{
+    uint32_t *at = list_bucket_of(marks, segment_id);
+    while (*at != 0 && marks->lists[*at].segment_id != segment_id)
+        at = &marks->lists[*at].next;
+    return at;
+}
+
+static void leave_list(struct marks *marks, const struct mark *mark)
+{
+    uint32_t *at = find_list(marks, mark->segment_id);
+    struct mark_list *list = &marks->lists[*at];
+    if (mark->segment_next != 0)
+        marks->items[mark->segment_next].segment_last = mark->segment_last;
+    if (mark->segment_last != 0)
+        marks->items[mark->segment_last].segment_next = mark->segment_next;
+    else
+        list->first = mark->segment_next;
+    if (--list->count > 0)
+        return;
+    uint32_t free = *at;
+    *at = list->next;
+    list->next = marks->list_free;
+    marks->list_free = free;
+}
+
+static void join_list(struct marks *marks, struct mark *mark)
+{
+    uint32_t *at = find_list(marks, mark->segment_id);
+    if (*at == 0) {
+        uint32_t fresh = marks->list_free;
+        if (fresh != 0)
+            marks->list_free = marks->lists[fresh].next;
+        else
+            fresh = marks->list_end++;
+        marks->lists[fresh] = (struct mark_list){.segment_id = mark->segment_id};
+        *at = fresh;
+    }
+    struct mark_list *list = &marks->lists[*at];
+    uint32_t item = (uint32_t)(mark - marks->items);
+    mark->segment_next = list->first;
+    mark->segment_last = 0;
+    if (list->first != 0)
+        marks->items[list->first].segment_last = item;
+    list->first = item;
+    list->count++;
+}
+
+void marks_settle(struct marks *marks, struct mark *mark, uint32_t segment_id)
+{
+    if (mark->segment_id == segment_id)
+        return;
+    if (mark->segment_id != 0)
+        leave_list(marks, mark);
+    mark->segment_id = segment_id;
+    if (segment_id != 0)
+        join_list(marks, mark);
+}
+
+static const struct mark_list *list_of(const struct marks *marks, uint32_t segment_id)
+{
+    uint32_t at = marks->count > 0 ? *find_list(marks, segment_id) : 0;
+    return at != 0 ? &marks->lists[at] : NULL;
+}
+
+uint32_t marks_count_of(const struct marks *marks, uint32_t segment_id)
+{
+    const struct mark_list *list = list_of(marks, segment_id);
+    return list ? list->count : 0;
+}
+
+struct mark *marks_first_of(const struct marks *marks, uint32_t segment_id)
+{
+    const struct mark_list *list = list_of(marks, segment_id);
+    return list ? &marks->items[list->first] : NULL;
+}
+
+struct mark *marks_next_of(const struct marks *marks, const struct mark *mark)
+{
+    return mark->segment_next ? &marks->items[mark->segment_next] : NULL;
 }
 
 /* --- by time ---------------------------------------------------------------------------------- */
@@ -206,6 +324,29 @@ bool mark_is_valid(const struct larder_mark_value *value)
            value->pinned <= 1 && larder_all_zero(value->reserved, sizeof(value->reserved));
 }
 
+/* M3, from the list that the mark is in. */
+static bool is_in_its_list(const struct marks *marks, const struct mark *mark)
+{
+    if (mark->segment_id == 0)
+        return true;
+    const struct mark *first = marks_first_of(marks, mark->segment_id);
+    if (!first)
+        return false;
+    const struct mark *before = mark->segment_last ? &marks->items[mark->segment_last] : NULL;
+    return before ? before->segment_id == mark->segment_id && marks_next_of(marks, before) == mark
+                  : first == mark;
+}
+
+/* As many in the list as it says. */
+static bool is_list_whole(const struct marks *marks, const struct mark *first)
+{
+    uint32_t left = marks_count_of(marks, first->segment_id);
+    const struct mark *mark = first;
+    for (; mark && left > 0; left--)
+        mark = marks_next_of(marks, mark);
+    return !mark && left == 0;
+}
+
 int marks_check(const struct marks *marks)
 {
     uint32_t count = 0;
@@ -215,6 +356,10 @@ int marks_check(const struct marks *marks)
         if (marks_find(marks, mark->entry) != mark)
             return larder_fail(LARDER_ECORRUPT, "marks: that of entry %u is not found",
                                mark->entry);
+        if (!is_in_its_list(marks, mark) ||
+            (mark->segment_id != 0 && mark->segment_last == 0 && !is_list_whole(marks, mark)))
+            return larder_fail(LARDER_ECORRUPT, "marks: that of entry %u is not among segment %u's",
+                               mark->entry, mark->segment_id);
         if (mark->heap_at == NOT_IN_HEAP)
             continue;
         scheduled++;

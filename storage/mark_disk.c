@@ -25,6 +25,8 @@
 
 /* Of one batch for the index. */
 #define ROWS_MAX 400u
+/* Written again in one go: the lock is held, and other marks wait behind them. */
+#define MOVES_MAX (10u * LARDER_MARKS_MAX)
 
 /* --- the queue -------------------------------------------------------------------------------- */
 
@@ -276,7 +278,7 @@ void mark_batch_done_locked(struct larder_store *store, struct mark_batch *batch
         uint32_t id = table_find(&store->table, &write->key);
         struct mark *mark = id != TABLE_NONE ? mark_of(store, id) : NULL;
         if (err == 0 && mark && mark->value.generation == write->value.generation)
-            mark->segment_id = segment_id;
+            marks_settle(&store->marks, mark, segment_id);
         finish_write_locked(store, write, err);
     }
 }
@@ -286,24 +288,16 @@ void mark_batch_done_locked(struct larder_store *store, struct mark_batch *batch
 void mark_count_homes_locked(struct larder_store *store)
 {
     for (uint32_t i = 0; i < store->log.count; i++)
-        store->log.segments[i]->mark_count = 0;
-    uint32_t at = 0;
-    for (const struct mark *mark; (mark = marks_next(&store->marks, &at));) {
-        struct segment *segment =
-            mark->segment_id ? seglog_find(&store->log, mark->segment_id) : NULL;
-        if (segment)
-            segment->mark_count++;
-    }
+        store->log.segments[i]->mark_count =
+            marks_count_of(&store->marks, store->log.segments[i]->id);
 }
 
 void mark_move_out_locked(struct larder_store *store, uint32_t segment_id)
 {
     if (store->mark_moves > 0)
         return;
-    uint32_t at = 0;
-    for (const struct mark *mark; (mark = marks_next(&store->marks, &at));) {
-        if (mark->segment_id != segment_id)
-            continue;
+    const struct mark *mark = marks_first_of(&store->marks, segment_id);
+    for (; mark && store->mark_moves < MOVES_MAX; mark = marks_next_of(&store->marks, mark)) {
         const struct entry *entry = table_entry(&store->table, mark->entry);
         struct mark_write *write = mark_new_write(&entry->key, entry->tenant);
         if (!write)

@@ -368,7 +368,7 @@ int mark_recovered(struct larder_store *store, uint32_t id, const struct larder_
         return larder_fail(-ENOMEM, "marks: no memory");
     entry->flags |= ENTRY_MARKED;
     mark->value = *stored;
-    mark->segment_id = segment_id;
+    marks_settle(&store->marks, mark, segment_id);
     read_times(&store->clock, &mark->value);
     return 1;
 }

@@ -637,7 +637,8 @@ void mark_batch_done_locked(struct larder_store *store, struct mark_batch *batch
                             uint32_t segment_id, int err);
 /* Storage thread: how many marks that hold stand in each segment. */
 void mark_count_homes_locked(struct larder_store *store);
-/* Storage thread: writes those of a segment again, unless some are on their way already. */
+/* Storage thread: writes some of a segment's again, unless some are on their way already. When they
+ * are written there is another sweep, and so the next. */
 void mark_move_out_locked(struct larder_store *store, uint32_t segment_id);
 
 /* tiers.c */

@@ -133,23 +133,6 @@ static pid_t spawn(struct fixture *fixture, const char *const *arguments)
     return pid;
 }
 
-static int wait_exit(pid_t pid)
-{
-    int status;
-    for (int waited = 0; waited < WAIT_MS; waited += 5) {
-        pid_t got = waitpid(pid, &status, WNOHANG);
-        if (got == pid)
-            return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
-        if (got < 0)
-            die("waitpid", "larderd");
-        sleep_ms(5);
-    }
-    kill(pid, SIGKILL);
-    errno = ETIMEDOUT;
-    die("larderd does not end", "");
-    return -1;
-}
-
 static void show_log(const struct fixture *fixture)
 {
     char line[1024];
@@ -158,6 +141,36 @@ static void show_log(const struct fixture *fixture)
         fprintf(stderr, "larderd| %s", line);
     if (file)
         fclose(file);
+}
+
+static int wait_ms(const struct fixture *fixture)
+{
+    return fixture->wait_ms ? fixture->wait_ms : WAIT_MS;
+}
+
+static void give_up(const struct fixture *fixture, const char *what)
+{
+    char message[64];
+    show_log(fixture);
+    snprintf(message, sizeof(message), "waited %d ms for larderd to %s", wait_ms(fixture), what);
+    errno = ETIMEDOUT;
+    die(message, fixture->config_path);
+}
+
+static int wait_exit(const struct fixture *fixture, pid_t pid)
+{
+    int status;
+    for (int waited = 0; waited < wait_ms(fixture); waited += 5) {
+        pid_t got = waitpid(pid, &status, WNOHANG);
+        if (got == pid)
+            return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
+        if (got < 0)
+            die("waitpid", "larderd");
+        sleep_ms(5);
+    }
+    kill(pid, SIGKILL);
+    give_up(fixture, "end");
+    return -1;
 }
 
 static bool somebody_listens(const char *path)
@@ -176,7 +189,7 @@ int fixture_try_restart(struct fixture *fixture)
 {
     const char *const arguments[] = {"--config", fixture->config_path, NULL};
     fixture->pid = spawn(fixture, arguments);
-    for (int waited = 0; waited < WAIT_MS; waited += 5) {
+    for (int waited = 0; waited < wait_ms(fixture); waited += 5) {
         int status;
         if (somebody_listens(fixture->control_socket))
             return 0;
@@ -187,8 +200,7 @@ int fixture_try_restart(struct fixture *fixture)
         }
         sleep_ms(5);
     }
-    errno = ETIMEDOUT;
-    die("larderd neither serves nor ends", fixture->config_path);
+    give_up(fixture, "serve or end");
     return -1;
 }
 
@@ -209,20 +221,20 @@ void fixture_start(struct fixture *fixture, const char *config)
 
 int fixture_run(struct fixture *fixture, const char *const *arguments)
 {
-    return wait_exit(spawn(fixture, arguments));
+    return wait_exit(fixture, spawn(fixture, arguments));
 }
 
 void fixture_kill(struct fixture *fixture)
 {
     kill(fixture->pid, SIGKILL);
-    wait_exit(fixture->pid);
+    wait_exit(fixture, fixture->pid);
     fixture->pid = 0;
 }
 
 int fixture_terminate(struct fixture *fixture)
 {
     kill(fixture->pid, SIGTERM);
-    int code = wait_exit(fixture->pid);
+    int code = wait_exit(fixture, fixture->pid);
     fixture->pid = 0;
     return code;
 }

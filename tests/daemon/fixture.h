@@ -26,6 +26,7 @@ struct fixture {
     const char *program;       /* of the build; NULL: larderd */
     const char *const *prefix; /* a program and its arguments that run it in their place, NULL at
                                   the end: strace -D; NULL: none */
+    int wait_ms;               /* for a start or an end, before the test aborts; 0: 30 s */
 };
 
 /* Starts on a fresh directory. `config` (NULL: nothing) stands behind small defaults and may name

@@ -18,6 +18,9 @@
 #define PINNED 1000u
 #define OTHERS 2000u
 #define SMALL  100000u
+#define MARKED 50000u
+#define CHAINS 10u
+#define LONG   90u
 /* At once: their tombstones are apart, their commits are not. */
 #define AT_ONCE 32u
 #define ROUNDS  130u /* 4,160 pages of tombstones: more than 16 MiB */
@@ -84,9 +87,9 @@ static void one_is_removed(void *context, int err, uint64_t removed)
     one_is_over(context, err);
 }
 
-static void begin_all(void)
+static void begin_all(uint32_t count)
 {
-    under_way = AT_ONCE;
+    under_way = count;
     first_err = 0;
 }
 
@@ -103,7 +106,7 @@ static void put_and_remove(uint64_t first)
 {
     for (uint32_t i = 0; i < AT_ONCE; i++)
         fixture_put_chain(&f, first + i, 1, 64, i + 1 < AT_ONCE ? LARDER_CACHED : LARDER_DURABLE);
-    begin_all();
+    begin_all(AT_ONCE);
     for (uint32_t i = 0; i < AT_ONCE; i++) {
         struct larder_key key = block_key(first + i);
         larder_store_remove(f.store, f.tenant.index, &key, LARDER_KEEP_PINNED, one_is_removed,
@@ -165,17 +168,61 @@ START_TEST(tombstones_behind_a_pinned_block_go)
 END_TEST
 
 /* One after the other, each in a page of its own: the last one holds. */
-START_TEST(marks_behind_a_pinned_block_go)
+static void mark_again_and_again(uint32_t count)
 {
-    for (uint64_t i = 0; i < ROUNDS * AT_ONCE; i++) {
+    for (uint32_t i = 0; i < count; i++) {
         const struct larder_mark change = {.fields = LARDER_MARK_PRIORITY,
                                            .priority = (int)(i % 8)};
         ck_assert_int_eq(fixture_mark(&f, OTHERS + 29, &change), 0);
         usleep(300); /* a sync takes as long, but on this disk */
     }
+}
+
+START_TEST(marks_behind_a_pinned_block_go)
+{
+    mark_again_and_again(ROUNDS * AT_ONCE);
     ck_assert_uint_eq(fixture_stats(&f).evicted_ssd, 0);
     wait_until_small(7 << 20);
     all_is_there_in_every_life();
+}
+END_TEST
+
+static void mark_all(void)
+{
+    const struct larder_mark change = {.fields = LARDER_MARK_PRIORITY, .priority = 5};
+    begin_all(CHAINS * LONG);
+    for (uint32_t i = 0; i < CHAINS * LONG; i++) {
+        struct larder_key key = block_key(MARKED + i / LONG * 1000 + i % LONG);
+        larder_store_mark(f.store, f.tenant.index, &key, &change, one_is_over, NULL);
+    }
+    wait_for_all();
+}
+
+static void all_are_marked(void)
+{
+    for (uint32_t i = 0; i < CHAINS * LONG; i++) {
+        struct larder_entry_info info;
+        struct larder_key key = block_key(MARKED + i / LONG * 1000 + i % LONG);
+        ck_assert_int_eq(larder_store_find(f.store, &info, &key), 0);
+        ck_assert_int_eq(info.priority, 5);
+    }
+}
+
+/* Their records share pages, so they stand in one segment, and more of them than move at once. */
+START_TEST(many_marks_of_one_segment_move)
+{
+    f.options.ssd_bytes = 32 << 20;
+    reopen();
+    for (uint32_t chain = 0; chain < CHAINS; chain++)
+        fixture_put_chain(&f, MARKED + chain * 1000, LONG, 64, LARDER_DURABLE);
+    mark_all();
+    mark_again_and_again(ROUNDS * AT_ONCE);
+    ck_assert_uint_eq(fixture_stats(&f).evicted_ssd, 0);
+    ck_assert_uint_gt(fixture_stats(&f).cleared, CHAINS * LONG);
+    wait_until_small(16 << 20);
+    all_are_marked();
+    all_is_there_in_every_life();
+    all_are_marked();
 }
 END_TEST
 
@@ -187,6 +234,7 @@ int main(void)
     tcase_set_timeout(tcase, 240);
     tcase_add_test(tcase, tombstones_behind_a_pinned_block_go);
     tcase_add_test(tcase, marks_behind_a_pinned_block_go);
+    tcase_add_test(tcase, many_marks_of_one_segment_move);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);

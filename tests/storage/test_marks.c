@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/error.h"
@@ -711,6 +712,8 @@ START_TEST(many_marks)
 {
     struct marks marks = {0};
     static uint64_t due[5000];
+    static uint32_t home[5000];
+    uint32_t counts[40] = {0};
     uint64_t state = 1;
     for (int round = 0; round < 60000; round++) {
         state = state * 6364136223846793005u + 1442695040888963407u;
@@ -720,10 +723,18 @@ START_TEST(many_marks)
         if (one && (state >> 33) % 3 == 0) {
             marks_remove(&marks, one);
             due[entry] = 0;
+            counts[home[entry]]--;
+            home[entry] = 0;
             continue;
         }
         if (!one)
             one = marks_add(&marks, entry);
+        else
+            counts[home[entry]]--;
+        /* Numbers of segments far apart share buckets. */
+        home[entry] = (uint32_t)(state >> 12) % 40;
+        counts[home[entry]]++;
+        marks_settle(&marks, one, home[entry] << 20);
         due[entry] = 1 + (state >> 20) % 1000;
         marks_schedule(&marks, one, due[entry]);
         if (round % 1000 == 0)
@@ -739,8 +750,73 @@ START_TEST(many_marks)
     uint32_t at = 0;
     while (marks_next(&marks, &at))
         ck_assert_uint_ne(due[marks.items[at].entry], 0);
+    for (uint32_t segment = 1; segment < 40; segment++) {
+        ck_assert_uint_eq(marks_count_of(&marks, segment << 20), counts[segment]);
+        const struct mark *one = marks_first_of(&marks, segment << 20);
+        for (; one; one = marks_next_of(&marks, one), counts[segment]--)
+            ck_assert_uint_eq(home[one->entry], segment);
+        ck_assert_uint_eq(counts[segment], 0);
+    }
+    ck_assert_uint_eq(marks_count_of(&marks, 40u << 20), 0);
     ck_assert_int_eq(marks_check(&marks), 0);
     marks_close(&marks);
+}
+END_TEST
+
+static bool slow_build(void)
+{
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+    return true;
+#else
+    return false;
+#endif
+}
+
+static uint64_t thread_us(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+    return (uint64_t)time.tv_sec * 1000000 + (uint64_t)time.tv_nsec / 1000;
+}
+
+static uint64_t longest_us;
+
+static void look_at_clock(uint64_t since_us)
+{
+    uint64_t us = thread_us() - since_us;
+    longest_us = us > longest_us ? us : longest_us;
+}
+
+/* What is done under the store's lock, each by itself, in the processor's time. */
+START_TEST(many_marks_hold_nobody_up)
+{
+    const uint32_t count = 100000, segments = 1000;
+    struct marks marks = {0};
+    for (uint32_t entry = 1; entry <= count; entry++) {
+        uint64_t since_us = thread_us();
+        struct mark *one = marks_add(&marks, entry);
+        marks_settle(&marks, one, 1 + entry % segments);
+        look_at_clock(since_us);
+    }
+    uint64_t since_us = thread_us();
+    uint32_t sum = 0;
+    for (uint32_t segment = 1; segment <= segments; segment++)
+        sum += marks_count_of(&marks, segment);
+    look_at_clock(since_us);
+    ck_assert_uint_eq(sum, count);
+    /* All into one segment, and the last of them out of it again. */
+    for (uint32_t entry = 1; entry <= count; entry++)
+        marks_settle(&marks, marks_find(&marks, entry), 5000);
+    since_us = thread_us();
+    ck_assert_uint_eq(marks_count_of(&marks, 5000), count);
+    marks_settle(&marks, marks_find(&marks, 1), 0);
+    marks_remove(&marks, marks_find(&marks, count));
+    look_at_clock(since_us);
+    ck_assert_uint_eq(marks_count_of(&marks, 5000), count - 2);
+    ck_assert_int_eq(marks_check(&marks), 0);
+    marks_close(&marks);
+    printf("longest with %u marks: %llu us\n", count, (unsigned long long)longest_us);
+    ck_assert_uint_lt(longest_us, slow_build() ? 50000 : 5000);
 }
 END_TEST
 
@@ -773,6 +849,7 @@ int main(void)
     suite_add_tcase(suite, cases);
     TCase *table = tcase_create("side table");
     tcase_add_test(table, many_marks);
+    tcase_add_test(table, many_marks_hold_nobody_up);
     suite_add_tcase(suite, table);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);
