@@ -28,6 +28,7 @@
 
 #define NAME_DIGITS         64
 #define FILE_TAIL           ".safetensors"
+#define UNFINISHED_TAIL     FILE_TAIL ".new" /* larder_file_replace() */
 #define DEFAULTS_FILE       "defaults"
 #define DEFAULTS_BYTES_MAX  (LARDER_PROFILES_MAX * 2 * (NAME_DIGITS + 1))
 #define DEFAULTS_LINE_BYTES (2 * (NAME_DIGITS + 1))
@@ -197,21 +198,34 @@ static struct known *new_known(const uint8_t name[32], uint64_t bytes)
     return known;
 }
 
+/* What larder_file_replace() had not renamed when a daemon was killed. */
+static void remove_unfinished(const char *path)
+{
+    if (unlink(path) < 0)
+        larder_log(LARDER_LOG_WARN, "%s is of an addition that did not end, and stays: %m", path);
+    else
+        larder_log(LARDER_LOG_INFO, "%s was of an addition that did not end: removed", path);
+}
+
 static int note_file(struct profiles *profiles, const char *name)
 {
     char path[PATH_MAX];
     uint8_t digits[32];
     struct stat stat;
     char hex[NAME_DIGITS + 1];
-    if (strlen(name) != NAME_DIGITS + strlen(FILE_TAIL) ||
-        strcmp(name + NAME_DIGITS, FILE_TAIL) != 0)
+    snprintf(hex, sizeof(hex), "%s", name);
+    if (strlen(name) < NAME_DIGITS || larder_unhex(digits, sizeof(digits), hex) < 0)
         return 0;
-    memcpy(hex, name, NAME_DIGITS);
-    hex[NAME_DIGITS] = 0;
+    const char *tail = name + NAME_DIGITS;
+    const bool is_unfinished = strcmp(tail, UNFINISHED_TAIL) == 0;
     snprintf(path, sizeof(path), "%s/%s", profiles->directory, name);
-    if (larder_unhex(digits, sizeof(digits), hex) < 0 || lstat(path, &stat) < 0 ||
+    if ((!is_unfinished && strcmp(tail, FILE_TAIL) != 0) || lstat(path, &stat) < 0 ||
         !S_ISREG(stat.st_mode))
         return 0;
+    if (is_unfinished) {
+        remove_unfinished(path);
+        return 0;
+    }
     if (stat.st_size <= 0 || (uint64_t)stat.st_size > LARDER_PROFILE_BYTES_MAX ||
         profiles->count == LARDER_PROFILES_MAX) {
         larder_log(LARDER_LOG_WARN, "%s is empty, too large or one too many: passed over", path);
@@ -402,7 +416,7 @@ static void drop_damaged_locked(struct profiles *profiles, const uint8_t name[32
     for (uint32_t i = 0; i < profiles->count; i++) {
         struct known *known = profiles->known[i];
         if (memcmp(known->name, name, sizeof(known->name)) != 0 || known->profile ||
-            load(profiles, known) == 0)
+            known->leaves || load(profiles, known) == 0)
             continue;
         profiles->known[i] = profiles->known[--profiles->count];
         larder_free(known);

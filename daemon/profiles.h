@@ -19,7 +19,8 @@
 struct larder_profile;
 struct profiles;
 
-/* Looks at what is there; `store_directory` exists, and outlives this. */
+/* Looks at what is there, and takes away what an addition left that did not end; `store_directory`
+ * exists, and outlives this. */
 int profiles_open(struct profiles **out, const char *store_directory);
 /* Nobody holds one any more. */
 void profiles_close(struct profiles *profiles);
