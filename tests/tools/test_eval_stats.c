@@ -17,6 +17,10 @@ START_TEST(test_kl)
     const float q[] = {logf(.25f), logf(.5f), logf(.25f)};
     NEAR(eval_kl(p, q, 3), .25 * M_LN2);
     ck_assert_double_eq(eval_kl(p, p, 3), 0);
+    /* Logits that are no numbers must not look as good as the same distribution. */
+    const float broken[] = {NAN, NAN, NAN};
+    ck_assert(!isfinite(eval_kl(p, broken, 3)));
+    ck_assert(!isfinite(eval_kl(broken, p, 3)));
     ck_assert_uint_eq(eval_largest(p, 3), 0);
     ck_assert_uint_eq(eval_largest(q, 3), 1);
     const float tied[] = {1, 2, 2};

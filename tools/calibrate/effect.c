@@ -84,5 +84,8 @@ int effect_measure(struct effect *effect, double *kl)
     for (uint64_t i = 0; i < (uint64_t)EFFECT_TOKENS * effect->calibration->config->vocab; i++)
         sum += exp((double)effect->full[i]) * ((double)effect->full[i] - (double)effect->logits[i]);
     *kl = sum / EFFECT_TOKENS;
+    if (!isfinite(*kl))
+        return larder_fail(-ERANGE, "the model's logits are no numbers behind what was rounded, or "
+                                    "before");
     return 0;
 }

@@ -388,7 +388,11 @@ int eval_engine_compare(struct eval_engine *engine, const uint8_t *planes,
             uint32_t place = run->place + token - run->scored;
             uint32_t came = run->tokens[token + 1];
             eval_log_softmax(here, here, vocab);
-            figures->kl[place] = (float)eval_kl(reference, here, vocab);
+            double kl = eval_kl(reference, here, vocab);
+            if (!isfinite(kl))
+                return larder_fail(-ERANGE, "the model's logits are no numbers behind what came "
+                                            "back, or before");
+            figures->kl[place] = (float)kl;
             figures->nats[place] = reference[came] - here[came];
             figures->agree[place] = eval_largest(reference, vocab) == eval_largest(here, vocab);
         }

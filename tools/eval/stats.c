@@ -30,7 +30,7 @@ double eval_kl(const float *log_p, const float *log_q, uint32_t count)
     double sum = 0;
     for (uint32_t i = 0; i < count; i++)
         sum += exp((double)log_p[i]) * ((double)log_p[i] - (double)log_q[i]);
-    return sum > 0 ? sum : 0;
+    return sum < 0 ? 0 : sum; /* what is no number stays so */
 }
 
 static int compare_floats(const void *a, const void *b)

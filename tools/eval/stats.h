@@ -12,7 +12,7 @@
 /* log(softmax(logits)); `out` may be `logits`. */
 void eval_log_softmax(float *out, const float *logits, uint32_t count);
 /* KL(p || q) in nats of two distributions given by their logarithms; never negative, 0 when they
- * are the same. */
+ * are the same; no number, or infinite, when one of them is no distribution. */
 double eval_kl(const float *log_p, const float *log_q, uint32_t count);
 /* Index of the first largest. */
 uint32_t eval_largest(const float *x, uint32_t count);
