@@ -174,6 +174,7 @@ void scrub_open(struct scrub *scrub, struct larderd *daemon, enum scrub_kind kin
     scrub->daemon = daemon;
     scrub->kind = kind;
     scrub->job.run = list_run;
+    scrub->segments_max = GC_SEGMENTS_MAX;
     if (kind == SCRUB_MOVE)
         return;
     scrub->state.whole_s = read_stamp(scrub);
@@ -195,7 +196,7 @@ static bool gc_is_due(struct scrub *scrub)
     uint64_t segment_bytes = scrub->daemon->config.segment_bytes;
     bool dead =
         stats.segment_bytes > 2 * stats.record_bytes_ssd + GC_SEGMENTS_SPARE * segment_bytes;
-    bool many = stats.segments > GC_SEGMENTS_MAX &&
+    bool many = stats.segments > scrub->segments_max &&
                 stats.segments * segment_bytes > 2 * stats.record_bytes_ssd;
     return !stats.read_only && (dead || many);
 }

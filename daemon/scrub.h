@@ -36,6 +36,7 @@ enum scrub_kind {
 struct scrub {
     enum scrub_kind kind;
     struct wire_admin_scrub_ok state;
+    uint32_t segments_max; /* of gc: with more of them it begins by itself */
     uint32_t live_percent; /* this and the next three: of gc */
     uint64_t moved;
     uint64_t moved_bytes;
