@@ -30,6 +30,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
         "choose map=kvtuner{kivi2}{kivi4}{kivi8}",
         "reorder by=bfp | quant",
         "kvquant3",
+        "larder",
+        "rotatekv2",
+        "cachegen2",
     };
     uint8_t *copy = fuzz_copy(data, bytes);
     struct larder_profile *profile;
