@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* rebuild.c - the table from segments alone, when there is no index or a damaged one.
  *
- * Every segment is read head by head, stepping over sections; the newest is verified whole, because
- * only there can writes have been cut short (space.c). Where no valid head stands (a
- * hole that was punched, damage) the next page that begins like a record is looked for. Of two
+ * Every segment is read head by head, stepping over sections. Verified whole are those in which
+ * writes may have been cut short: the newest (space.c), and one without a header, which was written
+ * with its first group and lost with it, or damaged since. Where no valid head stands (a hole that
+ * was punched, damage) the next page that begins like a record is looked for. Of two
  * records of a key the newer one wins, after it was verified whole; tombstones remove what is older
  * than they are, and what is behind it; what has no parent goes.
  *
@@ -128,15 +129,16 @@ static int take_entry(struct recovery *recovery, const struct larder_record *rec
     return 0;
 }
 
-static int scan_segment(struct rebuild *rebuild, struct segment *segment, bool newest)
+static int scan_segment(struct rebuild *rebuild, struct segment *segment)
 {
     struct recovery *recovery = rebuild->recovery;
+    bool cut_short = segment->blank || segment == seglog_newest(&recovery->store->log);
     uint64_t offset = SEGMENT_HEADER_BYTES;
     uint64_t last_end = larder_min_u64(SEGMENT_HEADER_BYTES, segment->end_bytes);
     while (offset < segment->end_bytes) {
         const struct larder_record *record;
         int err =
-            recovery_next(recovery, &record, segment, &offset, newest ? READ_WHOLE : READ_HEAD);
+            recovery_next(recovery, &record, segment, &offset, cut_short ? READ_WHOLE : READ_HEAD);
         if (err == LARDER_ECORRUPT) {
             LARDER_TRY(scan_resync(&recovery->scan, &offset, segment, offset + LARDER_PAGE_BYTES));
             continue;
@@ -270,8 +272,7 @@ int rebuild_table(struct recovery *recovery)
     struct rebuild rebuild = {.recovery = recovery};
     int err = 0;
     for (uint32_t i = 0; i < store->log.count && err == 0; i++)
-        err = scan_segment(&rebuild, store->log.segments[i],
-                           store->log.segments[i] == seglog_newest(&store->log));
+        err = scan_segment(&rebuild, store->log.segments[i]);
     if (err == 0) {
         apply_removed(&rebuild);
         drop_unknown_models(recovery);

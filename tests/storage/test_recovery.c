@@ -515,6 +515,36 @@ START_TEST(a_blank_segment_is_not_the_newest)
 }
 END_TEST
 
+/* Power failed before the first sync of all: neither the segment's header nor the index is there,
+ * and of two records one is torn behind its head. */
+START_TEST(without_a_header_records_are_taken_when_whole)
+{
+    bool sealed = f.options.key_file != NULL; /* what opens the records is lost with the header */
+    fixture_put_chain(&f, 1, 1, 9000, LARDER_DURABLE);
+    fixture_put_chain(&f, 50, 1, 9000, LARDER_DURABLE);
+    struct larder_entry_info torn = info_of(1);
+    fixture_close(&f);
+    fixture_flip(&f, torn.segment_id, torn.segment_page * 4096ull + 12000);
+    char path[SCRATCH_PATH_BYTES + 32];
+    snprintf(path, sizeof(path), "%s/segments/00000001.seg", f.path);
+    int fd = open(path, O_WRONLY);
+    ck_assert_int_ge(fd, 0);
+    static const uint8_t zeros[4096];
+    ck_assert_int_eq(pwrite(fd, zeros, sizeof(zeros), 0), sizeof(zeros));
+    close(fd);
+    fixture_remove_index(&f);
+    ck_assert_int_eq(fixture_open(&f), 0);
+    for (int start = 0; start < 2; start++) {
+        int err;
+        check();
+        ck_assert(!fixture_has(&f, 1));
+        ck_assert_uint_eq(fixture_get_chain(&f, 50, 1, &err), sealed ? 0 : 1);
+        ck_assert_uint_eq(fixture_stats(&f).corrupt, 0);
+        fixture_reopen(&f);
+    }
+}
+END_TEST
+
 /* A newer segment exists only when this tail was given up; what was in it may have been removed
  * since. */
 START_TEST(a_tail_of_an_older_segment_is_cut)
@@ -624,6 +654,7 @@ int main(void)
     tcase_add_test(tcase, a_bad_section_in_the_tail_costs_its_record);
     tcase_add_test(tcase, a_bad_head_in_the_tail_costs_its_record);
     tcase_add_test(tcase, a_blank_segment_is_not_the_newest);
+    tcase_add_test(tcase, without_a_header_records_are_taken_when_whole);
     tcase_add_loop_test(tcase, a_pin_holds_for_a_record_that_lost_its_mark, 0, 4);
     tcase_add_test(tcase, a_segment_nobody_knows_is_a_tail);
     tcase_add_test(tcase, a_tail_of_an_older_segment_is_cut);
