@@ -40,8 +40,9 @@ int move_begin_locked(struct larder_store *store, uint32_t id, uint32_t live_per
     const struct entry *entry = table_entry(&store->table, id);
     if (store->read_only)
         return LARDER_EREADONLY;
+    /* One that a put has replaced is nowhere until that is durable. */
     if (!find_sees(store, id, entry->tenant) || !(entry->flags & ENTRY_DURABLE) ||
-        store->tenants[entry->tenant].closed)
+        entry->variant.segment_id == 0 || store->tenants[entry->tenant].closed)
         return LARDER_ENOTFOUND;
     struct move *move = larder_alloc_zero(1, sizeof(*move));
     struct load *load = move ? load_new(entry, HOST_NONE, HOST_LAYERS_ALL) : NULL;

@@ -167,6 +167,33 @@ START_TEST(damage_is_not_moved)
 }
 END_TEST
 
+/* A better record is on its way, and has no place yet: to move it would find it damaged. */
+START_TEST(what_a_put_replaces_is_not_moved)
+{
+    int err;
+    for (uint64_t seed = 100; seed < 20000; seed += 100) {
+        struct block block = {.seed = seed,
+                              .token_count = 256,
+                              .section_bytes = 20000,
+                              .quality = LARDER_QUALITY_LOSSY,
+                              .tenant = f.tenant.index};
+        ck_assert_int_eq(fixture_put(&f, &block, LARDER_DURABLE), 0);
+        block.quality = LARDER_QUALITY_EXACT;
+        ck_assert_int_eq(fixture_put(&f, &block, LARDER_CACHED), 0);
+        err = move(seed, 101);
+        ck_assert_msg(err == 0 || err == -EALREADY || err == LARDER_ENOTFOUND, "%d", err);
+        ck_assert_int_eq(fixture_when(&f, seed, LARDER_DURABLE), 0);
+        ck_assert_int_eq(fixture_verify(&f, seed), 0);
+        ck_assert_uint_eq(fixture_stats(&f).corrupt, 0);
+        uint64_t removed;
+        if (seed > 1000)
+            ck_assert_int_eq(fixture_remove(&f, seed, &removed), 0);
+    }
+    for (uint64_t seed = 100; seed <= 1000; seed += 100)
+        ck_assert_uint_eq(fixture_get_chain(&f, seed, 1, &err), 1);
+}
+END_TEST
+
 static bool stop;
 
 static void *move_all_the_time(void *argument)
@@ -229,6 +256,7 @@ int main(void)
     tcase_add_test(tcase, almost_empty_segments_go);
     tcase_add_test(tcase, what_need_not_move_stays);
     tcase_add_test(tcase, damage_is_not_moved);
+    tcase_add_test(tcase, what_a_put_replaces_is_not_moved);
     tcase_add_test(tcase, everything_may_happen_meanwhile);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);
