@@ -45,7 +45,7 @@ static const struct fault {
     enum {
         PLAIN,
         SMALL_FILES, /* only of format, tenants, the configuration: others are no disk's */
-        MAY_EVICT,   /* a full disk makes room */
+        MAY_EVICT,   /* a full disk, or no file to be had, makes room */
     } special;
 } faults[] = {
     {"allocation", NULL, NULL, "threads", PLAIN},
@@ -59,7 +59,7 @@ static const struct fault {
     {"kill-rename", "rename,renameat", "signal=KILL", "threads", PLAIN},
     {"kill-unlink", "unlink,unlinkat", "signal=KILL", "threads", PLAIN},
     {"kill-uring", "io_uring_enter", "signal=KILL", "uring", PLAIN},
-    {"openat-EMFILE", "openat", "error=EMFILE", "threads", PLAIN},
+    {"openat-EMFILE", "openat", "error=EMFILE", "threads", MAY_EVICT},
     {"openat-EIO", "openat", "error=EIO", "threads", PLAIN},
     {"mmap-ENOMEM", "mmap", "error=ENOMEM", "threads", PLAIN},
     {"mprotect-ENOMEM", "mprotect", "error=ENOMEM", "threads", PLAIN},
