@@ -6,7 +6,9 @@
  * with its first group and lost with it, or damaged since. Where no valid head stands (a hole that
  * was punched, damage) the next page that begins like a record is looked for. Of two
  * records of a key the newer one wins, after it was verified whole; tombstones remove what is older
- * than they are, and what is behind it; what has no parent goes.
+ * than they are, and what is behind it; what has no parent goes. A record behind a place in the
+ * newest segment where nothing sound stands may have lost the mark that was written before it: the
+ * one of the record that it was put to holds for it then (recover_priv.h).
  *
  * A payload may hold bytes that look like a record. They are met only inside of a record whose own
  * head is damaged, and must then carry the right place and tags; those of plain stores do not
@@ -34,6 +36,7 @@ struct rebuild {
     struct removed_key *removed;
     uint32_t removed_count;
     uint32_t removed_capacity;
+    bool gap; /* before the record, in a segment that may have been cut short */
 };
 
 static int note_removed(struct rebuild *rebuild, const struct larder_record *record)
@@ -93,8 +96,36 @@ static int take_model(struct recovery *recovery, const struct larder_record *rec
     return 0;
 }
 
-static int take_entry(struct recovery *recovery, const struct larder_record *record)
+/* Tombstones stand in the order of their writing, and so of their generations. */
+static bool is_removed_since(const struct rebuild *rebuild, const struct larder_key *key,
+                             uint64_t since)
 {
+    for (uint32_t i = rebuild->removed_count; i-- > 0;) {
+        const struct removed_key *removed = &rebuild->removed[i];
+        if (removed->generation <= since)
+            return false;
+        if (removed->variant == 0 && larder_key_equal(&removed->key, key))
+            return true;
+    }
+    return false;
+}
+
+/* A mark that was to go before the record may have stood where nothing sound stands now. */
+static int carry_marks(struct rebuild *rebuild, const struct larder_key *key, uint64_t generation)
+{
+    const struct table *table = &rebuild->recovery->store->table;
+    uint32_t primary = rebuild->gap ? table_find(table, key) : TABLE_NONE;
+    if (primary == TABLE_NONE)
+        return 0;
+    uint64_t since = table_entry(table, primary)->variant.generation;
+    if (is_removed_since(rebuild, key, since))
+        return 0;
+    return recovery_carry_marks(rebuild->recovery, generation, since);
+}
+
+static int take_entry(struct rebuild *rebuild, const struct larder_record *record)
+{
+    struct recovery *recovery = rebuild->recovery;
     struct larder_store *store = recovery->store;
     uint16_t tenant;
     if (record->variant >= LARDER_VARIANTS_MAX ||
@@ -110,6 +141,7 @@ static int take_entry(struct recovery *recovery, const struct larder_record *rec
     memcpy(found.parent.bytes, record->parent, sizeof(found.parent.bytes));
     struct entry_variant variant;
     recovery_variant(&variant, store, record);
+    LARDER_TRY(carry_marks(rebuild, &found.key, variant.generation));
 
     uint32_t id = table_find_variant(&store->table, &found.key, found.variant);
     if (id != TABLE_NONE) {
@@ -135,6 +167,7 @@ static int scan_segment(struct rebuild *rebuild, struct segment *segment)
     bool cut_short = segment->blank || segment == seglog_newest(&recovery->store->log);
     uint64_t offset = SEGMENT_HEADER_BYTES;
     uint64_t last_end = larder_min_u64(SEGMENT_HEADER_BYTES, segment->end_bytes);
+    rebuild->gap = false;
     while (offset < segment->end_bytes) {
         const struct larder_record *record;
         int err =
@@ -146,6 +179,7 @@ static int scan_segment(struct rebuild *rebuild, struct segment *segment)
         LARDER_TRY(err);
         if (record->generation > recovery->generation)
             recovery->generation = record->generation;
+        rebuild->gap = rebuild->gap || (cut_short && offset > last_end);
         offset += record->record_bytes;
         last_end = offset;
         if (record->type == LARDER_RECORD_TOMBSTONE) {
@@ -157,7 +191,7 @@ static int scan_segment(struct rebuild *rebuild, struct segment *segment)
         } else if (record->type == LARDER_RECORD_MODEL) {
             err = take_model(recovery, record);
         } else if (record->type == LARDER_RECORD_ENTRY) {
-            err = take_entry(recovery, record);
+            err = take_entry(rebuild, record);
         }
         LARDER_TRY(err);
     }

@@ -108,9 +108,7 @@ int recovery_marks(struct recovery *recovery, const struct larder_record *record
     return 0;
 }
 
-/* What is put to a key that has a mark has that written again, before it. Power loss may keep the
- * one, which nobody was told of, and not the other: the mark that was acknowledged holds on. */
-static int carry_marks(struct recovery *recovery, uint64_t generation, uint64_t since)
+int recovery_carry_marks(struct recovery *recovery, uint64_t generation, uint64_t since)
 {
     if (since >= generation)
         return 0;
@@ -847,8 +845,8 @@ static int take_entry(struct recovery *recovery, const struct larder_record *rec
         return 0;
     LARDER_TRY(tiers_expect(store, tenant));
     if (primary != TABLE_NONE)
-        LARDER_TRY(carry_marks(recovery, record->generation,
-                               table_entry(&store->table, primary)->variant.generation));
+        LARDER_TRY(recovery_carry_marks(recovery, record->generation,
+                                        table_entry(&store->table, primary)->variant.generation));
     if (id != TABLE_NONE) {
         struct entry *entry = table_entry(&store->table, id);
         if (entry->variant.generation >= record->generation)

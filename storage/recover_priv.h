@@ -80,6 +80,10 @@ void recovery_forget_key(struct recovery *recovery, uint32_t primary);
 int recovery_mark(struct recovery *recovery, const struct recovered_mark *mark);
 /* Those of a record. */
 int recovery_marks(struct recovery *recovery, const struct larder_record *record);
+/* What is put to a key that has a mark has that written again, before it. Power loss may keep the
+ * one, which nobody was told of, and not the other: the marks of the generations from `since` on,
+ * which were acknowledged, hold for the record of this one too. */
+int recovery_carry_marks(struct recovery *recovery, uint64_t generation, uint64_t since);
 /* All entries are known: gives them their marks, and has the index learn or forget what it must. */
 int recovery_set_marks(struct recovery *recovery);
 /* Tenant of that id; false when there is none. */

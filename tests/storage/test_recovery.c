@@ -471,6 +471,56 @@ START_TEST(a_pin_holds_for_a_record_that_lost_its_mark)
 }
 END_TEST
 
+/* Bytes of segment 1, whose file the store may have open. */
+static void segment_bytes(void *bytes, uint32_t count, uint64_t at, bool write_them)
+{
+    char path[SCRATCH_PATH_BYTES + 32];
+    snprintf(path, sizeof(path), "%s/segments/00000001.seg", f.path);
+    int fd = open(path, O_RDWR);
+    ck_assert_int_ge(fd, 0);
+    ssize_t done =
+        write_them ? pwrite(fd, bytes, count, (off_t)at) : pread(fd, bytes, count, (off_t)at);
+    ck_assert_int_eq(done, count);
+    close(fd);
+}
+
+/* The same when the index is lost too. What is removed in between takes its mark with it. The first
+ * record comes back as a crash finds it, before the index let it go. */
+START_TEST(a_rebuild_keeps_the_pin_of_a_record_that_lost_its_mark)
+{
+    static void (*const changes[])(void) = {put_better, put_beside, pin_and_put_better, put_twice};
+    struct block block = marked_block(LARDER_QUALITY_BLENDED, false);
+    const struct larder_mark pin = {.fields = LARDER_MARK_PIN};
+    bool removes = _i >= 4;
+    static uint8_t first[20480];
+    ck_assert_int_eq(fixture_put(&f, &block, LARDER_DURABLE), 0);
+    ck_assert_int_eq(fixture_mark(&f, 1, &pin), 0);
+    uint64_t first_at = info_of(1).segment_page * 4096ull;
+    ck_assert_uint_eq(info_of(1).record_bytes, sizeof(first));
+    segment_bytes(first, sizeof(first), first_at, false);
+    if (removes) {
+        uint64_t removed;
+        ck_assert_int_eq(fixture_remove_pinned(&f, 1, &removed), 0);
+        fixture_put_chain(&f, 700, 1, 9000, LARDER_DURABLE);
+        ck_assert_int_eq(fixture_mark(&f, 700, &pin), 0);
+    }
+    fixture_commit(&f);
+    keep_index_while(changes[_i % 4]);
+    damage_last_mark();
+    segment_bytes(first, sizeof(first), first_at, true);
+    fixture_remove_index(&f);
+    ck_assert_int_eq(fixture_open(&f), 0);
+    for (int life = 0; life < 3; life++) {
+        check();
+        ck_assert_int_eq(is_pinned(1), !removes);
+        if (life == 0)
+            fixture_reopen(&f);
+        else
+            rebuild();
+    }
+}
+END_TEST
+
 static void add_alone(void)
 {
     fixture_put_chain(&f, 300, 3, 9000, LARDER_DURABLE);
@@ -656,6 +706,7 @@ int main(void)
     tcase_add_test(tcase, a_blank_segment_is_not_the_newest);
     tcase_add_test(tcase, without_a_header_records_are_taken_when_whole);
     tcase_add_loop_test(tcase, a_pin_holds_for_a_record_that_lost_its_mark, 0, 4);
+    tcase_add_loop_test(tcase, a_rebuild_keeps_the_pin_of_a_record_that_lost_its_mark, 0, 6);
     tcase_add_test(tcase, a_segment_nobody_knows_is_a_tail);
     tcase_add_test(tcase, a_tail_of_an_older_segment_is_cut);
     tcase_add_test(tcase, second_open_is_refused);
