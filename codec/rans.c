@@ -174,8 +174,6 @@ uint64_t rans_encode_runs_scalar(uint8_t *out, uint64_t room, const uint8_t *sym
                                  const struct rans_model *models, const uint8_t *which,
                                  uint64_t run_count)
 {
-    assert(run_count % 2 == 0);
-    assert(room >= rans_bound(run_count * RANS_RUN));
     uint32_t states[RANS_LANES];
     start_states(states);
     uint8_t *at = out + room;
@@ -188,20 +186,6 @@ uint64_t rans_encode_runs_scalar(uint8_t *out, uint64_t room, const uint8_t *sym
         }
     }
     return store_states(out + room, at, states);
-}
-
-uint64_t rans_encode_runs(uint8_t *out, uint64_t room, const uint8_t *symbols,
-                          const struct rans_model *models, const uint8_t *which, uint64_t run_count)
-{
-    static _Atomic(rans_encode_runs_function) chosen;
-    rans_encode_runs_function encode = atomic_load_explicit(&chosen, memory_order_relaxed);
-    if (!encode) {
-        encode = rans_encode_runs_avx512();
-        if (!encode)
-            encode = rans_encode_runs_scalar;
-        atomic_store_explicit(&chosen, encode, memory_order_relaxed);
-    }
-    return encode(out, room, symbols, models, which, run_count);
 }
 
 /* --- decoding --------------------------------------------------------------------------------- */
@@ -241,15 +225,15 @@ static inline uint8_t pop(struct rans_decoder *decoder, uint32_t *state, const u
     return (uint8_t)slot;
 }
 
-void rans_decode_scalar(struct rans_decoder *decoder, const struct rans_table *table,
-                        uint8_t *symbols, uint64_t count)
+static void decode(struct rans_decoder *decoder, const struct rans_table *table, uint8_t *symbols,
+                   uint64_t count)
 {
     for (uint64_t i = 0; i < count; i++)
         symbols[i] = pop(decoder, &decoder->states[i % RANS_LANES], table->slots);
 }
 
-void rans_decode_runs_scalar(struct rans_decoder *decoder, const struct rans_table *tables,
-                             const uint8_t *which, uint8_t *symbols, uint64_t run_count)
+static void decode_runs(struct rans_decoder *decoder, const struct rans_table *tables,
+                        const uint8_t *which, uint8_t *symbols, uint64_t run_count)
 {
     for (uint64_t run = 0; run < run_count; run++) {
         uint32_t *lanes = decoder->states + run % 2 * RANS_RUN;
@@ -258,60 +242,62 @@ void rans_decode_runs_scalar(struct rans_decoder *decoder, const struct rans_tab
     }
 }
 
+static void decode_two(struct rans_decoder decoders[2], const struct rans_table *tables,
+                       const uint8_t *which, uint8_t *symbols, uint64_t run_count)
+{
+    uint64_t half = run_count / 2;
+    decode_runs(&decoders[0], tables, which, symbols, half);
+    decode_runs(&decoders[1], tables, which + half, symbols + half * RANS_RUN, half);
+}
+
+/* --- versions --------------------------------------------------------------------------------- */
+
+const struct rans_version rans_scalar = {
+    .decode = decode,
+    .decode_runs = decode_runs,
+    .decode_two = decode_two,
+    .encode_runs = rans_encode_runs_scalar,
+};
+
+static const struct rans_version *fastest(void)
+{
+    static _Atomic(const struct rans_version *) chosen;
+    const struct rans_version *version = atomic_load_explicit(&chosen, memory_order_relaxed);
+    if (!version) {
+        version = rans_avx512();
+        if (!version)
+            version = rans_avx2();
+        if (!version)
+            version = &rans_scalar;
+        atomic_store_explicit(&chosen, version, memory_order_relaxed);
+    }
+    return version;
+}
+
 void rans_decode(struct rans_decoder *decoder, const struct rans_table *table, uint8_t *symbols,
                  uint64_t count)
 {
-    static _Atomic(rans_decode_function) chosen;
-    rans_decode_function decode = atomic_load_explicit(&chosen, memory_order_relaxed);
-    if (!decode) {
-        decode = rans_decode_avx512();
-        if (!decode)
-            decode = rans_decode_avx2();
-        if (!decode)
-            decode = rans_decode_scalar;
-        atomic_store_explicit(&chosen, decode, memory_order_relaxed);
-    }
-    decode(decoder, table, symbols, count);
+    fastest()->decode(decoder, table, symbols, count);
+}
+
+uint64_t rans_encode_runs(uint8_t *out, uint64_t room, const uint8_t *symbols,
+                          const struct rans_model *models, const uint8_t *which, uint64_t run_count)
+{
+    assert(run_count % 2 == 0);
+    assert(room >= rans_bound(run_count * RANS_RUN));
+    return fastest()->encode_runs(out, room, symbols, models, which, run_count);
 }
 
 void rans_decode_runs(struct rans_decoder *decoder, const struct rans_table *tables,
                       const uint8_t *which, uint8_t *symbols, uint64_t run_count)
 {
-    static _Atomic(rans_decode_runs_function) chosen;
-    rans_decode_runs_function decode = atomic_load_explicit(&chosen, memory_order_relaxed);
-    if (!decode) {
-        decode = rans_decode_runs_avx512();
-        if (!decode)
-            decode = rans_decode_runs_avx2();
-        if (!decode)
-            decode = rans_decode_runs_scalar;
-        atomic_store_explicit(&chosen, decode, memory_order_relaxed);
-    }
     assert(run_count % 2 == 0);
-    decode(decoder, tables, which, symbols, run_count);
-}
-
-void rans_decode_two_scalar(struct rans_decoder decoders[2], const struct rans_table *tables,
-                            const uint8_t *which, uint8_t *symbols, uint64_t run_count)
-{
-    uint64_t half = run_count / 2;
-    rans_decode_runs_scalar(&decoders[0], tables, which, symbols, half);
-    rans_decode_runs_scalar(&decoders[1], tables, which + half, symbols + half * RANS_RUN, half);
+    fastest()->decode_runs(decoder, tables, which, symbols, run_count);
 }
 
 void rans_decode_two(struct rans_decoder decoders[2], const struct rans_table *tables,
                      const uint8_t *which, uint8_t *symbols, uint64_t run_count)
 {
-    static _Atomic(rans_decode_two_function) chosen;
-    rans_decode_two_function decode = atomic_load_explicit(&chosen, memory_order_relaxed);
-    if (!decode) {
-        decode = rans_decode_two_avx512();
-        if (!decode)
-            decode = rans_decode_two_avx2();
-        if (!decode)
-            decode = rans_decode_two_scalar;
-        atomic_store_explicit(&chosen, decode, memory_order_relaxed);
-    }
     assert(run_count % 4 == 0);
-    decode(decoders, tables, which, symbols, run_count);
+    fastest()->decode_two(decoders, tables, which, symbols, run_count);
 }

@@ -84,36 +84,26 @@ void rans_decode_two(struct rans_decoder decoders[2], const struct rans_table *t
 /* Whether all was read, and what was read was a stream. */
 bool rans_decoder_is_done(const struct rans_decoder *decoder);
 
-/* The specification, and versions with the same answers; NULL where they cannot run. */
-typedef void (*rans_decode_function)(struct rans_decoder *decoder, const struct rans_table *table,
-                                     uint8_t *symbols, uint64_t count);
-void rans_decode_scalar(struct rans_decoder *decoder, const struct rans_table *table,
-                        uint8_t *symbols, uint64_t count);
-rans_decode_function rans_decode_avx2(void);
-rans_decode_function rans_decode_avx512(void);
+/* What the functions of runs do, as one processor or another does it best. */
+struct rans_version {
+    void (*decode)(struct rans_decoder *decoder, const struct rans_table *table, uint8_t *symbols,
+                   uint64_t count);
+    void (*decode_runs)(struct rans_decoder *decoder, const struct rans_table *tables,
+                        const uint8_t *which, uint8_t *symbols, uint64_t run_count);
+    void (*decode_two)(struct rans_decoder decoders[2], const struct rans_table *tables,
+                       const uint8_t *which, uint8_t *symbols, uint64_t run_count);
+    uint64_t (*encode_runs)(uint8_t *out, uint64_t room, const uint8_t *symbols,
+                            const struct rans_model *models, const uint8_t *which,
+                            uint64_t run_count);
+};
 
-typedef void (*rans_decode_runs_function)(struct rans_decoder *decoder,
-                                          const struct rans_table *tables, const uint8_t *which,
-                                          uint8_t *symbols, uint64_t run_count);
-void rans_decode_runs_scalar(struct rans_decoder *decoder, const struct rans_table *tables,
-                             const uint8_t *which, uint8_t *symbols, uint64_t run_count);
-rans_decode_runs_function rans_decode_runs_avx2(void);
-rans_decode_runs_function rans_decode_runs_avx512(void);
-
-typedef void (*rans_decode_two_function)(struct rans_decoder decoders[2],
-                                         const struct rans_table *tables, const uint8_t *which,
-                                         uint8_t *symbols, uint64_t run_count);
-void rans_decode_two_scalar(struct rans_decoder decoders[2], const struct rans_table *tables,
-                            const uint8_t *which, uint8_t *symbols, uint64_t run_count);
-rans_decode_two_function rans_decode_two_avx2(void);
-rans_decode_two_function rans_decode_two_avx512(void);
-
-typedef uint64_t (*rans_encode_runs_function)(uint8_t *out, uint64_t room, const uint8_t *symbols,
-                                              const struct rans_model *models, const uint8_t *which,
-                                              uint64_t run_count);
+/* The specification. */
 uint64_t rans_encode_runs_scalar(uint8_t *out, uint64_t room, const uint8_t *symbols,
                                  const struct rans_model *models, const uint8_t *which,
                                  uint64_t run_count);
-rans_encode_runs_function rans_encode_runs_avx512(void);
+extern const struct rans_version rans_scalar;
+/* With the same answers; NULL where they cannot run. */
+const struct rans_version *rans_avx2(void);
+const struct rans_version *rans_avx512(void);
 
 #endif

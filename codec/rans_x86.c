@@ -60,7 +60,7 @@ AVX512 static void decode_512(struct rans_decoder *decoder, const struct rans_ta
     }
     _mm512_storeu_si512(decoder->states, first);
     _mm512_storeu_si512(decoder->states + 16, second);
-    rans_decode_scalar(decoder, table, symbols + done, count - done);
+    rans_scalar.decode(decoder, table, symbols + done, count - done);
 }
 
 AVX512 static void decode_runs_512(struct rans_decoder *decoder, const struct rans_table *tables,
@@ -86,7 +86,7 @@ AVX512 static void decode_runs_512(struct rans_decoder *decoder, const struct ra
     }
     _mm512_storeu_si512(decoder->states, first);
     _mm512_storeu_si512(decoder->states + 16, second);
-    rans_decode_runs_scalar(decoder, tables, which + done, symbols + done * RANS_RUN,
+    rans_scalar.decode_runs(decoder, tables, which + done, symbols + done * RANS_RUN,
                             run_count - done);
 }
 
@@ -228,7 +228,7 @@ AVX2 static void decode_256(struct rans_decoder *decoder, const struct rans_tabl
     }
     for (uint32_t i = 0; i < RANS_LANES / 8; i++)
         _mm256_storeu_si256((__m256i *)(void *)(decoder->states + 8 * i), states[i]);
-    rans_decode_scalar(decoder, table, symbols + done, count - done);
+    rans_scalar.decode(decoder, table, symbols + done, count - done);
 }
 
 AVX2 static void decode_runs_256(struct rans_decoder *decoder, const struct rans_table *tables,
@@ -254,7 +254,7 @@ AVX2 static void decode_runs_256(struct rans_decoder *decoder, const struct rans
     }
     for (uint32_t i = 0; i < RANS_LANES / 8; i++)
         _mm256_storeu_si256((__m256i *)(void *)(decoder->states + 8 * i), states[i]);
-    rans_decode_runs_scalar(decoder, tables, which + done, symbols + done * RANS_RUN,
+    rans_scalar.decode_runs(decoder, tables, which + done, symbols + done * RANS_RUN,
                             run_count - done);
 }
 
@@ -266,85 +266,40 @@ AVX2 static void decode_two_256(struct rans_decoder decoders[2], const struct ra
     decode_runs_256(&decoders[1], tables, which + half, symbols + half * RANS_RUN, half);
 }
 
-static bool has_avx2(void)
+const struct rans_version *rans_avx512(void)
 {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2");
+    static const struct rans_version version = {
+        .decode = decode_512,
+        .decode_runs = decode_runs_512,
+        .decode_two = decode_two_512,
+        .encode_runs = encode_runs_512,
+    };
+    bool can = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512vl");
+    return can ? &version : NULL;
 }
 
-static bool has_avx512(void)
+/* AVX2 has no way to compress lanes, which encoding is made of. */
+const struct rans_version *rans_avx2(void)
 {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl");
-}
-
-rans_decode_function rans_decode_avx2(void)
-{
-    return has_avx2() ? decode_256 : NULL;
-}
-
-rans_decode_function rans_decode_avx512(void)
-{
-    return has_avx512() ? decode_512 : NULL;
-}
-
-rans_decode_runs_function rans_decode_runs_avx2(void)
-{
-    return has_avx2() ? decode_runs_256 : NULL;
-}
-
-rans_decode_runs_function rans_decode_runs_avx512(void)
-{
-    return has_avx512() ? decode_runs_512 : NULL;
-}
-
-rans_decode_two_function rans_decode_two_avx2(void)
-{
-    return has_avx2() ? decode_two_256 : NULL;
-}
-
-rans_decode_two_function rans_decode_two_avx512(void)
-{
-    return has_avx512() ? decode_two_512 : NULL;
-}
-
-rans_encode_runs_function rans_encode_runs_avx512(void)
-{
-    return has_avx512() ? encode_runs_512 : NULL;
+    static const struct rans_version version = {
+        .decode = decode_256,
+        .decode_runs = decode_runs_256,
+        .decode_two = decode_two_256,
+        .encode_runs = rans_encode_runs_scalar,
+    };
+    bool can = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2");
+    return can ? &version : NULL;
 }
 
 #else
 
-rans_decode_function rans_decode_avx2(void)
+const struct rans_version *rans_avx512(void)
 {
     return NULL;
 }
 
-rans_decode_function rans_decode_avx512(void)
-{
-    return NULL;
-}
-
-rans_decode_runs_function rans_decode_runs_avx2(void)
-{
-    return NULL;
-}
-
-rans_decode_runs_function rans_decode_runs_avx512(void)
-{
-    return NULL;
-}
-
-rans_decode_two_function rans_decode_two_avx2(void)
-{
-    return NULL;
-}
-
-rans_decode_two_function rans_decode_two_avx512(void)
-{
-    return NULL;
-}
-
-rans_encode_runs_function rans_encode_runs_avx512(void)
+const struct rans_version *rans_avx2(void)
 {
     return NULL;
 }

@@ -39,16 +39,53 @@ static void count_symbols(uint64_t counts[RANS_LEVELS_MAX], const uint8_t *symbo
         counts[symbols[i]]++;
 }
 
-static rans_decode_function versions[3];
-static uint32_t version_count;
+/* Those that can run here, the specification first; the last is what users get. */
+static const struct rans_version as_chosen = {.decode = rans_decode,
+                                              .decode_runs = rans_decode_runs,
+                                              .decode_two = rans_decode_two,
+                                              .encode_runs = rans_encode_runs};
+static const struct rans_version *versions[4] = {&rans_scalar};
+static uint32_t version_count = 1;
 
 static void find_versions(void)
 {
-    versions[version_count++] = rans_decode_scalar;
-    if (rans_decode_avx2())
-        versions[version_count++] = rans_decode_avx2();
-    if (rans_decode_avx512())
-        versions[version_count++] = rans_decode_avx512();
+    if (rans_avx2())
+        versions[version_count++] = rans_avx2();
+    if (rans_avx512())
+        versions[version_count++] = rans_avx512();
+    versions[version_count++] = &as_chosen;
+}
+
+/* Runs of symbols of quite different models, each with the model that `which` says. */
+enum { RUNS = 600, RUN_SYMBOLS = RUNS * RANS_RUN, RUN_MODELS = 6 };
+
+struct scene {
+    struct rans_model models[RUN_MODELS];
+    struct rans_table tables[RUN_MODELS];
+    uint8_t which[RUNS];
+    uint8_t symbols[RUN_SYMBOLS];
+    uint8_t first[RUN_SYMBOLS]; /* as the specification decodes it */
+    uint8_t again[RUN_SYMBOLS];
+};
+
+static struct scene *make_scene(void)
+{
+    struct scene *scene = larder_alloc_zero(1, sizeof(*scene));
+    for (uint32_t m = 0; m < RUN_MODELS; m++) {
+        uint64_t counts[RANS_LEVELS_MAX];
+        /* Of the first one symbol has all slots. */
+        fill(scene->symbols, RUN_SYMBOLS, 2u << m, m == 0 ? 0 : m == 1 ? 1 : 2u << m);
+        count_symbols(counts, scene->symbols, RUN_SYMBOLS);
+        rans_model_fit(&scene->models[m], counts, RANS_LEVELS_MAX);
+        rans_table_fill(&scene->tables[m], &scene->models[m]);
+    }
+    for (uint32_t run = 0; run < RUNS; run++) {
+        uint32_t m = scene->which[run] = (uint8_t)(next_random() % RUN_MODELS);
+        for (uint32_t i = 0; i < RANS_RUN; i++)
+            scene->symbols[run * RANS_RUN + i] =
+                (uint8_t)scene->tables[m].slots[next_random() % RANS_SCALE];
+    }
+    return scene;
 }
 
 /* Decodes in parts, as tiles are; false when the decoder was not done. */
@@ -60,7 +97,7 @@ static bool decode(uint32_t version, uint8_t *out, uint64_t count, const struct 
         return false;
     for (uint64_t at = 0; at < count;) {
         uint64_t part = larder_min_u64(count - at, at % 3 ? 96 : 1024);
-        versions[version](&decoder, table, out + at, part);
+        versions[version]->decode(&decoder, table, out + at, part);
         at += part;
     }
     return rans_decoder_is_done(&decoder);
@@ -148,141 +185,97 @@ START_TEST(any_bytes_decode_alike)
 }
 END_TEST
 
-/* Runs of symbols of quite different models, and the same with bytes changed or cut off. */
+/* Whole, and with bytes changed or cut off: a copy in a room of its size. */
+static uint8_t *damage(uint64_t *bytes, const uint8_t *stream, int round)
+{
+    if (round > 0)
+        *bytes = RANS_LANES * 4 + next_random() % (*bytes - RANS_LANES * 4 + 1);
+    uint8_t *copy = larder_alloc(*bytes);
+    memcpy(copy, stream, *bytes);
+    if (round > 0)
+        copy[next_random() % *bytes] ^= 0x41;
+    return copy;
+}
+
 START_TEST(each_run_has_its_model)
 {
-    enum { MODELS = 5, RUNS = 600, COUNT = RUNS * RANS_RUN };
-    static struct rans_table tables[MODELS];
-    struct rans_model models[MODELS];
-    uint8_t which[RUNS];
-    uint8_t symbols[COUNT];
-    uint8_t first[COUNT];
-    uint8_t again[COUNT];
+    struct scene *s = make_scene();
     double bits = 0;
-    for (uint32_t m = 0; m < MODELS; m++) {
-        uint64_t counts[RANS_LEVELS_MAX];
-        fill(symbols, COUNT, 2u << m, m == 0 ? 1 : 2u << m);
-        count_symbols(counts, symbols, COUNT);
-        rans_model_fit(&models[m], counts, RANS_LEVELS_MAX);
-        rans_table_fill(&tables[m], &models[m]);
-    }
-    for (uint32_t run = 0; run < RUNS; run++) {
-        which[run] = (uint8_t)(next_random() % MODELS);
-        for (uint32_t i = 0; i < RANS_RUN; i++) {
-            uint8_t *symbol = &symbols[run * RANS_RUN + i];
-            do
-                *symbol = (uint8_t)(next_random() % (2u << which[run]));
-            while (models[which[run]].frequency[*symbol] == 0);
-            bits += 12 - log2(models[which[run]].frequency[*symbol]);
-        }
-    }
-    uint64_t room = rans_bound(COUNT);
+    for (uint32_t i = 0; i < RUN_SYMBOLS; i++)
+        bits += 12 - log2(s->models[s->which[i / RANS_RUN]].frequency[s->symbols[i]]);
+    uint64_t room = rans_bound(RUN_SYMBOLS);
     uint8_t *out = larder_alloc(room);
-    uint64_t bytes = rans_encode_runs(out, room, symbols, models, which, RUNS);
+    uint64_t bytes = rans_encode_runs(out, room, s->symbols, s->models, s->which, RUNS);
     ck_assert_double_le((double)bytes, bits / 8 + RANS_LANES * 4);
-    const rans_decode_runs_function decoders[] = {rans_decode_runs_scalar, rans_decode_runs_avx2(),
-                                                  rans_decode_runs_avx512(), rans_decode_runs};
     for (int round = 0; round < 200; round++) {
-        uint64_t cut = round == 0 ? bytes : RANS_LANES * 4 + next_random() % (bytes - 127);
-        uint8_t *stream = larder_alloc(cut);
-        memcpy(stream, out + room - bytes, cut);
-        if (round > 0)
-            stream[next_random() % cut] ^= 0x41;
-        for (size_t v = 0; v < LARDER_COUNT_OF(decoders); v++) {
+        uint64_t cut = bytes;
+        uint8_t *stream = damage(&cut, out + room - bytes, round);
+        for (uint32_t v = 0; v < version_count; v++) {
             struct rans_decoder decoder;
             ck_assert(rans_decoder_open(&decoder, stream, cut));
-            memset(again, 0xee, sizeof(again));
-            for (uint32_t run = 0; run < RUNS && decoders[v]; run += 60)
-                decoders[v](&decoder, tables, which + run, again + run * RANS_RUN, 60);
+            memset(s->again, 0xee, RUN_SYMBOLS);
+            for (uint32_t run = 0; run < RUNS; run += 60)
+                versions[v]->decode_runs(&decoder, s->tables, s->which + run,
+                                         s->again + run * RANS_RUN, 60);
             if (v == 0)
-                memcpy(first, again, sizeof(first));
-            if (!decoders[v])
-                continue;
-            ck_assert_mem_eq(again, first, sizeof(first));
+                memcpy(s->first, s->again, RUN_SYMBOLS);
+            ck_assert_mem_eq(s->again, s->first, RUN_SYMBOLS);
             ck_assert(round > 0 || rans_decoder_is_done(&decoder));
         }
-        ck_assert(round > 0 || memcmp(first, symbols, sizeof(first)) == 0);
+        ck_assert(round > 0 || memcmp(s->first, s->symbols, RUN_SYMBOLS) == 0);
         larder_free(stream);
     }
     larder_free(out);
+    larder_free(s);
 }
 END_TEST
 
 /* Two streams in lockstep are what they are alone, whole or damaged; encoders agree. */
 START_TEST(two_streams_and_all_encoders)
 {
-    enum { MODELS = 3, RUNS = 400, COUNT = RUNS * RANS_RUN };
-    static struct rans_table tables[MODELS];
-    struct rans_model models[MODELS];
-    uint8_t symbols[COUNT];
-    uint8_t which[RUNS];
-    uint8_t first[COUNT];
-    uint8_t again[COUNT];
-    for (uint32_t m = 0; m < MODELS; m++) {
-        uint64_t counts[RANS_LEVELS_MAX] = {0};
-        for (uint32_t i = 0; i < 20; i++)
-            counts[i] = 1 + next_random() % (m == 0 ? 2 : 1u << i);
-        if (m == 2) /* one symbol has all slots */
-            memset(counts + 1, 0, sizeof(counts) - sizeof(counts[0]));
-        rans_model_fit(&models[m], counts, 20);
-        rans_table_fill(&tables[m], &models[m]);
-    }
-    for (uint32_t run = 0; run < RUNS; run++) {
-        which[run] = (uint8_t)(next_random() % MODELS);
-        for (uint32_t i = 0; i < RANS_RUN; i++)
-            symbols[run * RANS_RUN + i] =
-                (uint8_t)tables[which[run]].slots[next_random() % RANS_SCALE];
-    }
-    uint64_t room = rans_bound(COUNT);
-    uint8_t *out = larder_alloc(room);
-    uint8_t *other = larder_alloc(room);
+    struct scene *s = make_scene();
+    uint64_t room = rans_bound(RUN_SYMBOLS);
+    uint8_t *out[2];
     uint64_t bytes[2];
-    uint8_t *streams[2];
-    for (uint32_t s = 0; s < 2; s++) {
-        uint64_t at = s * RUNS / 2;
-        bytes[s] = rans_encode_runs_scalar(out, room, symbols + at * RANS_RUN, models, which + at,
-                                           RUNS / 2);
-        uint64_t same =
-            rans_encode_runs(other, room, symbols + at * RANS_RUN, models, which + at, RUNS / 2);
-        ck_assert_uint_eq(same, bytes[s]);
-        ck_assert_mem_eq(other + room - same, out + room - same, same);
-        streams[s] = larder_alloc(bytes[s]);
-        memcpy(streams[s], out + room - bytes[s], bytes[s]);
-    }
-    const rans_decode_two_function decoders[] = {rans_decode_two_scalar, rans_decode_two_avx2(),
-                                                 rans_decode_two_avx512(), rans_decode_two};
-    for (int round = 0; round < 100; round++) {
-        uint64_t cut[2];
-        uint8_t *in[2];
-        for (uint32_t s = 0; s < 2; s++) {
-            cut[s] = round == 0 ? bytes[s] : 128 + next_random() % (bytes[s] - 127);
-            in[s] = larder_alloc(cut[s]);
-            memcpy(in[s], streams[s], cut[s]);
-            if (round > 0)
-                in[s][next_random() % cut[s]] ^= 0x11;
+    for (uint32_t half = 0; half < 2; half++) {
+        uint64_t at = half * RUNS / 2;
+        const uint8_t *symbols = s->symbols + at * RANS_RUN;
+        uint8_t *other = larder_alloc(room);
+        out[half] = larder_alloc(room);
+        bytes[half] =
+            rans_encode_runs_scalar(out[half], room, symbols, s->models, s->which + at, RUNS / 2);
+        for (uint32_t v = 0; v < version_count; v++) {
+            uint64_t same =
+                versions[v]->encode_runs(other, room, symbols, s->models, s->which + at, RUNS / 2);
+            ck_assert_uint_eq(same, bytes[half]);
+            ck_assert_mem_eq(other + room - same, out[half] + room - same, same);
         }
-        for (size_t v = 0; v < LARDER_COUNT_OF(decoders); v++) {
+        larder_free(other);
+    }
+    for (int round = 0; round < 100; round++) {
+        uint64_t cut[2] = {bytes[0], bytes[1]};
+        uint8_t *in[2];
+        for (uint32_t half = 0; half < 2; half++)
+            in[half] = damage(&cut[half], out[half] + room - bytes[half], round);
+        for (uint32_t v = 0; v < version_count; v++) {
             struct rans_decoder two[2];
-            if (!decoders[v])
-                continue;
-            for (uint32_t s = 0; s < 2; s++)
-                ck_assert(rans_decoder_open(&two[s], in[s], cut[s]));
-            memset(again, 0xee, sizeof(again));
-            decoders[v](two, tables, which, again, RUNS);
+            for (uint32_t half = 0; half < 2; half++)
+                ck_assert(rans_decoder_open(&two[half], in[half], cut[half]));
+            memset(s->again, 0xee, RUN_SYMBOLS);
+            versions[v]->decode_two(two, s->tables, s->which, s->again, RUNS);
             if (v == 0)
-                memcpy(first, again, sizeof(first));
-            ck_assert_mem_eq(again, first, sizeof(first));
+                memcpy(s->first, s->again, RUN_SYMBOLS);
+            ck_assert_mem_eq(s->again, s->first, RUN_SYMBOLS);
             ck_assert(round > 0 ||
                       (rans_decoder_is_done(&two[0]) && rans_decoder_is_done(&two[1])));
         }
-        ck_assert(round > 0 || memcmp(first, symbols, sizeof(first)) == 0);
+        ck_assert(round > 0 || memcmp(s->first, s->symbols, RUN_SYMBOLS) == 0);
         larder_free(in[0]);
         larder_free(in[1]);
     }
-    larder_free(streams[0]);
-    larder_free(streams[1]);
-    larder_free(other);
-    larder_free(out);
+    larder_free(out[0]);
+    larder_free(out[1]);
+    larder_free(s);
 }
 END_TEST
 

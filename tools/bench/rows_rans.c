@@ -22,7 +22,7 @@
 struct rans_bench {
     struct rans_model models[TABLES];
     struct rans_table *tables;
-    rans_decode_two_function decode;
+    const struct rans_version *version;
     uint8_t which[RUNS];
     uint8_t *symbols;
     uint8_t *decoded;
@@ -46,9 +46,9 @@ static void make_symbols(struct rans_bench *rans)
     }
 }
 
-static int rans_open(struct rans_bench *rans, rans_decode_two_function decode)
+static int rans_open(struct rans_bench *rans, const struct rans_version *version)
 {
-    *rans = (struct rans_bench){.decode = decode};
+    *rans = (struct rans_bench){.version = version};
     rans->tables = larder_alloc_zero(TABLES, sizeof(*rans->tables));
     rans->symbols = larder_alloc(SYMBOLS);
     rans->decoded = larder_alloc(SYMBOLS);
@@ -92,7 +92,7 @@ static int decode_all(void *context, double *measure)
                                    rans->bytes[k]))
                 return larder_fail(LARDER_ECORRUPT, "a stream of %llu bytes",
                                    (unsigned long long)rans->bytes[k]);
-        rans->decode(decoders, rans->tables, rans->which, rans->decoded, RUNS);
+        rans->version->decode_two(decoders, rans->tables, rans->which, rans->decoded, RUNS);
     }
     *measure = (double)REPEATS * SYMBOLS / 1e9 / (bench_cpu_s() - started);
     return 0;
@@ -111,15 +111,15 @@ static int copy_all(void *context, double *measure)
 }
 
 static int rans_row(const struct bench *bench, struct bench_result *out,
-                    rans_decode_two_function decode)
+                    const struct rans_version *version)
 {
-    if (!decode)
+    if (!version)
         return larder_fail(LARDER_EUNSUPPORTED, "this processor lacks the instructions");
     struct rans_bench *rans = larder_alloc_zero(1, sizeof(*rans));
     if (!rans)
         return larder_fail(-ENOMEM, "no memory");
     double ignored;
-    int err = rans_open(rans, decode);
+    int err = rans_open(rans, version);
     if (err == 0)
         err = bench_compare(bench, out, decode_all, copy_all, rans);
     if (err == 0)
@@ -135,15 +135,15 @@ static int rans_row(const struct bench *bench, struct bench_result *out,
 
 int row_rans_scalar(const struct bench *bench, struct bench_result *out)
 {
-    return rans_row(bench, out, rans_decode_two_scalar);
+    return rans_row(bench, out, &rans_scalar);
 }
 
 int row_rans_avx2(const struct bench *bench, struct bench_result *out)
 {
-    return rans_row(bench, out, rans_decode_two_avx2());
+    return rans_row(bench, out, rans_avx2());
 }
 
 int row_rans_avx512(const struct bench *bench, struct bench_result *out)
 {
-    return rans_row(bench, out, rans_decode_two_avx512());
+    return rans_row(bench, out, rans_avx512());
 }
