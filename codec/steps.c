@@ -38,8 +38,10 @@
 #include "base/record.h"
 #include "codec/node.h"
 #include "codec/rans.h"
+#include "codec/square.h"
 
 static_assert(CODEC_TILE_TOKENS == RANS_RUN, "a run is a coefficient's tokens of a tile");
+static_assert(RANS_RUN == SQUARE_BYTES, "runs are turned over as they stand");
 
 enum { KL, ENDS };
 enum { ENDS_FINE, ENDS_EVEN };
@@ -472,35 +474,13 @@ static bool has_escape(const uint8_t symbols[RANS_RUN])
     return zero != 0;
 }
 
-/* Never an argument or a result: how those are passed depends on the machine. */
-typedef uint8_t bytes16 __attribute__((vector_size(16)));
-
-/* out[token][i] = rows[i][token]: each round of interleaving doubles how far a row has spread. */
-static inline void turn_bytes(uint8_t out[RANS_RUN][RANS_RUN], const uint8_t *const *rows)
-{
-    bytes16 a[16];
-    bytes16 b[16];
-    for (int i = 0; i < 16; i++)
-        memcpy(&a[i], rows[i], sizeof(a[i]));
-    for (int round = 0; round < 4; round++) {
-        for (int i = 0; i < 8; i++) {
-            b[2 * i] = __builtin_shufflevector(a[i], a[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5,
-                                               21, 6, 22, 7, 23);
-            b[2 * i + 1] = __builtin_shufflevector(a[i], a[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12,
-                                                   28, 13, 29, 14, 30, 15, 31);
-        }
-        memcpy(a, b, sizeof(a));
-    }
-    memcpy(out, a, sizeof(a));
-}
-
 /* Symbols of up to 16 neighbouring coefficients become numbers, at the same place of each token's
  * row. */
 CODEC_VECTOR static void spread(float *restrict out, uint64_t stride, uint32_t count,
                                 const uint8_t *const *rows, float step)
 {
     uint8_t turned[RANS_RUN][RANS_RUN];
-    turn_bytes(turned, rows);
+    square_turn(turned[0], RANS_RUN, rows);
     for (uint32_t token = 0; token < CODEC_TILE_TOKENS; token++, out += stride) {
         if (count == RANS_RUN) {
             for (uint32_t i = 0; i < RANS_RUN; i++)

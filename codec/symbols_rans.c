@@ -6,6 +6,7 @@
 
 #include "base/bytes.h"
 #include "base/error.h"
+#include "codec/square.h"
 #include "codec/symbols.h"
 #include "codec/symbols_tables.h"
 
@@ -18,6 +19,7 @@ struct coding {
 };
 
 static_assert(CODEC_TILE_TOKENS == RANS_RUN, "a run is a channel's tokens of a tile");
+static_assert(RANS_RUN == SQUARE_BYTES, "runs are turned over as they stand");
 
 static struct coding coding_of(const struct codec_size *size)
 {
@@ -266,29 +268,6 @@ int symbols_begin_coded(struct symbols *out, const struct codec_node *leaf, stru
     return take_streams(out, run);
 }
 
-typedef uint8_t bytes16 __attribute__((vector_size(16)));
-
-/* Sixteen runs, wherever they stand, as sixteen rows: interleaving the first half of the rows with
- * the second four times is turning them over. */
-static inline void turn_square(uint8_t *out, uint64_t row_bytes, const uint8_t *const runs[16])
-{
-    bytes16 rows[16];
-    bytes16 next[16];
-    for (int i = 0; i < 16; i++)
-        memcpy(&rows[i], runs[i], sizeof(rows[i]));
-    for (int round = 0; round < 4; round++) {
-        for (int i = 0; i < 8; i++) {
-            next[2 * i] = __builtin_shufflevector(rows[i], rows[i + 8], 0, 16, 1, 17, 2, 18, 3, 19,
-                                                  4, 20, 5, 21, 6, 22, 7, 23);
-            next[2 * i + 1] = __builtin_shufflevector(rows[i], rows[i + 8], 8, 24, 9, 25, 10, 26,
-                                                      11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-        }
-        memcpy(rows, next, sizeof(rows));
-    }
-    for (uint64_t i = 0; i < 16; i++)
-        memcpy(out + i * row_bytes, &rows[i], sizeof(rows[i]));
-}
-
 static const uint8_t *run_of(const struct symbols *symbols, uint64_t channel)
 {
     uint64_t place = symbols->place_of ? symbols->place_of[channel] : channel;
@@ -300,11 +279,11 @@ static void turn_head(const struct symbols *symbols, uint8_t *out, uint64_t chan
                       uint64_t tokens)
 {
     uint64_t dim = 0;
-    for (; dim + 16 <= dims && tokens == RANS_RUN; dim += 16) {
-        const uint8_t *runs[16];
-        for (uint64_t i = 0; i < 16; i++)
+    for (; dim + SQUARE_BYTES <= dims && tokens == RANS_RUN; dim += SQUARE_BYTES) {
+        const uint8_t *runs[SQUARE_BYTES];
+        for (uint64_t i = 0; i < SQUARE_BYTES; i++)
             runs[i] = run_of(symbols, channel + dim + i);
-        turn_square(out + dim, dims, runs);
+        square_turn(out + dim, dims, runs);
     }
     for (; dim < dims; dim++) {
         const uint8_t *run = run_of(symbols, channel + dim);
