@@ -1,9 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* pipes.c - names for the ways through a recipe: what the symbols of a leaf are like depends on all
  * stages above it, so tables made for a leaf belong to these. */
-#include <stdio.h>
-#include <string.h>
-
+#include "base/bytes.h"
 #include "base/error.h"
 #include "base/key.h"
 #include "base/limits.h"
@@ -31,8 +29,7 @@ static int name_leaf(const struct namer *namer, const struct codec_node *leaf, s
     struct larder_key digest;
     LARDER_TRY(larder_sha256(&digest, namer->path, bytes));
     struct codec_node *own = &namer->tree->nodes[leaf - namer->tree->nodes];
-    for (size_t i = 0; i < (sizeof(own->pipe) - 1) / 2; i++)
-        snprintf(own->pipe + 2 * i, 3, "%02x", digest.bytes[i]);
+    larder_hex(own->pipe, digest.bytes, (sizeof(own->pipe) - 1) / 2);
     return 0;
 }
 

@@ -50,25 +50,10 @@ static int read_number(uint32_t *out, const struct larder_weights *tensors, cons
     return 0;
 }
 
-static int hex_digit(char c)
-{
-    if (c >= '0' && c <= '9')
-        return c - '0';
-    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
-}
-
 static int read_digest(uint8_t out[32], const struct larder_weights *tensors)
 {
     const char *text = larder_weights_metadata(tensors, "weights");
-    bool good = text && strlen(text) == 64;
-    for (int i = 0; i < 32 && good; i++) {
-        int high = hex_digit(text[2 * i]);
-        int low = hex_digit(text[2 * i + 1]);
-        good = high >= 0 && low >= 0;
-        if (good)
-            out[i] = (uint8_t)(high << 4 | low);
-    }
-    if (good)
+    if (text && larder_unhex(out, 32, text) == 0)
         return 0;
     return larder_fail(LARDER_EFORMAT, "profile: its metadata has no weights, a digest of 64 hex "
                                        "digits; " REMEDY);

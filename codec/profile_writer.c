@@ -141,8 +141,7 @@ static int put_number(struct larder_profile_writer *writer, const char *key, uin
 static int put_model(struct larder_profile_writer *writer, const struct larder_model_desc *model)
 {
     char digest[2 * sizeof(model->weights) + 1];
-    for (size_t i = 0; i < sizeof(model->weights); i++)
-        snprintf(digest + 2 * i, 3, "%02x", model->weights[i]);
+    larder_hex(digest, model->weights, sizeof(model->weights));
     LARDER_TRY(larder_profile_put_text(writer, "larder_profile", "1"));
     LARDER_TRY(larder_profile_put_text(writer, "weights", digest));
     LARDER_TRY(put_number(writer, "layers", model->layers));

@@ -76,8 +76,7 @@ static void step(void *context, const char *what, uint64_t done, uint64_t all)
 static int put_origin(const struct calibration *c, struct larder_profile_writer *writer)
 {
     char text[2 * sizeof(c->digest) + 1];
-    for (size_t i = 0; i < sizeof(c->digest); i++)
-        snprintf(text + 2 * i, 3, "%02x", c->digest[i]);
+    larder_hex(text, c->digest, sizeof(c->digest));
     LARDER_TRY(larder_profile_put_text(writer, "text", text));
     snprintf(text, sizeof(text), "%llu",
              (unsigned long long)c->window_count * (c->options->window_tokens - 1));
