@@ -7,8 +7,8 @@
  *   stage  := name { name '=' value } { '{' pipe '}' }
  *
  * A transform is followed by the rest of its pipe; a quantizer may be followed by `rans`; nothing
- * follows any other stage. A preset is a
- * name for a recipe's text. Spaces are allowed between words.
+ * follows any other stage. A preset is a name for a recipe's text. Spaces are allowed between
+ * words.
  *
  * Threads: pure functions.
  */

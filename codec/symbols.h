@@ -12,10 +12,9 @@
  * Entropy-coded (symbols_rans.c), the symbols of a tile stand in runs: [head][dim], each run the
  * CODEC_TILE_TOKENS tokens of one channel, so that each run can have a frequency table of its own
  * and a vector of lanes looks up one table. With the profile's tables, runs of one group stand
- * together. All runs have one model, fitted to the section; or each
- * the table that the profile has for its channel's group; or symbols are packed: whichever is
- * smallest. A section of many symbols is coded in two streams (rans.h), each of half a tile's runs,
- * which a CPU decodes in lockstep.
+ * together. All runs have one model, fitted to the section; or each the table that the profile has
+ * for its channel's group; or symbols are packed: whichever is smallest. A section of many symbols
+ * is coded in two streams (rans.h), each of half a tile's runs, which a CPU decodes in lockstep.
  *
  *   0 | packed tiles
  *   1 | model | bytes of each stream (u32) | streams        2 | bytes of each stream | streams

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* symbols_tables.h - frequency tables that a profile has for the symbols of a leaf: some for each
  * layer, and which of them each channel has.
- * Owns:    models and tables; the channels' groups lie in the profile.
+ * Owns:    models, tables and the order of channels: nothing of it lies in the profile.
  * Threads: only read after bind.
  */
 #ifndef LARDER_CODEC_SYMBOLS_TABLES_H

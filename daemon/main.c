@@ -17,11 +17,11 @@
 
 #include "base/error.h"
 #include "base/mem.h"
+#include "daemon/completions.h"
+#include "daemon/larderd.h"
 #include "daemon/measures.h"
 #include "daemon/profiles.h"
 #include "daemon/recipes.h"
-#include "daemon/completions.h"
-#include "daemon/larderd.h"
 #include "daemon/server.h"
 #include "daemon/session.h"
 #include "daemon/workers.h"
