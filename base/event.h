@@ -20,7 +20,8 @@
     X(WRITE_FAILED, 11, "write_failed",                                                            \
       "not written to SSD: the write failed, or the disk is full")                                 \
     X(REFUSED, 12, "refused", "refused when it was to be stored: no room")                         \
-    X(LOST, 13, "lost", "could not be kept when larderd started")
+    X(LOST, 13, "lost", "could not be kept when larderd started")                                  \
+    X(DEMOTED, 14, "demoted", "not used for long: a smaller record of it took its place")
 
 enum larder_event {
     LARDER_EVENT_NONE = 0,

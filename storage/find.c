@@ -168,6 +168,7 @@ static void describe(const struct larder_store *store, struct larder_entry_info 
     out->created_s = variant->created_s;
     out->position = variant->position;
     out->uses = entry->uses;
+    out->idle_s = tiers_idle_s(store, id);
     out->segment_id = variant->segment_id;
     out->segment_page = variant->segment_page;
     out->quality = variant->quality;
@@ -199,6 +200,27 @@ int larder_store_list(struct larder_store *store, struct larder_entry_info *out,
     *cursor = id < store->table.entry_end ? id : 0;
     pthread_mutex_unlock(&store->lock);
     return 0;
+}
+
+void larder_store_variants(struct larder_store *store,
+                           struct larder_entry_info out[LARDER_VARIANTS_MAX], uint32_t *count,
+                           const struct larder_key *key)
+{
+    *count = 0;
+    pthread_mutex_lock(&store->lock);
+    for (uint32_t id = table_find(&store->table, key); id != TABLE_NONE;
+         id = table_next_variant(&store->table, id)) {
+        if (find_sees(store, id, table_entry(&store->table, id)->tenant))
+            describe(store, &out[(*count)++], id);
+    }
+    pthread_mutex_unlock(&store->lock);
+}
+
+bool larder_store_is_recipe(const struct larder_entry_info *entry, const char *recipe)
+{
+    char name[TABLE_RECIPE_BYTES + 1];
+    table_recipe_name(name, recipe, (uint32_t)strlen(recipe));
+    return strcmp(entry->recipe, name) == 0;
 }
 
 uint32_t larder_store_history(struct larder_store *store, struct larder_event_info *out,

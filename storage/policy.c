@@ -279,6 +279,12 @@ uint64_t larder_policy_recall(const struct larder_policy *policy, uint32_t id)
     return policy->ops->recall ? policy->ops->recall(policy, id) : 0;
 }
 
+uint64_t larder_policy_idle_ms(const struct larder_policy *policy, uint32_t id)
+{
+    assert(larder_policy_has(policy, id));
+    return policy->ops->idle_ms ? policy->ops->idle_ms(policy, id) : 0;
+}
+
 int larder_policy_restore(struct larder_policy *policy, uint32_t id, uint64_t recalled,
                           uint64_t stored_ms)
 {

@@ -107,6 +107,8 @@ uint32_t larder_policy_victim(struct larder_policy *policy, uint32_t group,
 /* What the group's next victim is worth, beside other groups' by the same policy (also of another
  * tier, told of the same requests); infinite when it has none. */
 double larder_policy_least(struct larder_policy *policy, uint32_t group);
+/* How long ago it was used, in time that something ran; 0 by a policy that keeps no times. */
+uint64_t larder_policy_idle_ms(const struct larder_policy *policy, uint32_t id);
 /* What its stay is worth now, beside what larder_policy_least() says. */
 double larder_policy_worth(const struct larder_policy *policy, uint32_t id);
 /* It is no victim until it is released, and costs nothing meanwhile: for what must stay long. Both

@@ -67,6 +67,7 @@ struct policy_ops {
     size_t (*save)(const struct larder_policy *policy, uint8_t *out);
     int (*load)(struct larder_policy *policy, const uint8_t *in, size_t bytes, uint64_t now_ms);
     uint64_t (*recall)(const struct larder_policy *policy, uint32_t id);
+    uint64_t (*idle_ms)(const struct larder_policy *policy, uint32_t id);
     void (*restore)(struct larder_policy *policy, uint32_t id, uint64_t recalled,
                     uint64_t stored_ms);
 };

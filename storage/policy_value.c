@@ -507,6 +507,13 @@ static uint64_t value_recall(const struct larder_policy *policy, uint32_t id)
     return bits;
 }
 
+static uint64_t value_idle_ms(const struct larder_policy *policy, uint32_t id)
+{
+    const uint32_t now = reuse_now(policy->value->reuse);
+    const uint32_t used = policy_node(policy, id)->used;
+    return used < now ? (uint64_t)(now - used) * REUSE_TICK_MS : 0;
+}
+
 static void value_restore(struct larder_policy *policy, uint32_t id, uint64_t bits,
                           uint64_t stored_ms)
 {
@@ -565,5 +572,6 @@ const struct policy_ops policy_value_ops = {
     .save = value_save,
     .load = value_load,
     .recall = value_recall,
+    .idle_ms = value_idle_ms,
     .restore = value_restore,
 };

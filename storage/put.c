@@ -15,8 +15,7 @@
 #include "base/mem.h"
 #include "storage/store_priv.h"
 
-static struct variant_name name_locked(struct larder_store *store,
-                                       const struct larder_put_desc *desc)
+struct variant_name put_name_locked(struct larder_store *store, const struct larder_put_desc *desc)
 {
     return (struct variant_name){
         .quality = desc->quality,
@@ -193,7 +192,7 @@ void larder_store_when_put(struct larder_store *store, const struct larder_put_d
     if (desc->beside) {
         pthread_mutex_lock(&store->lock);
         watch.is_named = true;
-        watch.name = name_locked(store, desc);
+        watch.name = put_name_locked(store, desc);
         pthread_mutex_unlock(&store->lock);
     }
     start_watch(store, &watch);
@@ -311,7 +310,7 @@ static int check_replaced_locked(const struct larder_store *store, uint32_t prim
 static int claim_beside_locked(struct larder_store *store, uint32_t *out, uint32_t primary,
                                const struct larder_put_desc *desc)
 {
-    const struct variant_name name = name_locked(store, desc);
+    const struct variant_name name = put_name_locked(store, desc);
     uint32_t same = variant_named(store, primary, &name);
     if (same != TABLE_NONE)
         return table_entry(&store->table, same)->flags & ENTRY_DOOMED
@@ -355,7 +354,7 @@ static int claim_entry_locked(struct larder_store *store, struct larder_put *put
     entry->pending_quality = (uint8_t)desc->quality;
     if (!put->replaces) {
         /* Known by these while it is on its way. */
-        const struct variant_name name = name_locked(store, desc);
+        const struct variant_name name = put_name_locked(store, desc);
         entry->variant.quality = (uint8_t)name.quality;
         entry->variant.computed_on = (uint8_t)name.computed_on;
         entry->variant.recipe = name.recipe;
@@ -385,7 +384,7 @@ static int reserve_locked(struct larder_store *store, struct larder_put *put,
     if (store->read_only)
         return larder_fail(LARDER_EREADONLY, "store is read-only after a failed sync; restart it");
     /* Else nobody would know that the profile is needed. */
-    if (measure_profile(desc->profile) != 0 && name_locked(store, desc).recipe == 0)
+    if (measure_profile(desc->profile) != 0 && put_name_locked(store, desc).recipe == 0)
         return larder_fail(LARDER_ELIMIT,
                            "%u recipes are known since larderd was started, the most there may be; "
                            "one with a profile cannot be added",
@@ -494,7 +493,7 @@ int larder_store_put_reserve(struct larder_store *store, struct larder_put **out
         return err;
     }
     put->append.record = host_record(&store->host, put->slot);
-    put->variant.recipe = name_locked(store, desc).recipe;
+    put->variant.recipe = put_name_locked(store, desc).recipe;
     const uint8_t *tenant_id = larder_identity_tenant(store->identity, desc->tenant)->id;
     struct larder_key fingerprint = store->models[desc->model]->info.fingerprint;
     pthread_mutex_unlock(&store->lock);
@@ -504,6 +503,7 @@ int larder_store_put_reserve(struct larder_store *store, struct larder_put **out
     put->key = desc->key;
     put->tenant = desc->tenant;
     put->model = desc->model;
+    put->idle_s = desc->idle_s;
     put->mark = desc->mark;
     put->payload_offset = layout.sections;
     put->payload_bytes_max = bytes - layout.sections;
@@ -610,12 +610,15 @@ static bool publish_locked(struct larder_store *store, struct larder_put *put,
     put->old = entry->variant;
     entry->variant = put->variant;
     tiers_attach_locked(store, put->entry, put->slot);
+    entry->used_s = store->request_s;
     bool written = true;
     if (may_stay_cached(store, put, wait))
         written = tiers_admit_locked(store, put->entry);
     else
         tiers_write_locked(store, put->entry);
     tiers_end_locked(store);
+    if (put->idle_s > 0)
+        tiers_age_locked(store, put->entry, put->idle_s);
     entry->flags |= ENTRY_VISIBLE;
     stats_enter_locked(store, put->entry);
     const struct host_slot *slot = host_slot(&store->host, put->slot);

@@ -149,6 +149,44 @@ static int find_removed_locked(struct larder_store *store, uint32_t *out, uint32
     return 0;
 }
 
+/* The record that goes because a smaller one stands for it. */
+static int find_demoted_locked(struct larder_store *store, uint32_t *out,
+                               const struct larder_put_desc *kept, uint64_t idle_s)
+{
+    const struct table *table = &store->table;
+    const struct variant_name name = put_name_locked(store, kept);
+    const uint32_t primary = table_find(table, &kept->key);
+    *out = TABLE_NONE;
+    if (store->tenants[kept->tenant].closed)
+        return larder_fail(-EBUSY, "the tenant is being purged; try again");
+    const uint32_t stays = primary != TABLE_NONE ? variant_named(store, primary, &name) : primary;
+    if (!find_sees(store, stays, kept->tenant))
+        return larder_fail(LARDER_ENOTFOUND, "no record that could stay is stored");
+    if (store->read_only)
+        return larder_fail(LARDER_EREADONLY, "store is read-only after a failed sync; restart it");
+    if (table_entry(table, primary)->flags & ENTRY_HELD)
+        return larder_fail(LARDER_EPINNED, "the entry, or one behind it, is pinned");
+    if (!(table_entry(table, stays)->flags & ENTRY_DURABLE))
+        return larder_fail(-EBUSY, "the record that stays is not durable");
+    uint32_t pages = table_entry(table, stays)->variant.record_pages;
+    for (uint32_t id = primary; id != TABLE_NONE; id = table_next_variant(table, id)) {
+        const struct entry *entry = table_entry(table, id);
+        if (!find_sees(store, id, kept->tenant))
+            continue;
+        if ((entry->flags & ENTRY_PUTTING) || tiers_idle_s(store, id) < idle_s)
+            return larder_fail(-EBUSY, "a record of the key is in use");
+        if (entry->variant.record_pages <= pages)
+            continue;
+        pages = entry->variant.record_pages;
+        *out = id;
+    }
+    if (*out == TABLE_NONE)
+        return larder_fail(LARDER_ENOTFOUND, "no larger record is stored");
+    if (!(table_entry(table, *out)->flags & ENTRY_VARIANT))
+        *out = variant_succeed_locked(store, *out);
+    return *out == TABLE_NONE ? larder_fail(-EBUSY, "no other record can carry the chain now") : 0;
+}
+
 /* It may have been evicted, or be about to be removed by another, and come back with a crash: who
  * is told that it is not there must not meet it again. */
 static void tell_absent_later_locked(struct larder_store *store, struct removal *removal)
@@ -249,6 +287,32 @@ void larder_store_remove_variant(struct larder_store *store, uint32_t tenant,
     remove_record(store, tenant, key, variant, LARDER_KEEP_PINNED, done, context);
 }
 
+void larder_store_demote(struct larder_store *store, const struct larder_put_desc *kept,
+                         uint64_t idle_s, void (*done)(void *context, int err, uint64_t removed),
+                         void *context)
+{
+    struct removal *removal = larder_alloc_zero(1, sizeof(*removal));
+    if (!removal) {
+        done(context, -ENOMEM, 0);
+        return;
+    }
+    removal->why = LARDER_EVENT_DEMOTED;
+    removal->done = done;
+    removal->context = context;
+    uint32_t id;
+    pthread_mutex_lock(&store->lock);
+    int err = find_demoted_locked(store, &id, kept, idle_s);
+    if (err == 0)
+        err = remove_subtree_locked(store, id, removal);
+    pthread_mutex_unlock(&store->lock);
+    if (err < 0) {
+        larder_free(removal);
+        done(context, err, 0);
+        return;
+    }
+    store_wake(store);
+}
+
 /* --- the end of a slice ----------------------------------------------------------------------- */
 
 void remove_dead_locked(struct larder_store *store, uint32_t id)
@@ -301,7 +365,7 @@ void remove_slice_done_locked(struct larder_store *store, struct slice *slice, i
         return;
     if (removal->err < 0 && removal->why != LARDER_EVENT_CORRUPT)
         undoom_locked(store, removal);
-    if (removal->err == 0 && removal->done) {
+    if (removal->err == 0 && removal->done && removal->why != LARDER_EVENT_DEMOTED) {
         store->stats.removed += removal->removed;
         store->tenants[removal->tenant].stats.removed += removal->removed;
     }

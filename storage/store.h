@@ -267,6 +267,8 @@ struct larder_put_desc {
      * better record replaces the key's best one, and a worse one is LARDER_EEXISTS. Variants of a
      * key differ in quality, computed_on or recipe. */
     bool beside;
+    /* Made of what is stored, which was used so long ago: this put is no use of it. */
+    uint32_t idle_s;
     struct larder_mark mark; /* made with the entry: no crash leaves the one without the other */
     /* Storing a longer block drops the shorter tail it extends: its siblings under the same parent
      * whose tokens are a prefix of its own. */
@@ -345,6 +347,15 @@ void larder_store_remove_variant(struct larder_store *store, uint32_t tenant,
                                  void (*done)(void *context, int err, uint64_t removed),
                                  void *context);
 
+/* Takes the largest of a key's variants away that is larger than `kept` (of which key, quality,
+ * computed_on, recipe and profile count), for nobody used the block for `idle_s` seconds; *removed
+ * is 1. LARDER_ENOTFOUND when there is none, or no `kept`; -EBUSY when one of them was used
+ * meanwhile, is being put or leads nothing that could follow it, or when `kept` is not durable;
+ * LARDER_EPINNED. Whoever reads the record goes on undisturbed. */
+void larder_store_demote(struct larder_store *store, const struct larder_put_desc *kept,
+                         uint64_t idle_s, void (*done)(void *context, int err, uint64_t removed),
+                         void *context);
+
 /* One record: an entry with several variants is named once for each. */
 struct larder_entry_info {
     struct larder_key key;
@@ -360,6 +371,7 @@ struct larder_entry_info {
     uint64_t created_s;
     uint64_t position;
     uint64_t uses;      /* leases since start */
+    uint64_t idle_s;    /* since the last, or since it was put; over a restart as eviction has it */
     uint64_t expires_s; /* this and the next two: Unix time; 0: never */
     uint64_t pin_expires_s;
     uint64_t priority_expires_s;
@@ -385,6 +397,13 @@ int larder_store_list(struct larder_store *store, struct larder_entry_info *out,
 /* One entry, its best variant; any tenant's: for the operator. */
 int larder_store_find(struct larder_store *store, struct larder_entry_info *out,
                       const struct larder_key *key);
+
+/* All variants of a key, the best first; *count is 0 when it is not stored. */
+void larder_store_variants(struct larder_store *store,
+                           struct larder_entry_info out[LARDER_VARIANTS_MAX], uint32_t *count,
+                           const struct larder_key *key);
+/* Whether that is the recipe of an entry, as far as its short name tells. */
+bool larder_store_is_recipe(const struct larder_entry_info *entry, const char *recipe);
 
 /* What became of entries of this key, newest first: see storage/history.h. How many. */
 struct larder_event_info {

@@ -120,9 +120,10 @@ struct larder_put {
     enum put_state state;
     uint32_t entry; /* TABLE_NONE: removed meanwhile */
     uint32_t slot;
-    uint8_t number; /* of the variant */
-    bool replaces;  /* `old` was visible before */
-    int refused;    /* there was no room while it was queued */
+    uint8_t number;  /* of the variant */
+    bool replaces;   /* `old` was visible before */
+    uint32_t idle_s; /* since what it was made of was used */
+    int refused;     /* there was no room while it was queued */
     struct entry_variant old;
     struct entry_variant variant;
     struct index_entry value; /* as the index will have it */
@@ -459,6 +460,7 @@ struct larder_store {
     char *directory;
     struct clock clock;
     struct learned learned; /* in an earlier life; while it is opened */
+    uint32_t request_s;     /* when the request began, or the last one did: tiers_now_s() */
     uint64_t opened_ms;     /* of eviction's time: wall time less monotonic time then */
     struct larder_io *io;
     pthread_t thread;
@@ -669,6 +671,10 @@ void tiers_unwrite_locked(struct larder_store *store, uint32_t entry);
 /* ENTRY_HELD came or went; its worth is another. */
 void tiers_held_locked(struct larder_store *store, uint32_t entry);
 void tiers_weigh_locked(struct larder_store *store, uint32_t entry);
+/* It was used so long ago, not when it was stored. */
+void tiers_age_locked(struct larder_store *store, uint32_t entry, uint32_t idle_s);
+/* Seconds since it was used. */
+uint64_t tiers_idle_s(const struct larder_store *store, uint32_t entry);
 /* ENTRY_DOOMED, and not. */
 void tiers_doom_locked(struct larder_store *store, uint32_t entry);
 void tiers_undoom_locked(struct larder_store *store, uint32_t entry);
@@ -734,6 +740,8 @@ bool put_rewrite_locked(struct larder_store *store, uint32_t entry);
 /* A put that left the queue or its group: durable (err 0) or given up. */
 void put_finish_locked(struct larder_store *store, struct larder_put *put, int err);
 void put_watches_locked(struct larder_store *store, uint32_t entry, int err);
+/* What tells the variant that would be put apart from others of its key. */
+struct variant_name put_name_locked(struct larder_store *store, const struct larder_put_desc *desc);
 /* The entry is about to leave the table. */
 void put_orphan_locked(struct larder_store *store, uint32_t entry);
 

@@ -372,10 +372,12 @@ void table_swap_records(struct table *table, uint32_t primary, uint32_t other)
     a->number = b->number;
     a->slot = b->slot;
     a->uses = b->uses;
+    a->used_s = b->used_s;
     b->variant = was.variant;
     b->number = was.number;
     b->slot = was.slot;
     b->uses = was.uses;
+    b->used_s = was.used_s;
 }
 
 bool table_is_better(const struct entry *a, const struct entry *b)
@@ -401,14 +403,22 @@ uint32_t table_first_to_go(const struct table *table, uint32_t id)
 
 /* --- recipes --------------------------------------------------------------------------------- */
 
+void table_recipe_name(char out[TABLE_RECIPE_BYTES + 1], const char *text, uint32_t bytes)
+{
+    const bool is_long = bytes > TABLE_RECIPE_BYTES;
+    const int kept = (int)(is_long ? TABLE_RECIPE_BYTES - RECIPE_HASH_CHARS : bytes);
+    const int used = snprintf(out, TABLE_RECIPE_BYTES + 1, "%.*s", kept, text);
+    if (is_long)
+        snprintf(out + used, TABLE_RECIPE_BYTES + 1 - (size_t)used, "~%08x",
+                 (uint32_t)XXH3_64bits(text, bytes));
+}
+
 static uint16_t recipe_of(struct table *table, const char *text, uint32_t bytes, uint64_t profile,
                           uint32_t count_max)
 {
     char shorter[TABLE_RECIPE_BYTES + 1];
     if (bytes > TABLE_RECIPE_BYTES) {
-        uint32_t kept = TABLE_RECIPE_BYTES - RECIPE_HASH_CHARS;
-        snprintf(shorter, sizeof(shorter), "%.*s~%08x", (int)kept, text,
-                 (uint32_t)XXH3_64bits(text, bytes));
+        table_recipe_name(shorter, text, bytes);
         text = shorter;
         bytes = (uint32_t)strlen(shorter);
     }

@@ -78,6 +78,7 @@ struct entry {
     uint32_t depth;
     uint32_t child_count;
     uint32_t uses;
+    uint32_t used_s;        /* last, by the clock of tiers.c */
     uint32_t host_children; /* in the host tier, and on SSD; the policies count */
     uint32_t ssd_children;
     struct larder_policy_node ssd_node;
@@ -88,7 +89,7 @@ struct entry {
     uint8_t pending_quality; /* of the put, while PUTTING */
     uint8_t number;          /* of this variant of its key, in its record and in the index */
 };
-static_assert(sizeof(struct entry) <= 152, "a million entries are to stay small");
+static_assert(sizeof(struct entry) <= 156, "a million entries are to stay small");
 
 /* How records were encoded. */
 struct recipe_name {
@@ -152,8 +153,8 @@ uint32_t table_variant_count(const struct table *table, uint32_t primary);
 /* That number of a key; TABLE_NONE when there is none. */
 uint32_t table_find_variant(const struct table *table, const struct larder_key *key,
                             uint32_t number);
-/* The two exchange their records: what `variant` and `number` say, the slot, the uses. The caller
- * sees to it that their flags agree, and that the slots learn of it. */
+/* The two exchange their records: what `variant` and `number` say, the slot, the uses and the
+ * last. The caller sees to it that their flags agree, and that the slots learn of it. */
 void table_swap_records(struct table *table, uint32_t primary, uint32_t other);
 /* Whether the record of `a` is better than that of `b`: less was lost, then newer. */
 bool table_is_better(const struct entry *a, const struct entry *b);
@@ -193,6 +194,8 @@ uint32_t table_next_below(const struct table *table, uint32_t id, uint32_t top);
 /* Beyond those, of what an owner measured: tenants cannot use them up. */
 #define TABLE_MEASURED_MAX (LARDER_MEASURES_MAX + 16u)
 uint16_t table_recipe(struct table *table, const char *text, uint32_t bytes, uint64_t profile);
+/* The text, or what stands for a longer one. */
+void table_recipe_name(char out[TABLE_RECIPE_BYTES + 1], const char *text, uint32_t bytes);
 /* The same for what was measured: 0 beyond TABLE_MEASURED_MAX more. */
 uint16_t table_recipe_measured(struct table *table, const char *text, uint32_t bytes,
                                uint64_t profile);

@@ -97,6 +97,12 @@ static uint64_t now_ms(const struct larder_store *store)
     return store->opened_ms + clock_ms(CLOCK_MONOTONIC);
 }
 
+/* By which entries remember when they were used. */
+static uint32_t now_s(const struct larder_store *store)
+{
+    return table_narrow(now_ms(store) / 1000);
+}
+
 static uint32_t capacity_of(uint64_t tier_bytes, uint64_t record_bytes, uint64_t records)
 {
     uint64_t each = records >= 64 ? record_bytes / records : RECORD_BYTES_GUESS;
@@ -286,8 +292,10 @@ int tiers_begin_locked(struct larder_store *store, uint32_t tenant)
                                                  stats->record_bytes_host, stats->entries_host));
     fit_capacity(store->ssd_policy, capacity_of(store->options.ssd_bytes, stats->record_bytes_ssd,
                                                 stats->entries_durable));
-    LARDER_TRY(larder_policy_begin(store->host_policy, tenant, now_ms(store)));
-    int err = larder_policy_begin(store->ssd_policy, tenant, now_ms(store));
+    const uint64_t at_ms = now_ms(store);
+    store->request_s = table_narrow(at_ms / 1000);
+    LARDER_TRY(larder_policy_begin(store->host_policy, tenant, at_ms));
+    int err = larder_policy_begin(store->ssd_policy, tenant, at_ms);
     if (err < 0)
         larder_policy_end(store->host_policy);
     return err;
@@ -301,6 +309,7 @@ void tiers_end_locked(struct larder_store *store)
 
 void tiers_use_locked(struct larder_store *store, uint32_t id)
 {
+    table_entry(&store->table, id)->used_s = store->request_s;
     if (larder_policy_has(store->host_policy, id))
         larder_policy_use(store->host_policy, id);
     if (larder_policy_has(store->ssd_policy, id))
@@ -378,9 +387,25 @@ static void return_to(struct larder_store *store, struct larder_policy *policy, 
     assert(err == 0); /* P2 */
 }
 
+static void set_idle(struct larder_store *store, uint32_t id, uint64_t idle_s)
+{
+    const uint32_t now = now_s(store);
+    table_entry(&store->table, id)->used_s = idle_s < now ? now - (uint32_t)idle_s : 0;
+}
+
+/* Where nothing was learned of it, it counts as used at the start: to take it for older would have
+ * larderd think that nobody wants what is in use. */
 void tiers_restore(struct larder_store *store, uint32_t id, uint64_t recalled)
 {
     return_to(store, store->ssd_policy, id, recalled);
+    set_idle(store, id, recalled ? larder_policy_idle_ms(store->ssd_policy, id) / 1000 : 0);
+}
+
+uint64_t tiers_idle_s(const struct larder_store *store, uint32_t id)
+{
+    const uint32_t now = now_s(store);
+    const uint32_t used = table_entry(&store->table, id)->used_s;
+    return used < now ? now - used : 0;
 }
 
 void tiers_rewrite_locked(struct larder_store *store, uint32_t id)
@@ -390,7 +415,7 @@ void tiers_rewrite_locked(struct larder_store *store, uint32_t id)
     uint64_t recalled = larder_policy_has(store->host_policy, id)
                             ? larder_policy_recall(store->host_policy, id)
                             : 0;
-    tiers_restore(store, id, recalled);
+    return_to(store, store->ssd_policy, id, recalled);
     hold_as_flagged(store, id);
 }
 
@@ -438,6 +463,22 @@ void tiers_weigh_locked(struct larder_store *store, uint32_t id)
         uint64_t recalled = larder_policy_recall(policies[i], id);
         larder_policy_remove(policies[i], id);
         return_to(store, policies[i], id, recalled);
+    }
+    hold_as_flagged(store, id);
+}
+
+void tiers_age_locked(struct larder_store *store, uint32_t id, uint32_t idle_s)
+{
+    struct larder_policy *policies[] = {store->host_policy, store->ssd_policy};
+    const uint64_t at_ms = now_ms(store);
+    const uint64_t idle_ms = idle_s * 1000ull;
+    set_idle(store, id, idle_s);
+    for (uint32_t i = 0; i < LARDER_COUNT_OF(policies); i++) {
+        if (!larder_policy_has(policies[i], id))
+            continue;
+        larder_policy_remove(policies[i], id);
+        int err = larder_policy_restore(policies[i], id, 0, idle_ms < at_ms ? at_ms - idle_ms : 0);
+        assert(err == 0); /* P2 */
     }
     hold_as_flagged(store, id);
 }

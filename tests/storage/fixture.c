@@ -208,6 +208,7 @@ int fixture_put(struct fixture *fixture, const struct block *block, enum larder_
         .position = block->seed,
         .recipe = block->recipe ? block->recipe : "raw",
         .beside = block->beside,
+        .idle_s = block->idle_s,
         .quality = block->quality,
         .computed_on = block->computed_on,
         .computed_on_kl = block->computed_on_kl,
@@ -355,6 +356,14 @@ int fixture_remove_variant(struct fixture *fixture, uint64_t seed, uint32_t vari
     struct larder_key key = block_key(seed);
     larder_store_remove_variant(fixture->store, fixture->tenant.index, &key, variant, remove_done,
                                 &waiter);
+    return waiter_wait(&waiter);
+}
+
+int fixture_demote(struct fixture *fixture, const struct larder_put_desc *kept, uint64_t idle_s)
+{
+    struct waiter waiter;
+    waiter_begin(&waiter);
+    larder_store_demote(fixture->store, kept, idle_s, remove_done, &waiter);
     return waiter_wait(&waiter);
 }
 

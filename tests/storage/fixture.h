@@ -53,6 +53,7 @@ struct block {
     enum larder_quality computed_on;
     float computed_on_kl;
     float max_kl;
+    uint32_t idle_s;
     struct larder_mark mark;
 };
 
@@ -80,6 +81,7 @@ int fixture_remove(struct fixture *fixture, uint64_t seed, uint64_t *removed);
 int fixture_remove_variant(struct fixture *fixture, uint64_t seed, uint32_t variant);
 /* The same although something is pinned. */
 int fixture_remove_pinned(struct fixture *fixture, uint64_t seed, uint64_t *removed);
+int fixture_demote(struct fixture *fixture, const struct larder_put_desc *kept, uint64_t idle_s);
 /* What `done` was told. */
 int fixture_mark(struct fixture *fixture, uint64_t seed, const struct larder_mark *mark);
 int fixture_verify(struct fixture *fixture, uint64_t seed);
