@@ -3,7 +3,6 @@
 
 #include <assert.h>
 #include <errno.h>
-#include <float.h>
 #include <math.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -15,6 +14,7 @@
 #include "base/record.h"
 #include "codec/codec.h"
 #include "daemon/completions.h"
+#include "daemon/encode.h"
 #include "daemon/put_recipe.h"
 #include "daemon/recipes.h"
 #include "daemon/workers.h"
@@ -43,20 +43,13 @@ struct operation {
 
     /* the first worker; the others read */
     struct put_recipe chosen;
-    const struct larder_recipe *recipe; /* chosen.recipe */
-    float *inputs;                      /* copies of importance, q_max */
+    float *inputs; /* copies of importance, q_max */
     struct larder_key key;
     uint8_t *copy; /* of extra, padded to 4, and tokens */
     struct larder_put_desc desc;
     struct larder_put *slot;
-    uint8_t *payload;
-    uint64_t payload_offset; /* in the record */
-    struct larder_section *directory;
-    uint32_t section_count;
-    bool in_place;    /* one worker alone: sections follow each other from the start */
-    uint64_t *places; /* of sections in the payload: room for the bound of each */
-    struct larder_section_error *errors;
-    void *tables; /* larder_recipe_fill_tables(); NULL when the recipe needs none */
+    struct encoding encoding; /* its recipe is chosen.recipe until that is given back */
+    bool in_place;            /* one worker alone: sections follow each other from the start */
     struct helper helpers[HELPERS_MAX];
 
     /* Sections are taken with an atomic add, which orders nothing. Acquire-release on the second
@@ -75,12 +68,10 @@ static void unref(struct operation *operation)
 {
     if (atomic_fetch_sub_explicit(&operation->refs, 1, memory_order_acq_rel) != 1)
         return;
-    assert(!operation->recipe);
+    assert(!operation->encoding.recipe);
     larder_free(operation->inputs);
     larder_free(operation->copy);
-    larder_free(operation->places);
-    larder_free(operation->errors);
-    larder_free(operation->tables);
+    encode_free(&operation->encoding);
     larder_free(operation);
 }
 
@@ -149,9 +140,9 @@ static void set_error(struct operation *operation, int err, const char *message)
  */
 static void give_recipe(struct operation *operation)
 {
-    if (operation->recipe)
-        recipes_give(operation->put.session->daemon->recipes, operation->recipe);
-    operation->recipe = NULL;
+    if (operation->encoding.recipe)
+        recipes_give(operation->put.session->daemon->recipes, operation->encoding.recipe);
+    operation->encoding.recipe = NULL;
 }
 
 /* Before the commit, with the thread's last message. */
@@ -201,141 +192,6 @@ static void existing(void *context, int err)
 
 /* --- sections --------------------------------------------------------------------------------- */
 
-/* Canonical planes of a slice as they lie in staging: layer-major, K before V. */
-static void gather(const struct operation *operation, void *out, const struct larder_slice *slice)
-{
-    const struct put *put = &operation->put;
-    const struct larder_model_desc *model = &put->model->info.desc;
-    struct put_region region;
-    put_region(&region, model, &put->wire);
-    uint64_t element = larder_dtype_bytes(model->dtype);
-    uint64_t k_head = (uint64_t)put->wire.token_count * model->k_dims * element;
-    uint64_t v_head = (uint64_t)put->wire.token_count * model->v_dims * element;
-    uint64_t layer_bytes = model->kv_heads * (k_head + v_head);
-    bool is_v = slice->kind == LARDER_SECTION_V;
-    uint64_t head_bytes = is_v ? v_head : k_head;
-    uint64_t plane = is_v ? model->kv_heads * k_head : 0;
-
-    const volatile uint8_t *planes =
-        put->session->staging.memory + put->wire.staging_offset + region.planes;
-    uint8_t *to = out;
-    for (uint32_t i = 0; i < slice->layer_count; i++) {
-        uint64_t from =
-            (slice->layer_first + i) * layer_bytes + plane + slice->head_first * head_bytes;
-        memcpy(to, (const void *)(uintptr_t)(planes + from), slice->head_count * head_bytes);
-        to += slice->head_count * head_bytes;
-    }
-}
-
-/* Where copy_inputs() put them. */
-static void set_inputs(const struct operation *operation, struct larder_block *block)
-{
-    const struct put *put = &operation->put;
-    struct put_region region;
-    put_region(&region, &put->model->info.desc, &put->wire);
-    if (region.importance_bytes > 0)
-        block->importance = operation->inputs;
-    if (region.q_max_bytes > 0)
-        block->q_max = operation->inputs + region.importance_bytes / sizeof(float);
-}
-
-/* What overflows an f32 is as bad as its largest number. */
-static float relative_rms(double error_energy, double signal_energy)
-{
-    if (error_energy == 0)
-        return 0;
-    return signal_energy > 0 ? (float)fmin(sqrt(error_energy / signal_energy), FLT_MAX) : 1;
-}
-
-/* The last block of its chain, for now: kept exact by every recipe. */
-static bool is_short(const struct put *put)
-{
-    return put->wire.token_count < put->session->daemon->config.block_tokens;
-}
-
-static int encode(struct operation *operation, uint32_t index, uint64_t place,
-                  struct scratch *scratch)
-{
-    const struct put *put = &operation->put;
-    const struct larder_model_desc *model = &put->model->info.desc;
-    uint32_t token_count = put->wire.token_count;
-    struct larder_section *section = &operation->directory[index];
-    struct larder_slice slice;
-    larder_recipe_slice(operation->recipe, &slice, model, index);
-    uint64_t raw_bytes = larder_slice_raw_bytes(model, &slice, token_count);
-    uint64_t bytes = raw_bytes;
-    uint8_t *out = operation->payload + place;
-
-    if (larder_recipe_is_raw(operation->recipe)) {
-        gather(operation, out, &slice);
-    } else {
-        uint64_t workspace_bytes =
-            larder_recipe_workspace_bytes(operation->recipe, model, token_count);
-        uint64_t copy_bytes = larder_round_up(raw_bytes, 64);
-        uint8_t *memory = scratch_reserve(scratch, copy_bytes + workspace_bytes + 64);
-        if (!memory)
-            return larder_fail(-ENOMEM, "no memory to encode %llu bytes",
-                               (unsigned long long)raw_bytes);
-        gather(operation, memory, &slice);
-        uint64_t bound = larder_recipe_bound(operation->recipe, model, index, token_count);
-        struct larder_block block = {.model = model,
-                                     .position = put->wire.position,
-                                     .tables = operation->tables,
-                                     .token_count = token_count,
-                                     .keep_bits = is_short(put)};
-        set_inputs(operation, &block);
-        LARDER_TRY(larder_recipe_encode(operation->recipe, out, bound, &bytes,
-                                        &operation->errors[index], &block, index, memory,
-                                        memory + copy_bytes, workspace_bytes));
-        assert(bytes <= bound);
-    }
-    *section = (struct larder_section){
-        .layer_first = slice.layer_first,
-        .layer_count = slice.layer_count,
-        .head_first = slice.head_first,
-        .head_count = slice.head_count,
-        .kind = slice.kind,
-        .flags = operation->errors[index].fell_back ? LARDER_SECTION_FELL_BACK : 0,
-        .offset = operation->payload_offset + place,
-        .bytes = bytes,
-    };
-    larder_section_set_error(section, relative_rms(operation->errors[index].error_energy,
-                                                   operation->errors[index].signal_energy));
-    return 0;
-}
-
-/* Closes the gaps that bounds left, zeroes the padding; returns the payload's length. */
-static uint64_t close_gaps(struct operation *operation)
-{
-    uint64_t used = 0;
-    for (uint32_t i = 0; i < operation->section_count; i++) {
-        struct larder_section *section = &operation->directory[i];
-        uint64_t place = section->offset - operation->payload_offset;
-        assert(place >= used);
-        if (place != used)
-            memmove(operation->payload + used, operation->payload + place, section->bytes);
-        section->offset = operation->payload_offset + used;
-        uint64_t end = used + section->bytes;
-        used = larder_round_up(end, LARDER_SECTION_ALIGN);
-        memset(operation->payload + end, 0, used - end);
-    }
-    return used;
-}
-
-static void tell_errors(struct operation *operation)
-{
-    double error[2] = {0, 0};
-    double signal[2] = {0, 0};
-    for (uint32_t i = 0; i < operation->section_count; i++) {
-        bool is_v = operation->directory[i].kind == LARDER_SECTION_V;
-        error[is_v] += operation->errors[i].error_energy;
-        signal[is_v] += operation->errors[i].signal_energy;
-        operation->put.fell_back += operation->errors[i].fell_back;
-    }
-    larder_put_set_errors(operation->slot, relative_rms(error[0], signal[0]),
-                          relative_rms(error[1], signal[1]));
-}
-
 /* By the worker that ended the last section. */
 static void finish(struct operation *operation)
 {
@@ -347,11 +203,11 @@ static void finish(struct operation *operation)
         give_up(operation, err);
         return;
     }
-    uint64_t payload_bytes = close_gaps(operation);
-    tell_errors(operation);
+    struct encoding *encoding = &operation->encoding;
+    uint64_t payload_bytes = encode_finish(encoding, operation->slot, &operation->put.fell_back);
     operation->put.stored_bytes =
-        larder_round_up(operation->payload_offset + payload_bytes, LARDER_PAGE_BYTES);
-    larder_store_put_commit(store, operation->slot, operation->section_count, payload_bytes,
+        larder_round_up(encoding->payload_offset + payload_bytes, LARDER_PAGE_BYTES);
+    larder_store_put_commit(store, operation->slot, encoding->section_count, payload_bytes,
                             (enum larder_wait)operation->put.wire.wait, committed, operation);
     give_recipe(operation);
     /* `answer` may have run, but `idle` has not: the operation is still there. */
@@ -360,7 +216,8 @@ static void finish(struct operation *operation)
 
 static void encode_sections(struct operation *operation, struct scratch *scratch)
 {
-    uint32_t count = operation->section_count;
+    struct encoding *encoding = &operation->encoding;
+    uint32_t count = encoding->section_count;
     uint64_t place = 0;
     for (;;) {
         uint32_t index =
@@ -369,12 +226,12 @@ static void encode_sections(struct operation *operation, struct scratch *scratch
             return;
         if (atomic_load_explicit(&operation->section_err, memory_order_relaxed) == 0) {
             if (!operation->in_place)
-                place = operation->places[index];
-            int err = encode(operation, index, place, scratch);
+                place = encoding->places[index];
+            int err = encode_section(encoding, index, place, scratch);
             if (err < 0)
                 atomic_store_explicit(&operation->section_err, err, memory_order_relaxed);
             else
-                place += larder_round_up(operation->directory[index].bytes, LARDER_SECTION_ALIGN);
+                place += larder_round_up(encoding->directory[index].bytes, LARDER_SECTION_ALIGN);
         }
         if (atomic_fetch_sub_explicit(&operation->section_left, 1, memory_order_acq_rel) == 1) {
             finish(operation);
@@ -431,10 +288,10 @@ static int choose_recipe(struct operation *operation)
 {
     struct put *put = &operation->put;
     LARDER_TRY(put_recipe_choose(&operation->chosen, put->session->daemon, put->model, &put->wire));
-    operation->recipe = operation->chosen.recipe;
+    operation->encoding.recipe = operation->chosen.recipe;
     put->kl = operation->chosen.kl;
     put->unmeasured = operation->chosen.unmeasured;
-    const char *text = larder_recipe_text(operation->recipe);
+    const char *text = larder_recipe_text(operation->chosen.recipe);
     const int room = sizeof(put->recipe) - 1;
     snprintf(put->recipe, sizeof(put->recipe), strlen(text) > (size_t)room ? "%.*s..." : "%.*s",
              strlen(text) > (size_t)room ? room - 3 : room, text);
@@ -468,51 +325,6 @@ static int copy_inputs(struct operation *operation)
     return 0;
 }
 
-static int fill_tables(struct operation *operation)
-{
-    const struct larder_model_desc *model = &operation->put.model->info.desc;
-    const struct wire_put *wire = &operation->put.wire;
-    uint64_t bytes = larder_recipe_tables_bytes(operation->recipe, model, wire->token_count);
-    if (bytes == 0)
-        return 0;
-    operation->tables = larder_alloc(bytes);
-    if (!operation->tables)
-        return larder_fail(-ENOMEM, "no memory for tables of %u positions", wire->token_count);
-    return larder_recipe_fill_tables(operation->recipe, operation->tables, model, wire->position,
-                                     wire->token_count);
-}
-
-/* Where each section may go at most, and how long all may become. */
-static int plan_sections(struct operation *operation, uint64_t *payload_bytes_max)
-{
-    const struct larder_model_desc *model = &operation->put.model->info.desc;
-    uint32_t token_count = operation->put.wire.token_count;
-    LARDER_TRY(fill_tables(operation));
-    uint32_t count = larder_recipe_section_count(operation->recipe, model);
-    if (count == 0 || count > LARDER_SECTIONS_MAX)
-        return larder_fail(LARDER_ELIMIT, "recipe '%s' makes %u sections, at most %u fit a record",
-                           larder_recipe_text(operation->recipe), count, LARDER_SECTIONS_MAX);
-    operation->places = larder_alloc(count * sizeof(operation->places[0]));
-    operation->errors = larder_alloc_zero(count, sizeof(operation->errors[0]));
-    if (!operation->places || !operation->errors)
-        return larder_fail(-ENOMEM, "no memory for %u sections", count);
-    uint64_t used = 0;
-    for (uint32_t i = 0; i < count; i++) {
-        operation->places[i] = used;
-        used += larder_round_up(larder_recipe_bound(operation->recipe, model, i, token_count),
-                                LARDER_SECTION_ALIGN);
-    }
-    if (used > LARDER_RECORD_BYTES_MAX)
-        return larder_fail(LARDER_ELIMIT,
-                           "a block of %u tokens may become %llu bytes, a record has at most %llu; "
-                           "use smaller blocks",
-                           token_count, (unsigned long long)used,
-                           (unsigned long long)LARDER_RECORD_BYTES_MAX);
-    operation->section_count = count;
-    *payload_bytes_max = used;
-    return 0;
-}
-
 /* Keys do not hold the position and K is rotated for it, so that a block may only stand where its
  * chain puts it: nobody could be given it elsewhere. A parent that is not there, or of another
  * tenant, is for the store to refuse. */
@@ -539,9 +351,32 @@ static int check_position(const struct operation *operation)
 
 static enum larder_quality quality_of(const struct operation *operation)
 {
-    enum larder_quality quality = larder_recipe_quality(operation->recipe);
+    enum larder_quality quality = larder_recipe_quality(operation->encoding.recipe);
     enum larder_quality computed_on = (enum larder_quality)operation->put.wire.computed_on;
     return quality < computed_on ? computed_on : quality;
+}
+
+/* The last block of its chain, for now: kept exact by every recipe. */
+static bool is_short(const struct put *put)
+{
+    return put->wire.token_count < put->session->daemon->config.block_tokens;
+}
+
+static void set_block(struct operation *operation, const struct put_region *region)
+{
+    const struct put *put = &operation->put;
+    struct larder_block *block = &operation->encoding.block;
+    *block = (struct larder_block){.model = &put->model->info.desc,
+                                   .position = put->wire.position,
+                                   .token_count = put->wire.token_count,
+                                   .keep_bits = is_short(put)};
+    /* Where copy_inputs() put them. */
+    if (region->importance_bytes > 0)
+        block->importance = operation->inputs;
+    if (region->q_max_bytes > 0)
+        block->q_max = operation->inputs + region->importance_bytes / sizeof(float);
+    operation->encoding.planes =
+        put->session->staging.memory + put->wire.staging_offset + region->planes;
 }
 
 static int reserve(struct operation *operation)
@@ -560,7 +395,7 @@ static int reserve(struct operation *operation)
         .tokens = (const uint32_t *)(operation->copy + region.tokens),
         .token_count = wire->token_count,
         .position = wire->position,
-        .recipe = larder_recipe_text(operation->recipe),
+        .recipe = larder_recipe_text(operation->encoding.recipe),
         .quality = quality_of(operation),
         .computed_on = (enum larder_quality)wire->computed_on,
         .computed_on_kl = wire->computed_on_kl,
@@ -571,12 +406,12 @@ static int reserve(struct operation *operation)
     };
     put->quality = desc->quality;
     memcpy(desc->parent.bytes, wire->parent, sizeof(desc->parent.bytes));
-    larder_recipe_profile_name(operation->recipe, desc->profile);
-    LARDER_TRY(plan_sections(operation, &desc->payload_bytes_max));
-    desc->section_count_max = operation->section_count;
+    larder_recipe_profile_name(operation->encoding.recipe, desc->profile);
+    set_block(operation, &region);
+    LARDER_TRY(encode_plan(&operation->encoding, &desc->payload_bytes_max));
+    desc->section_count_max = operation->encoding.section_count;
     LARDER_TRY(larder_store_put_reserve(put->session->daemon->store, &operation->slot, desc));
-    operation->payload = larder_put_payload(operation->slot, &operation->payload_offset);
-    operation->directory = larder_put_directory(operation->slot);
+    encode_into(&operation->encoding, operation->slot);
     return 0;
 }
 
@@ -584,8 +419,8 @@ static void call_helpers(struct operation *operation)
 {
     struct workers *workers = operation->put.session->daemon->workers;
     uint32_t count = workers_count(workers) - 1;
-    if (count > operation->section_count - 1)
-        count = operation->section_count - 1;
+    if (count > operation->encoding.section_count - 1)
+        count = operation->encoding.section_count - 1;
     if (count > HELPERS_MAX)
         count = HELPERS_MAX;
     if (operation->desc.raw_bytes < HELP_BYTES_MIN)
@@ -624,7 +459,8 @@ static void put_run(struct job *job, struct scratch *scratch)
         give_up(operation, err);
         return;
     }
-    atomic_store_explicit(&operation->section_left, operation->section_count, memory_order_relaxed);
+    atomic_store_explicit(&operation->section_left, operation->encoding.section_count,
+                          memory_order_relaxed);
     /* A helper may end the last section, and with it the operation, before this returns. */
     atomic_fetch_add_explicit(&operation->refs, 1, memory_order_relaxed);
     call_helpers(operation);
