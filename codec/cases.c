@@ -117,6 +117,13 @@ static void cases_decode_rows(const struct codec_node *node, const struct codec_
     codec_decode_rows(choose(node, run), run, state, first, tile);
 }
 
+static uint32_t cases_decode_planes(const struct codec_node *node, const struct codec_run *run,
+                                    void *state, uint32_t first, uint8_t *planes,
+                                    const struct codec_size *size)
+{
+    return codec_decode_planes(choose(node, run), run, state, first, planes, size);
+}
+
 const struct codec_node_ops codec_node_cases = {
     .name = "layers",
     .summary = "another pipe for some layers",
@@ -127,6 +134,7 @@ const struct codec_node_ops codec_node_cases = {
     .encode = cases_encode,
     .decode_begin = cases_decode_begin,
     .decode_rows = cases_decode_rows,
+    .decode_planes = cases_decode_planes,
 };
 
 const struct codec_node_ops codec_node_choose = {
@@ -145,4 +153,5 @@ const struct codec_node_ops codec_node_choose = {
     .encode = cases_encode,
     .decode_begin = cases_decode_begin,
     .decode_rows = cases_decode_rows,
+    .decode_planes = cases_decode_planes,
 };

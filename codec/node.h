@@ -160,6 +160,13 @@ struct codec_node_ops {
     /* Tokens first .. first + tile->size.tokens - 1. */
     void (*decode_rows)(const struct codec_node *node, const struct codec_run *run, void *state,
                         uint32_t first, struct codec_tile *tile);
+    /* A shorter way for a node that nothing stands above, where the model's dtype is bf16: rows
+     * from token `first` on as they stand in the planes, [head][size->tokens][dim], the same bits
+     * as decode_rows() and codec_store_elems() give. How many tokens' rows were written: a whole
+     * tile, or 0 where decode_rows() must do it. NULL: there is none. */
+    uint32_t (*decode_planes)(const struct codec_node *node, const struct codec_run *run,
+                              void *state, uint32_t first, uint8_t *planes,
+                              const struct codec_size *size);
 };
 
 struct codec_node {
@@ -193,6 +200,15 @@ static inline void codec_decode_rows(const struct codec_node *node, const struct
                                      void *state, uint32_t first, struct codec_tile *tile)
 {
     node->ops->decode_rows(node, run, state, first, tile);
+}
+
+static inline uint32_t codec_decode_planes(const struct codec_node *node,
+                                           const struct codec_run *run, void *state, uint32_t first,
+                                           uint8_t *planes, const struct codec_size *size)
+{
+    return node->ops->decode_planes
+               ? node->ops->decode_planes(node, run, state, first, planes, size)
+               : 0;
 }
 
 static inline uint64_t codec_bound(const struct codec_node *node, const struct codec_size *size)

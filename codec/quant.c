@@ -54,6 +54,7 @@ struct quant_state {
     const uint8_t *raw;
     float unit;
     uint32_t loaded; /* block whose numbers stand in scale and low; UINT32_MAX: none */
+    bool in_pairs;   /* ... as restore_bf16_each() reads them */
     float *scale;
     float *low;
     uint8_t *q;
@@ -292,6 +293,64 @@ CODEC_VECTOR static void restore_groups(float *restrict x, const uint8_t *restri
     }
 }
 
+/* --- rows of bf16 ----------------------------------------------------------------------------- */
+
+/* Elements are worked on in pairs of neighbours, one of even places and one of odd ones, so that
+ * widening symbols and narrowing numbers are shifts within a lane. */
+#define PAIRS 16u
+
+typedef uint16_t symbol_pairs __attribute__((vector_size(PAIRS * sizeof(uint16_t))));
+typedef uint32_t number_pairs __attribute__((vector_size(PAIRS * sizeof(uint32_t))));
+
+/* Rounded to nearest, ties to even, in the upper half of each lane: as codec_store_elems(). */
+#define ROUNDED(x) ((number_pairs)(x) + 0x7fffu + ((number_pairs)(x) >> 16 & 1u))
+
+/* A macro, for vectors are taken apart for a machine without them before a function is put into
+ * its caller. */
+#define RESTORE_PAIRS(out, q, even_scale, odd_scale, even_low, odd_low)                            \
+    do {                                                                                           \
+        symbol_pairs symbols;                                                                      \
+        memcpy(&symbols, q, sizeof(symbols));                                                      \
+        number_pairs pairs = __builtin_convertvector(symbols, number_pairs);                       \
+        lanes even = __builtin_convertvector((lane_masks)(pairs & 0xffu), lanes);                  \
+        lanes odd = __builtin_convertvector((lane_masks)(pairs >> 8), lanes);                      \
+        even = even * (even_scale) + (even_low);                                                   \
+        odd = odd * (odd_scale) + (odd_low);                                                       \
+        pairs = ROUNDED(even) >> 16 | (ROUNDED(odd) & 0xffff0000u);                                \
+        memcpy(out, &pairs, sizeof(pairs));                                                        \
+    } while (0)
+
+/* A row of a tile's symbols; `scale` and `low` have PAIRS numbers for even places, then as many for
+ * odd ones, and so on. */
+CODEC_VECTOR static void restore_bf16_each(uint8_t *restrict out, const uint8_t *restrict q,
+                                           uint64_t count, const float *restrict scale,
+                                           const float *restrict low)
+{
+    for (uint64_t i = 0; i < count; i += 2 * PAIRS) {
+        lanes scales[2];
+        lanes lows[2];
+        memcpy(&scales[0], scale + i, sizeof(scales[0]));
+        memcpy(&scales[1], scale + i + PAIRS, sizeof(scales[1]));
+        memcpy(&lows[0], low + i, sizeof(lows[0]));
+        memcpy(&lows[1], low + i + PAIRS, sizeof(lows[1]));
+        RESTORE_PAIRS(out + 2 * i, q + i, scales[0], scales[1], lows[0], lows[1]);
+    }
+}
+
+/* Groups of `group` elements, the last one perhaps short, have one each. */
+CODEC_VECTOR static void restore_bf16_groups(uint8_t *restrict out, const uint8_t *restrict q,
+                                             uint64_t count, uint64_t group,
+                                             const float *restrict scale, const float *restrict low)
+{
+    for (uint64_t first = 0; first < count; first += group, scale++, low++) {
+        lanes scales = *scale - (lanes){0};
+        lanes lows = *low - (lanes){0};
+        uint64_t end = larder_min_u64(first + group, count);
+        for (uint64_t i = first; i < end; i += 2 * PAIRS)
+            RESTORE_PAIRS(out + 2 * i, q + i, scales, scales, lows, lows);
+    }
+}
+
 static void quantize_block(uint8_t *q, struct codec_tile *tile, const struct grid *grid,
                            uint32_t first, const float *scale, const float *low)
 {
@@ -361,6 +420,35 @@ static int quant_decode_begin(const struct codec_node *node, struct codec_run *r
     return groups_take_tail(&grid->groups, &quant->raw, run, size);
 }
 
+/* Each 2 * PAIRS numbers become those at even places, then the others. */
+static void part_pairs(float *x, uint64_t count)
+{
+    for (uint64_t first = 0; first < count; first += 2 * PAIRS) {
+        float parted[2 * PAIRS];
+        for (uint32_t i = 0; i < PAIRS; i++) {
+            parted[i] = x[first + 2 * i];
+            parted[PAIRS + i] = x[first + 2 * i + 1];
+        }
+        memcpy(x + first, parted, sizeof(parted));
+    }
+}
+
+/* The scales and lows of a block, by channel perhaps in pairs. */
+static void need_block(struct quant_state *quant, uint32_t block, bool in_pairs)
+{
+    const struct grid *grid = &quant->grid;
+    if (block == quant->loaded && in_pairs == quant->in_pairs)
+        return;
+    load_block(quant->scale, quant->low, quant->blocks + block * block_bytes(grid), grid,
+               quant->unit);
+    if (in_pairs) {
+        part_pairs(quant->scale, grid->groups.block_groups);
+        part_pairs(quant->low, grid->groups.block_groups);
+    }
+    quant->loaded = block;
+    quant->in_pairs = in_pairs;
+}
+
 static void quant_decode_rows(const struct codec_node *node, const struct codec_run *run,
                               void *state, uint32_t first, struct codec_tile *tile)
 {
@@ -379,12 +467,7 @@ static void quant_decode_rows(const struct codec_node *node, const struct codec_
     if (in_tile == 0)
         symbols_rows(&quant->symbols, first, &symbols, quant->q);
     for (uint32_t token = 0; token < tile->size.tokens; token++) {
-        uint32_t block = (first + token) / grid->groups.tokens;
-        if (block != quant->loaded) {
-            load_block(quant->scale, quant->low, quant->blocks + block * block_bytes(grid), grid,
-                       quant->unit);
-            quant->loaded = block;
-        }
+        need_block(quant, (first + token) / grid->groups.tokens, false);
         for (uint32_t head = 0; head < tile->size.heads; head++) {
             float *x = tile->x + ((uint64_t)head * tile->size.tokens + token) * dims;
             const uint8_t *q =
@@ -396,6 +479,42 @@ static void quant_decode_rows(const struct codec_node *node, const struct codec_
                 restore_groups(x, q, dims, grid->groups.dims, quant->scale + at, quant->low + at);
         }
     }
+}
+
+static bool has_pairs(const struct groups *groups, uint32_t dims)
+{
+    uint64_t run = groups->by_channel ? dims : larder_min_u64(groups->dims, dims);
+    return dims % (2 * PAIRS) == 0 && run % (2 * PAIRS) == 0;
+}
+
+static uint32_t quant_decode_planes(const struct codec_node *node, const struct codec_run *run,
+                                    void *state, uint32_t first, uint8_t *planes,
+                                    const struct codec_size *size)
+{
+    (void)node;
+    (void)run;
+    struct quant_state *quant = state;
+    const struct groups *groups = &quant->grid.groups;
+    if (first + CODEC_TILE_TOKENS > groups->whole_tokens || !has_pairs(groups, size->dims))
+        return 0;
+    struct codec_size tile = {
+        .heads = size->heads, .tokens = CODEC_TILE_TOKENS, .dims = size->dims};
+    symbols_rows(&quant->symbols, first, &tile, quant->q);
+    uint64_t row_bytes = size->dims * sizeof(uint16_t);
+    for (uint32_t token = 0; token < CODEC_TILE_TOKENS; token++) {
+        need_block(quant, (first + token) / groups->tokens, groups->by_channel);
+        for (uint32_t head = 0; head < size->heads; head++) {
+            uint8_t *out = planes + ((uint64_t)head * size->tokens + first + token) * row_bytes;
+            const uint8_t *q = quant->q + ((uint64_t)head * CODEC_TILE_TOKENS + token) * size->dims;
+            uint32_t at = head * groups->per_head;
+            if (groups->by_channel)
+                restore_bf16_each(out, q, size->dims, quant->scale + at, quant->low + at);
+            else
+                restore_bf16_groups(out, q, size->dims, groups->dims, quant->scale + at,
+                                    quant->low + at);
+        }
+    }
+    return CODEC_TILE_TOKENS;
 }
 
 const struct codec_node_ops codec_node_quant = {
@@ -410,4 +529,5 @@ const struct codec_node_ops codec_node_quant = {
     .encode = quant_encode,
     .decode_begin = quant_decode_begin,
     .decode_rows = quant_decode_rows,
+    .decode_planes = quant_decode_planes,
 };

@@ -171,9 +171,16 @@ static int decode_tree(const struct section *section, void *planes, struct codec
     if (run->in != run->in_end)
         return larder_fail(LARDER_ECORRUPT, "a section has %llu bytes too many",
                            (unsigned long long)(run->in_end - run->in));
-    for (uint32_t first = 0; first < section->size.tokens; first += CODEC_ROWS_TOKENS) {
-        tile.size.tokens =
-            (uint32_t)larder_min_u64(section->size.tokens - first, CODEC_ROWS_TOKENS);
+    bool is_straight = section->block->model->dtype == LARDER_BF16;
+    uint32_t done;
+    for (uint32_t first = 0; first < section->size.tokens; first += done) {
+        done = is_straight
+                   ? codec_decode_planes(section->tree, run, state, first, planes, &section->size)
+                   : 0;
+        if (done > 0)
+            continue;
+        done = (uint32_t)larder_min_u64(section->size.tokens - first, CODEC_ROWS_TOKENS);
+        tile.size.tokens = done;
         codec_decode_rows(section->tree, run, state, first, &tile);
         store_tile(section, planes, &tile, first);
     }
