@@ -8,7 +8,8 @@
  *   sections: layer-major, K before V, each padded to 64 bytes
  *   padding:  zeros, to a multiple of 4096 bytes
  *
- * Tombstones have no tokens and no sections: `extra` holds the keys they remove, 32 bytes each.
+ * Tombstones have no tokens and no sections: `extra` holds the keys they remove, 32 bytes each. Of
+ * one variant alone they have its number + 1, quality, computed_on, recipe and profile.
  * Marks have neither: `extra` holds up to LARDER_MARKS_MAX of struct larder_record_mark.
  * Model records have neither: `extra` is a struct larder_model_desc, `model` its fingerprint. One
  * stands in every segment before the first entry of its model, so that segments alone tell all.

@@ -31,6 +31,14 @@ static int check_entry(const struct larder_store *store, uint32_t id)
     return 0;
 }
 
+/* Two puts of one name are one: else the one that is removed alone leaves the other. */
+static int check_names(const struct larder_store *store, uint32_t id)
+{
+    if (table_primary(&store->table, id) != id || variant_double(store, id) == TABLE_NONE)
+        return 0;
+    return larder_fail(LARDER_ECORRUPT, "entry %u has two records of one name", id);
+}
+
 static int check_marks(const struct larder_store *store, uint32_t id)
 {
     const struct entry *entry = table_entry(&store->table, id);
@@ -78,6 +86,7 @@ static int check_locked(const struct larder_store *store)
         counted.entries_host += entry->slot != HOST_NONE;
         counted.entries_durable += (entry->flags & ENTRY_DURABLE) != 0;
         LARDER_TRY(check_marks(store, id));
+        LARDER_TRY(check_names(store, id));
         if ((entry->flags & ENTRY_VISIBLE) && (entry->flags & ENTRY_HELD))
             counted.record_bytes_held += (uint64_t)entry->variant.record_pages * LARDER_PAGE_BYTES;
     }

@@ -316,6 +316,8 @@ static int claim_beside_locked(struct larder_store *store, uint32_t *out, uint32
         return table_entry(&store->table, same)->flags & ENTRY_DOOMED
                    ? larder_fail(-EBUSY, "this variant is being removed; try again")
                    : larder_fail(LARDER_EEXISTS, "this variant is stored or being stored");
+    if (variant_had_name(store, primary, &name))
+        return larder_fail(-EBUSY, "this variant is being replaced; try again");
     if (!(table_entry(&store->table, primary)->flags & ENTRY_VISIBLE))
         return larder_fail(-EBUSY, "the first variant is being stored; try again");
     if (table_variant_count(&store->table, primary) == LARDER_VARIANTS_MAX)
@@ -325,6 +327,20 @@ static int claim_beside_locked(struct larder_store *store, uint32_t *out, uint32
                            LARDER_VARIANTS_MAX);
     *out = table_add_variant(&store->table, primary);
     return *out == TABLE_NONE ? larder_fail(-ENOMEM, "table: no memory") : 0;
+}
+
+/* The record whose place is taken: that of the same name, or the best. */
+static int claim_replaced_locked(struct larder_store *store, uint32_t *out, uint32_t primary,
+                                 const struct larder_put_desc *desc)
+{
+    const struct variant_name name = put_name_locked(store, desc);
+    LARDER_TRY(check_replaced_locked(store, primary, desc));
+    uint32_t same = variant_named(store, primary, &name);
+    *out = same == TABLE_NONE ? primary : same;
+    const struct entry *entry = table_entry(&store->table, *out);
+    if ((entry->flags & (ENTRY_PUTTING | ENTRY_DOOMED)) || variant_had_name(store, primary, &name))
+        return larder_fail(-EBUSY, "this variant is being stored, replaced or removed; try again");
+    return 0;
 }
 
 /* The entry that this put makes or replaces, marked PUTTING. */
@@ -341,7 +357,7 @@ static int claim_entry_locked(struct larder_store *store, struct larder_put *put
         if (entry->flags & ENTRY_DOOMED)
             return larder_fail(-EBUSY, "the entry is being removed; try again");
         LARDER_TRY(desc->beside ? claim_beside_locked(store, &id, id, desc)
-                                : check_replaced_locked(store, id, desc));
+                                : claim_replaced_locked(store, &id, id, desc));
         put->replaces = !desc->beside;
     } else {
         id = table_add(&store->table, &desc->key, parent, (uint16_t)desc->token_count);
@@ -352,14 +368,14 @@ static int claim_entry_locked(struct larder_store *store, struct larder_put *put
     struct entry *entry = table_entry(&store->table, id);
     entry->flags |= ENTRY_PUTTING;
     entry->pending_quality = (uint8_t)desc->quality;
-    if (!put->replaces) {
-        /* Known by these while it is on its way. */
-        const struct variant_name name = put_name_locked(store, desc);
-        entry->variant.quality = (uint8_t)name.quality;
-        entry->variant.computed_on = (uint8_t)name.computed_on;
-        entry->variant.recipe = name.recipe;
-        entry->variant.computed_on_kl = larder_computed_on_kl_bits(desc->computed_on_kl);
-    }
+    /* Known by these while it is on its way. */
+    const struct variant_name name = put_name_locked(store, desc);
+    put->variant.quality = (uint8_t)name.quality;
+    put->variant.computed_on = (uint8_t)name.computed_on;
+    put->variant.recipe = name.recipe;
+    put->variant.computed_on_kl = larder_computed_on_kl_bits(desc->computed_on_kl);
+    if (!put->replaces)
+        entry->variant = put->variant;
     put->entry = id;
     put->number = entry->number;
     return 0;
@@ -393,6 +409,7 @@ static int reserve_locked(struct larder_store *store, struct larder_put *put,
     put->replaces = false;
     /* Claimed before room is made: the parent must not be what is evicted. */
     LARDER_TRY(claim_entry_locked(store, put, desc));
+    link_put_locked(store, put);
     int err = quota_check_put_locked(store, desc->tenant, bytes);
     if (err == 0)
         err = evict_take_locked(store, &put->slot, desc->tenant, bytes);
@@ -407,10 +424,9 @@ static int reserve_locked(struct larder_store *store, struct larder_put *put,
     }
     if (err < 0) {
         unclaim_entry_locked(store, put);
-        return err;
+        unlink_put_locked(store, put);
     }
-    link_put_locked(store, put);
-    return 0;
+    return err;
 }
 
 static void write_head(struct larder_put *put, const struct larder_put_desc *desc,
@@ -493,7 +509,6 @@ int larder_store_put_reserve(struct larder_store *store, struct larder_put **out
         return err;
     }
     put->append.record = host_record(&store->host, put->slot);
-    put->variant.recipe = put_name_locked(store, desc).recipe;
     const uint8_t *tenant_id = larder_identity_tenant(store->identity, desc->tenant)->id;
     struct larder_key fingerprint = store->models[desc->model]->info.fingerprint;
     pthread_mutex_unlock(&store->lock);
@@ -708,6 +723,14 @@ void larder_store_put_abort(struct larder_store *store, struct larder_put *put)
 
 /* --- the end of a put ------------------------------------------------------------------------ */
 
+struct larder_put *put_of_locked(const struct larder_store *store, uint32_t id)
+{
+    struct larder_put *put = store->puts;
+    while (put->entry != id)
+        put = put->all_next;
+    return put;
+}
+
 struct larder_put *put_make_rewrite_locked(struct larder_store *store, uint32_t id)
 {
     struct entry *entry = table_entry(&store->table, id);
@@ -795,9 +818,7 @@ void put_orphan_locked(struct larder_store *store, uint32_t id)
     struct entry *entry = table_entry(&store->table, id);
     if (!(entry->flags & ENTRY_PUTTING))
         return;
-    struct larder_put *put = store->puts;
-    while (put->entry != id)
-        put = put->all_next;
+    struct larder_put *put = put_of_locked(store, id);
     put->entry = TABLE_NONE;
     entry->flags &= (uint16_t) ~(ENTRY_PUTTING | ENTRY_GROUPED);
     if (put->state != PUT_RESERVED)

@@ -24,13 +24,6 @@
 #include "base/mem.h"
 #include "storage/recover_priv.h"
 
-struct removed_key {
-    struct larder_key key;
-    uint64_t generation;
-    uint32_t variant; /* its number + 1; 0: all */
-    uint16_t tenant;  /* only an entry of this one is meant */
-};
-
 struct rebuild {
     struct recovery *recovery;
     struct removed_key *removed;
@@ -43,24 +36,22 @@ static int note_removed(struct rebuild *rebuild, const struct larder_record *rec
 {
     const struct larder_key *keys = (const void *)larder_record_extra(record);
     uint32_t count = record->extra_bytes / (uint32_t)sizeof(*keys);
-    uint16_t tenant;
-    if (!recovery_tenant(rebuild->recovery, record->tenant, &tenant))
+    struct removed_key removed;
+    if (!recovery_removed(rebuild->recovery, &removed, record))
         return 0;
     while (rebuild->removed_count + count > rebuild->removed_capacity) {
         uint32_t capacity = rebuild->removed_capacity ? rebuild->removed_capacity * 2 : 1024;
-        struct removed_key *removed =
-            larder_realloc(rebuild->removed, sizeof(*removed) * (size_t)capacity);
-        if (!removed)
+        struct removed_key *grown =
+            larder_realloc(rebuild->removed, sizeof(*grown) * (size_t)capacity);
+        if (!grown)
             return larder_fail(-ENOMEM, "rebuild: no memory");
-        rebuild->removed = removed;
+        rebuild->removed = grown;
         rebuild->removed_capacity = capacity;
     }
-    for (uint32_t i = 0; i < count; i++)
-        rebuild->removed[rebuild->removed_count++] =
-            (struct removed_key){.key = keys[i],
-                                 .generation = record->generation,
-                                 .variant = record->variant,
-                                 .tenant = tenant};
+    for (uint32_t i = 0; i < count; i++) {
+        removed.key = keys[i];
+        rebuild->removed[rebuild->removed_count++] = removed;
+    }
     return 0;
 }
 
@@ -104,7 +95,7 @@ static bool is_removed_since(const struct rebuild *rebuild, const struct larder_
         const struct removed_key *removed = &rebuild->removed[i];
         if (removed->generation <= since)
             return false;
-        if (removed->variant == 0 && larder_key_equal(&removed->key, key))
+        if (removed->all && larder_key_equal(&removed->key, key))
             return true;
     }
     return false;
@@ -199,24 +190,12 @@ static int scan_segment(struct rebuild *rebuild, struct segment *segment)
     return 0;
 }
 
-static bool is_meant(const struct table *table, uint32_t id, const struct removed_key *removed)
-{
-    return id != TABLE_NONE && table_entry(table, id)->tenant == removed->tenant;
-}
-
 static void apply_removed(struct rebuild *rebuild)
 {
-    struct table *table = &rebuild->recovery->store->table;
     for (uint32_t i = 0; i < rebuild->removed_count; i++) {
-        const struct removed_key *removed = &rebuild->removed[i];
-        uint32_t first = removed->variant == 0 ? 0 : removed->variant - 1;
-        uint32_t end = removed->variant == 0 ? LARDER_VARIANTS_MAX : removed->variant;
-        for (uint32_t number = first; number < end; number++) {
-            uint32_t id = table_find_variant(table, &removed->key, number);
-            if (is_meant(table, id, removed) &&
-                table_entry(table, id)->variant.generation < removed->generation)
-                recovery_forget(rebuild->recovery, id);
-        }
+        uint32_t id;
+        while ((id = recovery_find_removed(rebuild->recovery, &rebuild->removed[i])) != TABLE_NONE)
+            recovery_forget(rebuild->recovery, id);
     }
 }
 
@@ -235,8 +214,9 @@ static int drop_behind_removed(struct rebuild *rebuild)
         return larder_fail(-ENOMEM, "rebuild: no memory");
     for (uint32_t i = 0; i < rebuild->removed_count; i++) {
         const struct removed_key *removed = &rebuild->removed[i];
-        uint32_t id = removed->variant == 0 ? table_find(table, &removed->key) : TABLE_NONE;
-        if (is_meant(table, id, removed) && newest[id] < removed->generation)
+        uint32_t id = removed->all ? table_find(table, &removed->key) : TABLE_NONE;
+        if (id != TABLE_NONE && table_entry(table, id)->tenant == removed->tenant &&
+            newest[id] < removed->generation)
             newest[id] = removed->generation;
     }
     for (uint32_t i = 0; i < larder_identity_tenant_count(store->identity); i++) {

@@ -363,7 +363,10 @@ static bool link_entry(struct recovery *recovery, uint32_t id)
         table_entry(table, at)->depth = entry->depth;
         make_durable(store, at);
     }
-    variant_order_locked(store, id);
+    if (entry->flags & ENTRY_VARIED) {
+        recovery->doubled = recovery->doubled || variant_double(store, id) != TABLE_NONE;
+        variant_order_locked(store, id);
+    }
     recovery->last_linked = id;
     return true;
 }
@@ -445,12 +448,39 @@ static void free_parents(struct recovery *recovery)
     recovery->parent_chunks = 0;
 }
 
+/* One record of a key alone: another carries the chain then, if there is one. */
+static int drop_record(struct recovery *recovery, uint32_t id)
+{
+    const struct entry *entry = table_entry(&recovery->store->table, id);
+    if (!(entry->flags & ENTRY_VARIANT) && (entry->flags & ENTRY_VARIED))
+        id = variant_succeed_locked(recovery->store, id);
+    return recovery_drop_subtree(recovery, id);
+}
+
+/* Of two records of a key that have one name the newer holds: the older was evicted, or lost with
+ * its chain, before that was put under another number. */
+static int drop_doubles(struct recovery *recovery, uint32_t primary)
+{
+    uint32_t older;
+    while ((older = variant_double(recovery->store, primary)) != TABLE_NONE)
+        LARDER_TRY(drop_record(recovery, older));
+    return 0;
+}
+
 int recovery_link(struct recovery *recovery)
 {
+    const struct table *table = &recovery->store->table;
     bool late;
     LARDER_TRY(link_all(recovery, &late));
     free_parents(recovery);
-    return late ? drop_unreached(recovery) : 0;
+    if (late)
+        LARDER_TRY(drop_unreached(recovery));
+    for (uint32_t id = 1; recovery->doubled && id < table->entry_end; id++) {
+        if ((table_entry(table, id)->flags & (ENTRY_USED | ENTRY_VARIED)) ==
+            (ENTRY_USED | ENTRY_VARIED))
+            LARDER_TRY(drop_doubles(recovery, id));
+    }
+    return 0;
 }
 
 /* --- records ---------------------------------------------------------------------------------- */
@@ -797,26 +827,47 @@ int recovery_drop_subtree(struct recovery *recovery, uint32_t top)
     }
 }
 
+bool recovery_removed(struct recovery *recovery, struct removed_key *out,
+                      const struct larder_record *record)
+{
+    *out = (struct removed_key){.generation = record->generation, .all = record->variant == 0};
+    if (!out->all) {
+        struct entry_variant variant;
+        recovery_variant(&variant, recovery->store, record);
+        out->name = variant_name_of(&variant);
+        out->number = (uint8_t)(record->variant - 1);
+    }
+    return recovery_tenant(recovery, record->tenant, &out->tenant);
+}
+
+uint32_t recovery_find_removed(const struct recovery *recovery, const struct removed_key *removed)
+{
+    const struct table *table = &recovery->store->table;
+    uint32_t id = table_find(table, &removed->key);
+    for (; id != TABLE_NONE; id = table_next_variant(table, id)) {
+        const struct entry *entry = table_entry(table, id);
+        if (entry->tenant == removed->tenant && entry->variant.generation < removed->generation &&
+            (removed->all || entry->number == removed->number ||
+             variant_is_same(&entry->variant, &removed->name)))
+            break;
+    }
+    return id;
+}
+
 /* What a tombstone says counts for its tenant's entries alone. */
 static int take_tombstone(struct recovery *recovery, const struct larder_record *record)
 {
-    uint16_t tenant;
-    if (!recovery_tenant(recovery, record->tenant, &tenant))
+    struct removed_key removed;
+    if (!recovery_removed(recovery, &removed, record))
         return 0;
     const struct larder_key *keys = (const void *)larder_record_extra(record);
     uint32_t count = record->extra_bytes / (uint32_t)sizeof(*keys);
-    struct table *table = &recovery->store->table;
     for (uint32_t i = 0; i < count; i++) {
-        uint32_t id = record->variant == 0
-                          ? table_find(table, &keys[i])
-                          : table_find_variant(table, &keys[i], record->variant - 1);
-        if (id == TABLE_NONE || table_entry(table, id)->tenant != tenant ||
-            table_entry(table, id)->variant.generation >= record->generation)
-            continue;
-        /* One variant alone: another carries the chain then. */
-        if (record->variant != 0 && (table_entry(table, id)->flags & ENTRY_VARIED))
-            id = variant_succeed_locked(recovery->store, id);
-        LARDER_TRY(recovery_drop_subtree(recovery, id));
+        removed.key = keys[i];
+        uint32_t id;
+        while ((id = recovery_find_removed(recovery, &removed)) != TABLE_NONE)
+            LARDER_TRY(removed.all ? recovery_drop_subtree(recovery, id)
+                                   : drop_record(recovery, id));
     }
     return 0;
 }
@@ -869,7 +920,8 @@ static int take_entry(struct recovery *recovery, const struct larder_record *rec
     make_durable(store, id);
     variant_order_locked(store, table_primary(&store->table, id));
     store->stats.recovered_from_tail++;
-    return recovery_changed(recovery, &key, record->variant);
+    LARDER_TRY(recovery_changed(recovery, &key, record->variant));
+    return drop_doubles(recovery, table_primary(&store->table, id));
 }
 
 static int take_record(struct recovery *recovery, struct segment *segment,

@@ -55,6 +55,7 @@ struct recovery {
     uint32_t carried_capacity;
     uint64_t generation; /* the highest seen */
     uint64_t dropped;    /* entries that could not be kept */
+    bool doubled;        /* a key has two records of one name */
     bool rebuild_again;  /* the mark was met */
 };
 
@@ -90,6 +91,21 @@ int recovery_set_marks(struct recovery *recovery);
 bool recovery_tenant(const struct recovery *recovery, const uint8_t id[16], uint16_t *out);
 /* Links all, and drops what has no way to a root. */
 int recovery_link(struct recovery *recovery);
+/* What a tombstone says of a key. */
+struct removed_key {
+    struct larder_key key;
+    uint64_t generation;
+    uint16_t tenant; /* only an entry of this one is meant */
+    bool all;        /* records of the key; else those of a number, or of a name: an older record of
+                      * it that was evicted may have had another number */
+    uint8_t number;
+    struct variant_name name;
+};
+/* ... of each of its keys, which the caller sets; false when its tenant is not there any more. */
+bool recovery_removed(struct recovery *recovery, struct removed_key *out,
+                      const struct larder_record *record);
+/* A record that is removed; TABLE_NONE when none, or no further one, is. */
+uint32_t recovery_find_removed(const struct recovery *recovery, const struct removed_key *removed);
 /* Of linked entries. */
 int recovery_drop_subtree(struct recovery *recovery, uint32_t top);
 void recovery_variant(struct entry_variant *out, struct larder_store *store,

@@ -719,6 +719,14 @@ static inline struct accept accept_of(const struct larder_want *want)
 /* Of the key's records the one for that reader: the best, or with LARDER_QUALITY_SMALLEST the
  * smallest that is good enough. TABLE_NONE when none is. */
 uint32_t variant_pick(const struct larder_store *store, uint32_t primary, struct accept accept);
+struct variant_name variant_name_of(const struct entry_variant *variant);
+/* Does a record that was read have this name? One whose recipe nothing knows has none. */
+bool variant_is_same(const struct entry_variant *variant, const struct variant_name *name);
+/* Of two records of the key with one name the older; TABLE_NONE as it should be. */
+uint32_t variant_double(const struct larder_store *store, uint32_t primary);
+/* A record of that name is being replaced, and comes back if that fails. */
+bool variant_had_name(const struct larder_store *store, uint32_t primary,
+                      const struct variant_name *name);
 /* The record of that name, stored or on its way. */
 uint32_t variant_named(const struct larder_store *store, uint32_t primary,
                        const struct variant_name *name);
@@ -732,6 +740,8 @@ void variant_order_locked(struct larder_store *store, uint32_t primary);
 uint32_t variant_succeed_locked(struct larder_store *store, uint32_t primary);
 
 /* put.c */
+/* Of an entry that is PUTTING. */
+struct larder_put *put_of_locked(const struct larder_store *store, uint32_t entry);
 struct larder_put *put_make_rewrite_locked(struct larder_store *store, uint32_t entry);
 /* It is in the queue now. */
 void put_count_queued_locked(struct larder_store *store, const struct larder_put *put);

@@ -11,14 +11,70 @@
 
 #include "storage/store_priv.h"
 
+struct variant_name variant_name_of(const struct entry_variant *variant)
+{
+    return (struct variant_name){.quality = variant->quality,
+                                 .computed_on = variant->computed_on,
+                                 .recipe = variant->recipe};
+}
+
+static bool has_name(const struct entry_variant *variant, const struct variant_name *name)
+{
+    return variant->quality == name->quality && variant->computed_on == name->computed_on &&
+           variant->recipe == name->recipe;
+}
+
+bool variant_is_same(const struct entry_variant *variant, const struct variant_name *name)
+{
+    return name->recipe != 0 && has_name(variant, name);
+}
+
+/* Of a put that replaces what is visible the entry does not know the name yet. */
+static bool will_have_name(const struct larder_store *store, uint32_t id,
+                           const struct variant_name *name)
+{
+    const unsigned replaced = ENTRY_VISIBLE | ENTRY_PUTTING;
+    if ((table_entry(&store->table, id)->flags & replaced) != replaced)
+        return false;
+    return has_name(&put_of_locked(store, id)->variant, name);
+}
+
 uint32_t variant_named(const struct larder_store *store, uint32_t primary,
                        const struct variant_name *name)
 {
     for (uint32_t id = primary; id != TABLE_NONE; id = table_next_variant(&store->table, id)) {
-        const struct entry_variant *variant = &table_entry(&store->table, id)->variant;
-        if (variant->quality == name->quality && variant->computed_on == name->computed_on &&
-            variant->recipe == name->recipe)
+        if (has_name(&table_entry(&store->table, id)->variant, name) ||
+            will_have_name(store, id, name))
             return id;
+    }
+    return TABLE_NONE;
+}
+
+bool variant_had_name(const struct larder_store *store, uint32_t primary,
+                      const struct variant_name *name)
+{
+    for (uint32_t id = primary; id != TABLE_NONE; id = table_next_variant(&store->table, id)) {
+        if (!(table_entry(&store->table, id)->flags & ENTRY_PUTTING))
+            continue;
+        const struct larder_put *put = put_of_locked(store, id);
+        if (put->replaces && put->state != PUT_RESERVED && has_name(&put->old, name))
+            return true;
+    }
+    return false;
+}
+
+uint32_t variant_double(const struct larder_store *store, uint32_t primary)
+{
+    const struct table *table = &store->table;
+    for (uint32_t id = table_next_variant(table, primary); id != TABLE_NONE;
+         id = table_next_variant(table, id)) {
+        const struct entry_variant *variant = &table_entry(table, id)->variant;
+        const struct variant_name name = variant_name_of(variant);
+        for (uint32_t before = primary; before != id; before = table_next_variant(table, before)) {
+            const struct entry_variant *other = &table_entry(table, before)->variant;
+            if (variant_is_same(other, &name))
+                return other->generation < variant->generation ? before : id;
+        }
     }
     return TABLE_NONE;
 }

@@ -308,8 +308,12 @@ static struct slice *make_slice_locked(struct larder_store *store, struct remova
     /* A key goes with all its variants, which stand right before their primary. */
     while (count < left && (table_entry(&store->table, entries[count - 1])->flags & ENTRY_VARIANT))
         count--;
+    const struct entry_variant *single =
+        removal->single ? &table_entry(&store->table, entries[0])->variant : NULL;
+    const char *recipe = single ? table_recipe_text(&store->table, single->recipe) : "";
+    uint32_t recipe_bytes = (uint32_t)strlen(recipe);
     struct larder_head_layout layout;
-    larder_head_layout(&layout, count * 32, 0, 0, 0);
+    larder_head_layout(&layout, count * 32, recipe_bytes, 0, 0);
     uint64_t bytes = larder_round_up(layout.head_bytes, LARDER_PAGE_BYTES);
     struct slice *slice = larder_alloc_zero(1, sizeof(*slice));
     struct larder_record *record = larder_alloc_aligned(LARDER_PAGE_BYTES, bytes);
@@ -335,8 +339,15 @@ static struct slice *make_slice_locked(struct larder_store *store, struct remova
         memcpy(keys + 32ul * i, entry->key.bytes, 32);
         slice->numbers[i] = entry->number;
     }
-    if (removal->single)
+    if (single) {
+        const uint64_t profile = table_recipe_profile(&store->table, single->recipe);
         record->variant = slice->numbers[0] + 1u;
+        record->quality = single->quality;
+        record->computed_on = single->computed_on;
+        record->recipe_bytes = (uint16_t)recipe_bytes;
+        memcpy((uint8_t *)record + layout.recipe, recipe, recipe_bytes);
+        memcpy(record->profile, &profile, sizeof(profile));
+    }
     slice->removal = removal;
     slice->first = removal->sliced;
     slice->count = count;

@@ -823,6 +823,11 @@ int world_open(struct world *world)
         err = larder_store_model(world->store, &world->model, &desc);
     if (err == 0 && !world->hasher)
         err = larder_hasher_open(&world->hasher, world->tenant.key, &world->model.fingerprint);
+    /* Also when power failed before the index's first commit of all; and a start that is cut short
+     * leaves its index to the next one. */
+    struct larder_store_stats stats;
+    larder_store_stats(world->store, &stats);
+    world->spoiled = world->spoiled || stats.index_rebuilt;
     if (err < 0) {
         larder_store_close(world->store);
         world->store = NULL;
@@ -948,8 +953,6 @@ bool world_verify(struct world *world)
     struct larder_store_stats stats;
     larder_store_stats(world->store, &stats);
     world->tally->rebuilds += stats.index_rebuilt;
-    /* Also when power failed before the index's first commit of all. */
-    world->spoiled = world->spoiled || stats.index_rebuilt;
     uint64_t promised = 0, verified = 0;
     bool excused = world->evicts || world->rotted;
     for (uint32_t i = 0; i < world->item_count * WORLD_VARIANTS; i++) {

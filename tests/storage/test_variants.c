@@ -13,7 +13,6 @@
 #include "base/record.h"
 #include "base/key.h"
 #include "fixture.h"
-#include "storage/index.h"
 
 static struct fixture fixture;
 
@@ -331,115 +330,6 @@ START_TEST(the_worse_go_first)
 }
 END_TEST
 
-/* --- what an index may say ------------------------------------------------------------------- */
-
-struct rows {
-    struct larder_key key;
-    struct index_entry value; /* of variant 1 of `key` */
-    uint32_t count;
-};
-
-static int note_row(void *context, const struct larder_key *key, uint32_t variant,
-                    const struct index_entry *value)
-{
-    struct rows *rows = context;
-    rows->count++;
-    if (variant == 1 && larder_key_equal(key, &rows->key))
-        rows->value = *value;
-    return 0;
-}
-
-static int pass_segment(void *context, uint32_t id, const struct index_segment *row)
-{
-    (void)context;
-    (void)id;
-    (void)row;
-    return 0;
-}
-
-static int pass_model(void *context, const struct larder_key *fingerprint,
-                      const struct larder_model_desc *desc)
-{
-    (void)context;
-    (void)fingerprint;
-    (void)desc;
-    return 0;
-}
-
-static int pass_mark(void *context, const struct larder_key *key, const struct index_mark *mark)
-{
-    (void)context;
-    (void)key;
-    (void)mark;
-    return 0;
-}
-
-static struct larder_index *open_index(struct rows *rows, uint64_t *generation)
-{
-    char path[SCRATCH_PATH_BYTES + 8];
-    struct larder_index *index;
-    bool created;
-    const struct index_visitor visitor = {.context = rows,
-                                          .entry = note_row,
-                                          .segment = pass_segment,
-                                          .model = pass_model,
-                                          .mark = pass_mark};
-    snprintf(path, sizeof(path), "%s/index", fixture.path);
-    rows->count = 0;
-    ck_assert_int_eq(larder_index_open(&index, path, &created), 0);
-    ck_assert_int_eq(larder_index_load(index, &visitor, generation), 0);
-    return index;
-}
-
-static void put_row(struct larder_index *index, const struct larder_key *key, uint32_t variant,
-                    struct index_entry value)
-{
-    ck_assert_int_eq(larder_index_put_entry(index, key, variant, &value), 0);
-}
-
-START_TEST(rows_that_do_not_belong_are_dropped)
-{
-    ck_assert_int_eq(put(1, RAW, false, LARDER_DURABLE), 0);
-    ck_assert_int_eq(put(1, KIVI2, true, LARDER_DURABLE), 0);
-    ck_assert_int_eq(put(2, RAW, false, LARDER_DURABLE), 0);
-    struct rows rows = {.key = block_key(1)};
-    uint64_t generation;
-    fixture_close(&fixture);
-    struct larder_index *index = open_index(&rows, &generation);
-    ck_assert_uint_eq(rows.count, 3);
-    /* Numbers that nobody gives, another parent, other tokens; and one that no primary precedes. */
-    ck_assert_int_eq(larder_index_begin(index), 0);
-    put_row(index, &rows.key, LARDER_VARIANTS_MAX, rows.value);
-    put_row(index, &rows.key, UINT32_MAX, rows.value);
-    struct index_entry other = rows.value;
-    other.parent[0] ^= 1;
-    put_row(index, &rows.key, 3, other);
-    other = rows.value;
-    other.token_count--;
-    put_row(index, &rows.key, 4, other);
-    struct larder_key orphan = block_key(77);
-    other = rows.value;
-    memcpy(other.parent, block_key(76).bytes, 32);
-    put_row(index, &orphan, 5, other);
-    put_row(index, &orphan, 6, other);
-    ck_assert_int_eq(larder_index_commit(index, generation), 0);
-    larder_index_close(index);
-
-    ck_assert_int_eq(fixture_open(&fixture), 0);
-    ck_assert_uint_eq(fixture_stats(&fixture).index_rebuilt, 0);
-    ck_assert_uint_eq(fixture_stats(&fixture).entries, 3);
-    ck_assert_uint_eq(find(1).variants, 2);
-    ck_assert_uint_eq(got(1, LARDER_QUALITY_LOSSY | LARDER_QUALITY_SMALLEST), KIVI2);
-    check();
-    /* And the index has forgotten them. */
-    fixture_close(&fixture);
-    index = open_index(&rows, &generation);
-    ck_assert_uint_eq(rows.count, 3);
-    larder_index_close(index);
-    ck_assert_int_eq(fixture_open(&fixture), 0);
-}
-END_TEST
-
 /* --- lives ------------------------------------------------------------------------------------ */
 
 #define SEEDS 40u
@@ -622,7 +512,6 @@ int main(void)
     tcase_add_test(tcase, a_damaged_one_leaves_the_others);
     tcase_add_test(tcase, verify_names_a_variant);
     tcase_add_test(tcase, the_worse_go_first);
-    tcase_add_test(tcase, rows_that_do_not_belong_are_dropped);
     tcase_add_loop_test(tcase, lives, 0, 8);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);
