@@ -36,6 +36,7 @@
 #include "kernels/kernels.h"
 #include "kernels/kv_cache.h"
 #include "kernels/model_config.h"
+#include "kernels/rope.h"
 
 struct larder_llama;
 
@@ -73,6 +74,11 @@ int larder_llama_forward(struct larder_llama *model, struct larder_kv_cache *cac
 typedef void (*larder_llama_queries)(void *context, uint32_t layer, uint32_t first,
                                      const struct larder_tensor *q);
 void larder_llama_watch(struct larder_llama *model, larder_llama_queries watch, void *context);
+
+/* The model's table of rotations with at least `positions` rows: what its keys are rotated by, and
+ * moved by (kernels/rope.h). It holds as long as the model; it may grow with later calls. */
+int larder_llama_rope(struct larder_llama *model, const struct larder_rope_table **out,
+                      uint32_t positions);
 
 /* Tokens that ran through this model's layers since it was opened. */
 uint64_t larder_llama_forwarded(const struct larder_llama *model);
