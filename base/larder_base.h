@@ -129,4 +129,23 @@ enum larder_wait {
     LARDER_DURABLE = 1, /* survives power loss */
 };
 
+/* Where the KV of a run of tokens of a blended prompt comes from. */
+enum larder_blend_source {
+    LARDER_BLEND_PREFIX = 0,  /* stored, at this very place and behind these very tokens */
+    LARDER_BLEND_MOVED = 1,   /* stored as a chunk of its own: K is moved to its place here */
+    LARDER_BLEND_MISSING = 2, /* not stored: computed */
+    LARDER_BLEND_SUFFIX = 3,  /* the request's own: computed */
+};
+
+/* Spans cover a prompt in order and without gaps. A chunk is stored as the chain of the model's
+ * BOS and its tokens; placed behind another piece its BOS is left out, so that `stored_first` of
+ * its span is 1. */
+struct larder_blend_span {
+    uint64_t first;        /* token of the whole prompt */
+    uint64_t count;        /* at least 1 */
+    uint64_t stored_first; /* position of its first token where its KV was computed */
+    uint32_t source;       /* enum larder_blend_source */
+    uint32_t piece;        /* of the request's pieces; for people and reports */
+};
+
 #endif
