@@ -146,18 +146,24 @@ static int add(const struct command_options *options, const char *path)
 
 /* --- ls, show, rm ----------------------------------------------------------------------------- */
 
+/* `profile` NULL: its file is damaged. */
 static json_t *profile_json(const struct wire_admin_profile_ok *at,
                             const struct larder_profile *profile)
 {
     char hex[65], weights[65];
-    const struct larder_profile_model *model = larder_profile_model(profile);
     larder_hex(hex, at->name, sizeof(at->name));
+    json_t *json = json_pack("{s:s, s:I, s:I, s:b, s:b}", "name", hex, "bytes",
+                             (json_int_t)at->bytes, "entries", (json_int_t)at->uses, "default",
+                             at->is_default != 0, "damaged", profile == NULL);
+    if (!profile)
+        return json;
+    const struct larder_profile_model *model = larder_profile_model(profile);
     larder_hex(weights, model->weights, sizeof(model->weights));
-    json_t *json =
-        json_pack("{s:s, s:I, s:I, s:b, s:s, s:i, s:i, s:i, s:i}", "name", hex, "bytes",
-                  (json_int_t)at->bytes, "entries", (json_int_t)at->uses, "default",
-                  at->is_default != 0, "weights", weights, "layers", (int)model->layers, "kv_heads",
-                  (int)model->kv_heads, "k_dims", (int)model->k_dims, "v_dims", (int)model->v_dims);
+    json_object_set_new(json, "weights", json_string(weights));
+    json_object_set_new(json, "layers", json_integer(model->layers));
+    json_object_set_new(json, "kv_heads", json_integer(model->kv_heads));
+    json_object_set_new(json, "k_dims", json_integer(model->k_dims));
+    json_object_set_new(json, "v_dims", json_integer(model->v_dims));
     const struct larder_weights *tensors = larder_profile_tensors(profile);
     json_t *metadata = json_object();
     json_t *names = json_array();
@@ -184,14 +190,16 @@ static void model_name(struct link *link, char out[64], const struct larder_prof
     }
 }
 
+/* `profile` NULL: its file is damaged. */
 static void profile_row(struct link *link, const struct wire_admin_profile_ok *at,
                         const struct larder_profile *profile, bool whole)
 {
-    char hex[65], weights[17], bytes[16], name[64];
-    const struct larder_profile_model *model = larder_profile_model(profile);
-    model_name(link, name, profile);
+    char hex[65], weights[17] = "damaged", bytes[16], name[64] = "-";
     larder_hex(hex, at->name, whole ? 32 : 6);
-    larder_hex(weights, model->weights, 8);
+    if (profile) {
+        model_name(link, name, profile);
+        larder_hex(weights, larder_profile_model(profile)->weights, 8);
+    }
     printf("%s %-16.16s %-16s %9s %9llu %s\n", hex, name, weights,
            larder_human_bytes(bytes, at->bytes), (unsigned long long)at->uses,
            at->is_default ? "default" : "");
@@ -212,6 +220,8 @@ static int ls(const struct command_options *options)
         err = list_one(link, &at, i);
         if (err == 0)
             err = fetch(link, &fetched, at.name);
+        if (err == LARDER_ENOPROFILE) /* one that is damaged does not hide the others */
+            err = 0;
         if (err == 0 && array)
             json_array_append_new(array, profile_json(&at, fetched.profile));
         else if (err == 0)

@@ -60,6 +60,7 @@ fails_with 2 "safetensors" larder profile add $model/README.md
 expect "added" false "$(larder profile add $profile --json | jq .existed)"
 expect "added again" true "$(larder profile add $profile --json | jq .existed)"
 expect "its name" "$name" "$(larder profile ls --json | jq -r '.[0].name')"
+expect "whole" false "$(larder profile ls --json | jq '.[0].damaged')"
 larder profile show "${name:0:6}" | grep weights >/dev/null
 larder profile ls | grep "${name:0:12} tiny" >/dev/null
 cmp "$stored" $profile
@@ -134,6 +135,10 @@ stop_daemon
 start_daemon
 expect "a miss when damaged" 0 "$(run .restored_tokens --max-kl 0.01 2>/dev/null)"
 said "$work/report.err" "the profile that its recipe reads is not there"
+expect "listed as damaged" "$name true" \
+    "$(larder profile ls --json | jq -r '.[0] | [.name, .damaged] | map(tostring) | join(" ")')"
+larder profile ls | grep "${name:0:12} .* damaged .* default" >/dev/null
+fails_with 2 "is damaged" larder profile show "$name"
 expect "mended" false "$(larder profile add "$work/kept" --json | jq .existed)"
 cmp "$work/kept" "$stored"
 stop_daemon
