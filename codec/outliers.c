@@ -196,9 +196,10 @@ static void scatter_marks(uint8_t *marks, const uint8_t *from, const struct code
 
 /* Of what is not marked; summed by lanes, so that the order is the same everywhere. */
 CODEC_VECTOR static float mean_of(const float *restrict x, const uint8_t *restrict mark,
-                                  uint64_t count, uint64_t kept)
+                                  uint64_t count)
 {
     double sums[LANES] = {0};
+    uint64_t kept = 0;
     uint64_t i = 0;
     for (; i + LANES <= count; i += LANES) {
         for (uint64_t lane = 0; lane < LANES; lane++)
@@ -206,6 +207,9 @@ CODEC_VECTOR static float mean_of(const float *restrict x, const uint8_t *restri
     }
     for (; i < count; i++)
         sums[i % LANES] += mark[i] ? 0 : (double)x[i];
+    /* Where most numbers are equal, some are among the largest and the smallest at once. */
+    for (i = 0; i < count; i++)
+        kept += !mark[i];
     double sum = 0;
     for (uint64_t lane = 0; lane < LANES; lane++)
         sum += sums[lane];
@@ -236,7 +240,7 @@ static void mark_quantiles(uint8_t *marks, float *fills, const struct codec_node
             if ((uint32_t)node->value[FILL] == FILL_MEDIAN)
                 fills[row + i] = order_number(order_nth(keys, length, (length - 1) / 2));
             else
-                fills[row + i] = mean_of(row_x, row_mark, length, length - 2 * rows.each_side);
+                fills[row + i] = mean_of(row_x, row_mark, length);
         }
         scatter_marks(marks, mark, node, &tile->size, row, count);
     }
