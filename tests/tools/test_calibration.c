@@ -170,6 +170,52 @@ START_TEST(test_tensors)
 }
 END_TEST
 
+/* K and V of which most numbers are the same, or all: levels differ all the same, and are taken. */
+START_TEST(test_few_numbers)
+{
+    enum { DIMS_HERE = 400, TOKENS = 100 };
+    static float rows[TOKENS * DIMS_HERE];
+    const struct calibration_options wanted = {.window_tokens = TOKENS};
+    struct calibration c = {.options = &wanted, .window_count = 1};
+    c.model = (struct larder_model_desc){.name = "few",
+                                         .dtype = LARDER_F32,
+                                         .layers = 1,
+                                         .kv_heads = 1,
+                                         .k_dims = DIMS_HERE,
+                                         .v_dims = DIMS_HERE,
+                                         .vocab = 1,
+                                         .weights = {1}};
+    for (uint32_t different = 0; different <= 8; different += 4) {
+        for (uint32_t i = 0; i < TOKENS * DIMS_HERE; i++)
+            rows[i] = i % 10 < different ? (float)(i * 37 % 1009) - 500 : 0;
+        void *state;
+        ck_assert_int_eq(calibration_codebooks.open(&state, &c), 0);
+        calibration_codebooks.see(
+            state, &(struct calibration_rows){.tokens = TOKENS, .k = rows, .v = rows});
+        struct larder_profile_writer *writer;
+        ck_assert_int_eq(larder_profile_writer_open(&writer, &c.model), 0);
+        ck_assert_int_eq(calibration_codebooks.finish(state, writer), 0);
+        calibration_codebooks.close(state);
+        void *bytes;
+        uint64_t byte_count;
+        ck_assert_int_eq(larder_profile_finish(writer, &bytes, &byte_count), 0);
+        larder_profile_writer_close(writer);
+        struct larder_profile *profile;
+        ck_assert_int_eq(larder_profile_open(&profile, bytes, byte_count), 0);
+        for (uint32_t bits = 2; bits <= 4; bits++) {
+            struct larder_recipe *recipe;
+            char recipe_text[32];
+            snprintf(recipe_text, sizeof(recipe_text), "codebook bits=%u norm=on", bits);
+            ck_assert_msg(larder_recipe_open(&recipe, recipe_text, profile) == 0, "%s: %s",
+                          recipe_text, larder_error_message());
+            larder_recipe_close(recipe);
+        }
+        larder_profile_close(profile);
+        larder_free(bytes);
+    }
+}
+END_TEST
+
 /* Coefficients and back is the identity, variances fall, and the better the recipe is to be, the
  * finer the step. */
 static void check_basis(const struct larder_profile *profile, const char *side)
@@ -529,6 +575,7 @@ int main(void)
     TCase *tests = tcase_create("calibration");
     tcase_set_timeout(tests, 200);
     tcase_add_checked_fixture(tests, read_text, NULL);
+    tcase_add_test(tests, test_few_numbers);
     tcase_add_test(tests, test_tensors);
     tcase_add_test(tests, test_house);
     tcase_add_test(tests, test_heads_together);

@@ -145,15 +145,18 @@ static void see_codebooks(void *state, const struct calibration_rows *rows)
 
 /* --- levels ----------------------------------------------------------------------------------- */
 
+/* Quantiles; where one number is more than a level's share, the bins beside it, so that all differ
+ * and stay in order. */
 static void start_levels(double *levels, uint32_t count, const uint64_t *counts, uint64_t all)
 {
     uint64_t sum = 0;
     uint32_t bin = 0;
     for (uint32_t i = 0; i < count; i++) {
         uint64_t wanted = (2 * i + 1) * all / (2ull * count);
-        while (bin + 1 < BINS && sum + counts[bin] <= wanted)
+        while (bin + (count - i) < BINS && sum + counts[bin] <= wanted)
             sum += counts[bin++];
         levels[i] = bin_value(bin);
+        sum += counts[bin++];
     }
 }
 
