@@ -10,14 +10,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include "base/bytes.h"
 #include "base/key.h"
 #include "base/mem.h"
 #include "client/larder.h"
-#include "codec/profile_writer.h"
 #include "tests/client/engine.h"
 #include "tests/daemon/fixture.h"
 #include "tests/daemon/peer.h"
@@ -236,47 +233,18 @@ START_TEST(scores_reach_their_tokens)
 }
 END_TEST
 
-/* The order of K's channels, of its model; larder_free(). */
-static void *make_profile(uint64_t *bytes, uint8_t name[32])
-{
-    const uint32_t channels = ENGINE_HEADS * ENGINE_DIMS;
-    const uint64_t shape[] = {ENGINE_LAYERS, channels};
-    static int32_t order[ENGINE_LAYERS * ENGINE_HEADS * ENGINE_DIMS];
-    struct larder_profile_writer *writer;
-    struct larder_profile *profile;
-    void *out;
-    for (uint32_t i = 0; i < LARDER_COUNT_OF(order); i++)
-        order[i] = (int32_t)(i % channels ^ 1);
-    ck_assert_int_eq(larder_profile_writer_open(&writer, &engine.desc), 0);
-    ck_assert_int_eq(larder_profile_put(writer, "bfp.order", LARDER_PROFILE_I32, shape, 2, order),
-                     0);
-    ck_assert_int_eq(larder_profile_finish(writer, &out, bytes), 0);
-    larder_profile_writer_close(writer);
-    ck_assert_int_eq(larder_profile_open(&profile, out, *bytes), 0);
-    larder_profile_name(profile, name);
-    larder_profile_close(profile);
-    return out;
-}
-
 START_TEST(profiles_are_fetched)
 {
     uint8_t name[32];
     uint64_t bytes;
-    void *profile = make_profile(&bytes, name);
+    void *profile = peer_make_profile(&engine.desc, &bytes, name);
     const struct larder_put_options options = {.recipe = "bfp4-ksort", .profile = name};
     struct larder_put_result stored;
     engine_prefill(&engine, tokens, TOKENS);
     ck_assert_int_eq(larder_put(model, &stored, &prompt, &engine.layout, &options),
                      LARDER_ENOPROFILE);
 
-    const struct wire_staging ask = {.bytes = bytes};
-    struct wire_admin_profile_add add = {.is_default = 0};
-    uint64_t request = peer_send(&control, WIRE_ADMIN_PROFILE_NEW, &ask, sizeof(ask), NULL, 0);
-    peer_expect(&control, &answer, WIRE_ADMIN_PROFILE_NEW_OK, request);
-    ck_assert_int_eq(pwrite(answer.fd, profile, bytes, 0), (ssize_t)bytes);
-    close(answer.fd);
-    memcpy(add.name, name, sizeof(add.name));
-    request = peer_send(&control, WIRE_ADMIN_PROFILE_ADD, &add, sizeof(add), NULL, 0);
+    uint64_t request = peer_upload_profile(&control, profile, bytes, name, false);
     peer_expect(&control, &answer, WIRE_ADMIN_PROFILE_ADD_OK, request);
     larder_free(profile);
 

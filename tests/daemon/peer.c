@@ -18,6 +18,7 @@
 #include "base/record.h"
 #include "base/slab.h"
 #include "codec/codec.h"
+#include "codec/profile_writer.h"
 
 #define WAIT_MS      20000
 #define STAGING_SIZE (1u << 20)
@@ -430,6 +431,48 @@ int peer_read(struct peer *peer, const struct wire_ref *ref, const struct block 
     if (atomic_load_explicit(&slot->generation, memory_order_relaxed) != ref->generation)
         return LARDER_ESTALE;
     return err;
+}
+
+/* --- profiles --------------------------------------------------------------------------------- */
+
+void *peer_make_profile(const struct larder_model_desc *desc, uint64_t *bytes, uint8_t name[32])
+{
+    const uint32_t channels = desc->kv_heads * desc->k_dims;
+    const uint64_t shape[] = {desc->layers, channels};
+    int32_t order[512];
+    struct larder_profile_writer *writer;
+    struct larder_profile *profile;
+    void *out;
+    ck_assert_uint_le(desc->layers * channels, LARDER_COUNT_OF(order));
+    for (uint32_t i = 0; i < desc->layers * channels; i++)
+        order[i] = (int32_t)(i % channels ^ 1);
+    ck_assert_int_eq(larder_profile_writer_open(&writer, desc), 0);
+    ck_assert_int_eq(larder_profile_put(writer, "bfp.order", LARDER_PROFILE_I32, shape, 2, order),
+                     0);
+    ck_assert_int_eq(larder_profile_finish(writer, &out, bytes), 0);
+    larder_profile_writer_close(writer);
+    ck_assert_int_eq(larder_profile_open(&profile, out, *bytes), 0);
+    larder_profile_name(profile, name);
+    larder_profile_close(profile);
+    return out;
+}
+
+uint64_t peer_upload_profile(struct peer *control, const void *bytes, uint64_t count,
+                             const uint8_t name[32], bool is_default)
+{
+    const struct wire_staging ask = {.bytes = count};
+    struct wire_admin_profile_add add = {.is_default = is_default};
+    static struct answer answer;
+    uint64_t request = peer_send(control, WIRE_ADMIN_PROFILE_NEW, &ask, sizeof(ask), NULL, 0);
+    peer_expect(control, &answer, WIRE_ADMIN_PROFILE_NEW_OK, request);
+    void *map = mmap(NULL, count, PROT_READ | PROT_WRITE, MAP_SHARED, answer.fd, 0);
+    ck_assert_ptr_ne(map, MAP_FAILED);
+    ck_assert_int_ne(ftruncate(answer.fd, 0), 0);
+    memcpy(map, bytes, count);
+    munmap(map, count);
+    close(answer.fd);
+    memcpy(add.name, name, sizeof(add.name));
+    return peer_send(control, WIRE_ADMIN_PROFILE_ADD, &add, sizeof(add), NULL, 0);
 }
 
 void peer_check_served(const char *path, uint32_t seed)

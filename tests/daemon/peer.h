@@ -101,6 +101,13 @@ uint32_t peer_lookup(struct peer *peer, const struct block *blocks, uint32_t cou
 /* Reads a ref as docs/PROTOCOL.md says: 0, LARDER_ESTALE, LARDER_ECORRUPT, LARDER_EMISMATCH. */
 int peer_read(struct peer *peer, const struct wire_ref *ref, const struct block *block,
               uint8_t *kv_out, uint64_t kv_bytes);
+/* A profile of a model with what bfp4-ksort reads, the order of K's channels; larder_free(). */
+void *peer_make_profile(const struct larder_model_desc *desc, uint64_t *bytes, uint8_t name[32]);
+/* Fills the memory that the daemon gives for it over the control socket; the answer to ADD, whose
+ * request this is, is still to come. */
+uint64_t peer_upload_profile(struct peer *control, const void *bytes, uint64_t count,
+                             const uint8_t name[32], bool is_default);
+
 /* Does a fresh client at `path` get served: hello, put, get, bytes equal? Aborts if not. */
 void peer_check_served(const char *path, uint32_t seed);
 

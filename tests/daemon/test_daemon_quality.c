@@ -17,7 +17,6 @@
 #include "base/key.h"
 #include "base/mem.h"
 #include "base/record.h"
-#include "codec/profile_writer.h"
 #include "tests/daemon/fixture.h"
 #include "tests/daemon/peer.h"
 
@@ -188,46 +187,6 @@ END_TEST
 
 /* --- profiles --------------------------------------------------------------------------------- */
 
-/* A profile of the peer's model, with what bfp4-ksort reads: the order of K's channels. */
-static void *make_profile(uint64_t *bytes, uint8_t name[32])
-{
-    const uint32_t channels = peer.desc.kv_heads * peer.desc.k_dims;
-    const uint64_t shape[] = {peer.desc.layers, channels};
-    int32_t order[2 * 64];
-    struct larder_profile_writer *writer;
-    struct larder_profile *profile;
-    void *out;
-    ck_assert_uint_le(peer.desc.layers * channels, LARDER_COUNT_OF(order));
-    for (uint32_t i = 0; i < peer.desc.layers * channels; i++)
-        order[i] = (int32_t)(i % channels ^ 1);
-    ck_assert_int_eq(larder_profile_writer_open(&writer, &peer.desc), 0);
-    ck_assert_int_eq(larder_profile_put(writer, "bfp.order", LARDER_PROFILE_I32, shape, 2, order),
-                     0);
-    ck_assert_int_eq(larder_profile_finish(writer, &out, bytes), 0);
-    larder_profile_writer_close(writer);
-    ck_assert_int_eq(larder_profile_open(&profile, out, *bytes), 0);
-    larder_profile_name(profile, name);
-    larder_profile_close(profile);
-    return out;
-}
-
-/* Fills the memory that the daemon gives; the answer to ADD is still to come. */
-static uint64_t upload(const void *bytes, uint64_t count, const uint8_t name[32], bool is_default)
-{
-    const struct wire_staging ask = {.bytes = count};
-    struct wire_admin_profile_add add = {.is_default = is_default};
-    uint64_t request = peer_send(&control, WIRE_ADMIN_PROFILE_NEW, &ask, sizeof(ask), NULL, 0);
-    peer_expect(&control, &answer, WIRE_ADMIN_PROFILE_NEW_OK, request);
-    void *map = mmap(NULL, count, PROT_READ | PROT_WRITE, MAP_SHARED, answer.fd, 0);
-    ck_assert_ptr_ne(map, MAP_FAILED);
-    ck_assert_int_ne(ftruncate(answer.fd, 0), 0);
-    memcpy(map, bytes, count);
-    munmap(map, count);
-    close(answer.fd);
-    memcpy(add.name, name, sizeof(add.name));
-    return peer_send(&control, WIRE_ADMIN_PROFILE_ADD, &add, sizeof(add), NULL, 0);
-}
-
 static int put_with(const struct block *block, const uint8_t *kv, const char *recipe,
                     const uint8_t *profile, struct wire_put_ok *ok)
 {
@@ -262,7 +221,7 @@ START_TEST(profiles_are_kept_and_served)
     uint64_t bytes;
     struct wire_put_ok ok;
     start("tenant red = socket DIR/red.sock\n");
-    void *profile = make_profile(&bytes, name);
+    void *profile = peer_make_profile(&peer.desc, &bytes, name);
     peer_chain(&peer, blocks, 3, 1);
     uint8_t *kv = make_kv(1, 0x3f80);
     ask_profile(&peer, name, LARDER_ENOPROFILE);
@@ -270,11 +229,13 @@ START_TEST(profiles_are_kept_and_served)
     ck_assert_int_eq(put_with(&blocks[0], kv, "bfp4-ksort", name, NULL), LARDER_ENOPROFILE);
 
     /* What is no profile, or not the one that it is said to be, is not kept. */
-    peer_expect_error(&control, upload("junk", 4, name, false), LARDER_EFORMAT);
+    peer_expect_error(&control, peer_upload_profile(&control, "junk", 4, name, false),
+                      LARDER_EFORMAT);
     uint8_t other[32];
     memcpy(other, name, sizeof(other));
     other[31] ^= 1;
-    peer_expect_error(&control, upload(profile, bytes, other, false), LARDER_ECORRUPT);
+    peer_expect_error(&control, peer_upload_profile(&control, profile, bytes, other, false),
+                      LARDER_ECORRUPT);
     struct wire_admin_profile_add add = {.is_default = 0};
     memcpy(add.name, name, sizeof(add.name));
     uint64_t request = peer_send(&control, WIRE_ADMIN_PROFILE_ADD, &add, sizeof(add), NULL, 0);
@@ -284,7 +245,7 @@ START_TEST(profiles_are_kept_and_served)
     peer_expect_error(&control, request, LARDER_ELIMIT);
     ask_profile(&peer, name, LARDER_ENOPROFILE);
 
-    request = upload(profile, bytes, name, false);
+    request = peer_upload_profile(&control, profile, bytes, name, false);
     const struct wire_admin_profile_add_ok *added =
         peer_expect(&control, &answer, WIRE_ADMIN_PROFILE_ADD_OK, request);
     ck_assert_uint_eq(added->existed, 0);
@@ -294,7 +255,7 @@ START_TEST(profiles_are_kept_and_served)
     ck_assert(isinf(ok.kl));
     ck_assert_str_eq(ok.recipe, "bfp4-ksort");
     ck_assert_int_eq(put_with(&blocks[1], kv, "kivi4", other, NULL), LARDER_ENOPROFILE);
-    request = upload(profile, bytes, name, true);
+    request = peer_upload_profile(&control, profile, bytes, name, true);
     added = peer_expect(&control, &answer, WIRE_ADMIN_PROFILE_ADD_OK, request);
     ck_assert_uint_eq(added->existed, 1);
     ck_assert_int_eq(put_with(&blocks[1], kv, "bfp4-ksort", NULL, NULL), 0);
@@ -363,9 +324,10 @@ START_TEST(a_profile_of_another_model_is_refused)
     struct larder_model_desc stranger = own;
     stranger.weights[0] ^= 1;
     peer.desc = stranger;
-    void *profile = make_profile(&bytes, name);
+    void *profile = peer_make_profile(&peer.desc, &bytes, name);
     peer.desc = own;
-    peer_expect(&control, &answer, WIRE_ADMIN_PROFILE_ADD_OK, upload(profile, bytes, name, true));
+    peer_expect(&control, &answer, WIRE_ADMIN_PROFILE_ADD_OK,
+                peer_upload_profile(&control, profile, bytes, name, true));
     peer_chain(&peer, &block, 1, 1);
     uint8_t *kv = make_kv(1, 0x3f80);
     ck_assert_int_eq(put_with(&block, kv, "bfp4-ksort", name, NULL), LARDER_EMODEL);
