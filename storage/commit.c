@@ -5,7 +5,7 @@
  * some time later, with many others: after COMMIT_AGE_US, or COMMIT_BYTES, or a batch full of
  * changes, before the next segment is begun, and at close. Until then it stands in the tail of the
  * newest segment, behind the bytes that the index knows of, where a start after a crash finds it
- * (recover.c).
+ * (recover_tail.c).
  *
  *   - A batch ends where a group of records ends; it names them, and says up to where.
  *   - What has died waits in store->dead until every batch there is now has been committed: so

@@ -17,7 +17,7 @@
  *   quota.c    what one tenant may have
  *   evict.c    room in the host tier and on SSD
  *   tiers.c    what the eviction policies of both tiers are told
- *   recover.c  start: index, tails of segments;  rebuild.c  start without an index
+ *   recover*.c start: index, tails of segments (recover_priv.h);  rebuild.c  start without an index
  *
  * Threads: `lock` protects what is grouped under it. The storage thread alone does segment and
  *          index I/O, and calls back. Functions ending in _locked want the lock held.
