@@ -24,6 +24,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "base/bytes.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "base/mem.h"
@@ -164,6 +165,33 @@ static void let_go(struct larder_store *store, struct removal **list, int err)
         store_complete_locked(store, &removal->completion);
     }
     pthread_mutex_unlock(&store->lock);
+}
+
+void commit_fill_value_locked(struct larder_store *store, struct index_entry *value, uint32_t id,
+                              uint32_t model, const struct entry_variant *variant)
+{
+    const struct entry *entry = table_entry(&store->table, id);
+    memset(value, 0, sizeof(*value));
+    uint32_t above = table_above(&store->table, id);
+    memcpy(value->parent, table_entry(&store->table, above)->key.bytes, 32);
+    memcpy(value->tenant, larder_identity_tenant(store->identity, entry->tenant)->id, 16);
+    memcpy(value->model, store->models[model]->info.fingerprint.bytes, 32);
+    value->generation = variant->generation;
+    value->record_bytes = (uint64_t)variant->record_pages * LARDER_PAGE_BYTES;
+    value->raw_bytes = variant->raw_bytes;
+    value->created_s = variant->created_s;
+    value->position = variant->position;
+    value->segment_id = variant->segment_id;
+    value->segment_page = variant->segment_page;
+    value->token_count = entry->token_count;
+    value->head_bytes = variant->head_bytes;
+    value->quality = variant->quality;
+    value->computed_on = variant->computed_on;
+    value->computed_on_kl = variant->computed_on_kl;
+    value->profile = table_recipe_profile(&store->table, variant->recipe);
+    const char *recipe = table_recipe_text(&store->table, variant->recipe);
+    size_t bytes = strlen(recipe);
+    memcpy(value->recipe, recipe, larder_min_u64(bytes, sizeof(value->recipe)));
 }
 
 /* --- what has died ---------------------------------------------------------------------------- */

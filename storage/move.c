@@ -165,7 +165,7 @@ void move_place_locked(struct larder_store *store, struct move *move, const stru
     move->to = move->from;
     move->to.segment_id = segment->id;
     move->to.segment_page = (uint32_t)(move->append.offset / LARDER_PAGE_BYTES);
-    writer_fill_value_locked(store, &move->value, find_locked(store, move), move->model, &move->to);
+    commit_fill_value_locked(store, &move->value, find_locked(store, move), move->model, &move->to);
     if (LARDER_PLANT(FREED_BEFORE_NAMED))
         writer_extent_dead_locked(store, &move->from);
 }

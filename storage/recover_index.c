@@ -224,7 +224,7 @@ static int put_changes(struct recovery *recovery, uint32_t first, uint32_t end, 
         if (id != TABLE_NONE) {
             const struct entry *entry = table_entry(&store->table, id);
             struct index_entry value;
-            writer_fill_value_locked(store, &value, id, entry->model, &entry->variant);
+            commit_fill_value_locked(store, &value, id, entry->model, &entry->variant);
             LARDER_TRY(larder_index_put_entry(store->index, key, variant, &value));
         } else {
             LARDER_TRY(larder_index_delete_entry(store->index, key, variant));

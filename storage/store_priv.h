@@ -7,7 +7,7 @@
  *   lease.c    leases on slots of the host tier
  *   put.c      reservations, publication, waiting for an entry
  *   load.c     reads from SSD into slots; verification
- *   writer.c   groups: segment writes, sync, acknowledgement
+ *   writer.c   groups: segment writes, sync, acknowledgement;  gather.c  what goes into them
  *   commit.c   what the index is to learn, in batches;  space.c  room for what is to be written
  *   move.c     records written again elsewhere, so that their segments can go;  clear.c  when the
  *              store does so by itself
@@ -811,10 +811,15 @@ void move_note_locked(struct larder_store *store, struct move *move, struct batc
                       struct segment *segment);
 void move_done_locked(struct larder_store *store, struct move *move, int err);
 
+/* gather.c */
+/* Something waits to be written. */
+bool gather_has_more_locked(const struct larder_store *store);
+/* As much of it as the group takes; it is closed when it takes no more. */
+void gather_members(struct larder_store *store, struct group *group);
+/* Behind what it has. */
+void gather_append(struct group *group, struct append *append);
+
 /* writer.c */
-/* What the index is to know of the entry, with this record. */
-void writer_fill_value_locked(struct larder_store *store, struct index_entry *value, uint32_t entry,
-                              uint32_t model, const struct entry_variant *variant);
 void writer_step(struct larder_store *store);
 bool writer_idle(struct larder_store *store);
 /* There is something to do before the next completion or wake. */
@@ -834,6 +839,9 @@ int ahead_open(struct larder_store *store);
 bool ahead_wanted(struct larder_store *store, const struct group *group, struct append *out);
 
 /* commit.c */
+/* What the index is to know of the entry, with this record. */
+void commit_fill_value_locked(struct larder_store *store, struct index_entry *value, uint32_t entry,
+                              uint32_t model, const struct entry_variant *variant);
 struct batch *batch_new(void);
 /* At most BATCH_CHANGES_MAX a batch. */
 void batch_put(struct batch *batch, const struct larder_key *key, uint32_t variant,
