@@ -66,6 +66,7 @@ struct fake {
     struct entry entries[SLAB_SLOTS];
     uint32_t entry_count;
     uint32_t puts;
+    uint64_t late_profile; /* a request for one that is still to be answered; 0: none */
     uint32_t random;
     _Alignas(64) char frame[LARDER_FRAME_BYTES_MAX];
 };
@@ -460,6 +461,7 @@ static void spoil(struct fake *fake, uint32_t index)
     case FAKE_PROFILE_SHORT:
     case FAKE_PROFILE_JUNK:
     case FAKE_PROFILE_SILENT:
+    case FAKE_PROFILE_LATE:
         head.profile[7] = 7;
         break;
     case FAKE_SECTION_OUTSIDE:
@@ -576,6 +578,9 @@ static bool serve_get(struct fake *fake, uint64_t request, const struct wire_key
     case FAKE_GET_ERROR:
         answer_error(fake, request, LARDER_EREADONLY);
         return true;
+    case FAKE_GET_FULL:
+        answer_error(fake, request, -EBUSY);
+        return true;
     case FAKE_GET_LENGTH:
         send_raw(fake, &odd, sizeof(odd), NULL, 0);
         return true;
@@ -661,6 +666,11 @@ static void serve_profile(struct fake *fake, uint64_t request)
     char *map;
     if (has(fake, FAKE_PROFILE_SILENT))
         return;
+    if (has(fake, FAKE_PROFILE_LATE) && fake->late_profile != request) {
+        fake->late_profile = request;
+        return;
+    }
+    fake->late_profile = 0;
     if (has(fake, FAKE_PROFILE_NONE)) {
         answer_error(fake, request, LARDER_ENOPROFILE);
         return;
@@ -688,6 +698,8 @@ static bool serve_frame(struct fake *fake)
     const void *body = fake->frame + sizeof(head);
     static const struct wire_stat_ok stat = {.entries = 7};
     const struct wire_release *release = body;
+    if (fake->late_profile && head.type != WIRE_RELEASE)
+        serve_profile(fake, fake->late_profile);
     switch (head.type) {
     case WIRE_HELLO:
         serve_hello(fake, head.request);
@@ -752,6 +764,7 @@ static void *fake_main(void *argument)
         fake->fd = accept4(fake->listener, NULL, NULL, SOCK_CLOEXEC);
         fake->slab_sent = false;
         fake->puts = 0;
+        fake->late_profile = 0;
         fake->leases = 0;
         bool go_on = true;
         while (go_on && wait_for(fake, fake->fd)) {

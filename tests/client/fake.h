@@ -15,6 +15,7 @@
     X(GET_SILENT)     /* no answer */                                                              \
     X(GET_CLOSE)      /* closes instead of answering */                                            \
     X(GET_ERROR)      /* answers LARDER_EREADONLY */                                               \
+    X(GET_FULL)       /* answers -EBUSY, however few blocks are asked for */                       \
     X(GET_EMPTY)      /* an empty body */                                                          \
     X(GET_CUT)        /* the last byte is missing */                                               \
     X(GET_LONG)       /* one byte more */                                                          \
@@ -69,7 +70,8 @@
     X(PROFILE_OPEN)    /* that can still be written, */                                            \
     X(PROFILE_SHORT)   /* of fewer bytes than it says, */                                          \
     X(PROFILE_JUNK)    /* or of others than its name says */                                       \
-    X(PROFILE_SILENT)  /* no answer */                                                             \
+    X(PROFILE_SILENT)  /* no answer, */                                                            \
+    X(PROFILE_LATE)    /* or one before that to the next request */                                \
     X(FAULTS_GET)      /* not a fault: ends those of GET */                                        \
     X(PUT_BUSY)        /* answers -EBUSY to the second block */                                    \
     X(PUT_CLOSE)                                                                                   \

@@ -50,7 +50,7 @@ static int open_fds(void)
 static bool hangs(enum fake_fault fault)
 {
     return fault == FAKE_GET_SILENT || fault == FAKE_SLOT_HANGS || fault == FAKE_HELLO_SILENT ||
-           fault == FAKE_PROFILE_SILENT || fault >= FAKE_FUZZ;
+           fault == FAKE_PROFILE_SILENT || fault == FAKE_PROFILE_LATE || fault >= FAKE_FUZZ;
 }
 
 static void open_scene(uint32_t threads, enum fake_fault to_come)
@@ -156,6 +156,11 @@ static void check_status(enum fake_fault fault, int err, const struct larder_get
         break;
     case FAKE_GET_ERROR:
         ck_assert_int_eq(err, LARDER_EREADONLY);
+        break;
+    case FAKE_GET_FULL:
+        ck_assert_int_eq(err, 0);
+        ck_assert_uint_eq(result->tokens, 0);
+        ck_assert_int_eq(result->stop_error, LARDER_EFULL);
         break;
     case FAKE_SLOT_HANGS:
         ck_assert_int_eq(err, 0);
@@ -319,6 +324,34 @@ START_TEST(test_no_leak)
 }
 END_TEST
 
+/* A profile that comes when its get has ended is nobody's: it is closed, and the connection stays. */
+START_TEST(test_late_profile)
+{
+    open_scene(1, FAKE_PROFILE_LATE);
+    put_all();
+    get_well();
+    fake_set_fault(fake, FAKE_PROFILE_LATE);
+    struct larder_stat stat;
+    while (larder_get_stat(larder, &stat) < 0) /* on a new connection */
+        continue;
+    int after_first = 0;
+    for (int i = 0; i < 3; i++) {
+        struct larder_get_result result;
+        const struct larder_get_options options = {.deadline_ms = TIMEOUT_HANG_MS / 5};
+        engine_scramble(&engine);
+        ck_assert_int_eq(larder_get(model, &result, &prompt, &engine.layout, &options), 0);
+        ck_assert_uint_eq(result.tokens, COUNT - FAKE_BLOCK_TOKENS);
+        ck_assert_int_eq(result.stop_error, -ETIMEDOUT);
+        ck_assert_int_eq(larder_get_stat(larder, &stat), 0);
+        ck_assert_uint_eq(stat.entries, 7);
+        if (i == 0)
+            after_first = open_fds();
+    }
+    ck_assert_int_eq(open_fds(), after_first);
+    close_scene();
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("hostile");
@@ -330,6 +363,7 @@ int main(void)
     tcase_add_test(tcase, test_fuzz);
     tcase_add_test(tcase, test_fuzz_slab);
     tcase_add_test(tcase, test_no_leak);
+    tcase_add_test(tcase, test_late_profile);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);
