@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Goal:   a client that asks for a KL gets what was measured to keep it, says what its own KV was
  *         computed on, and stores with the smallest recipe that does; importance and q_max reach
- *         the encoder as they lie in the caller's memory; profiles are fetched by gets.
+ *         the encoder as they lie in the caller's memory; a block that cannot be encoded is refused
+ *         and leaves nothing behind; profiles are fetched by gets.
  * Method: a real larderd, an engine of numbers, measures and a profile given over its control
  *         socket. */
 #include <check.h>
@@ -31,18 +32,28 @@ static struct answer answer;
 static uint32_t tokens[TOKENS];
 static struct larder_prompt prompt;
 
-static void begin(void)
+static void begin_with(const char *config)
 {
     for (uint32_t i = 0; i < TOKENS; i++)
         tokens[i] = (i * 7 + 1) % 256;
     prompt = (struct larder_prompt){.tokens = tokens, .token_count = TOKENS};
     engine_open(&engine, ENGINE_PAGED, LARDER_BF16);
-    fixture_start(&fixture, NULL);
+    fixture_start(&fixture, config);
     const struct larder_options options = {.socket = fixture.socket, .timeout_ms = 20000};
     ck_assert_int_eq(larder_connect(&larder, &options), 0);
     ck_assert_int_eq(larder_model_open(larder, &model, &engine.desc), 0);
     peer_connect(&control, fixture.control_socket);
     peer_say_hello(&control);
+}
+
+static void begin(void)
+{
+    begin_with(NULL);
+}
+
+static void begin_with_long_blocks(void)
+{
+    begin_with("block_tokens = 64\n");
 }
 
 static void end(void)
@@ -188,8 +199,47 @@ START_TEST(options_that_cannot_be)
     options = (struct larder_put_options){.recipe = "zipcache"};
     ck_assert_int_eq(larder_put(model, &stored, &prompt, &engine.layout, &options), -EINVAL);
     ck_assert_ptr_nonnull(strstr(larder_last_error(), "importance"));
+    char long_recipe[1100];
+    memset(long_recipe, 'x', sizeof(long_recipe));
+    long_recipe[sizeof(long_recipe) - 1] = '\0';
+    options = (struct larder_put_options){.recipe = long_recipe};
+    ck_assert_int_eq(larder_put(model, &stored, &prompt, &engine.layout, &options), LARDER_ELIMIT);
+    options = (struct larder_put_options){.wait = (enum larder_wait)7};
+    ck_assert_int_eq(larder_put(model, &stored, &prompt, &engine.layout, &options), -EINVAL);
+    options = (struct larder_put_options){.reserved = {1}};
+    ck_assert_int_eq(larder_put(model, &stored, &prompt, &engine.layout, &options), -EINVAL);
+    options =
+        (struct larder_put_options){.recipe = "auto", .max_kl = 1, .profile = (uint8_t[32]){1}};
+    ck_assert_int_eq(larder_put(model, &stored, &prompt, &engine.layout, &options), -EINVAL);
     ck_assert_int_eq(larder_lookup_for(model, &found, &prompt, NULL), 0);
     ck_assert_uint_eq(found.tokens, 0);
+}
+END_TEST
+
+START_TEST(prompts_and_layouts_that_cannot_be)
+{
+    struct larder_put_result stored;
+    struct larder_get_result got;
+    struct larder_lookup_result found;
+    uint8_t extra[2000] = {0};
+    const struct larder_prompt bad[] = {
+        {.tokens = tokens, .token_count = (size_t)1 << 40},
+        {.tokens = NULL, .token_count = 1},
+        {.tokens = tokens, .token_count = TOKENS, .extra = extra, .extra_bytes = sizeof(extra)},
+        {.tokens = tokens, .token_count = TOKENS, .extra = NULL, .extra_bytes = 1},
+    };
+    for (size_t i = 0; i < LARDER_COUNT_OF(bad); i++) {
+        ck_assert_int_lt(larder_lookup_for(model, &found, &bad[i], NULL), 0);
+        ck_assert_int_lt(larder_get(model, &got, &bad[i], &engine.layout, NULL), 0);
+        ck_assert_int_lt(larder_put(model, &stored, &bad[i], &engine.layout, NULL), 0);
+    }
+    struct larder_layout layout = engine.layout;
+    layout.token_capacity = TOKENS - 1;
+    ck_assert_int_eq(larder_put(model, &stored, &prompt, &layout, NULL), -EINVAL);
+    layout = engine.layout;
+    layout.token_first = TOKENS + 1;
+    ck_assert_int_eq(larder_get(model, &got, &prompt, &layout, NULL), -EINVAL);
+    ck_assert_uint_eq(put(NULL).tokens_new, TOKENS);
 }
 END_TEST
 
@@ -233,6 +283,99 @@ START_TEST(scores_reach_their_tokens)
 }
 END_TEST
 
+/* The error of one channel of K over all tokens, as a part of its size. */
+static float channel_error(uint32_t layer, uint32_t head, uint32_t dim)
+{
+    struct engine right;
+    float off = 0;
+    float all = 0;
+    engine_open(&right, ENGINE_PLAIN, LARDER_BF16);
+    engine_prefill(&right, tokens, TOKENS);
+    for (uint32_t token = 0; token < TOKENS; token++) {
+        const struct larder_layout *const layouts[] = {&right.layout, &engine.layout};
+        float x[2];
+        for (int i = 0; i < 2; i++) {
+            uint16_t upper;
+            memcpy(&upper, engine_element(layouts[i], layer, 0, token, head, dim), sizeof(upper));
+            const uint32_t bits = (uint32_t)upper << 16;
+            memcpy(&x[i], &bits, sizeof(bits));
+        }
+        off += fabsf(x[1] - x[0]);
+        all += fabsf(x[0]);
+    }
+    engine_close(&right);
+    return off / all;
+}
+
+/* The channel that queries look at is the loudest once it is divided by its factor, and sets the
+ * scale of all: it is kept, the others are not. With scores at the same time, each where it is. */
+START_TEST(q_max_reaches_its_channels)
+{
+    static float scores[ENGINE_LAYERS][ENGINE_HEADS][TOKENS];
+    static float q_max[ENGINE_LAYERS][ENGINE_HEADS][ENGINE_DIMS];
+    const struct larder_put_options options = {
+        .recipe = "k{balance | quant bits=4 axis=token group=0} "
+                  "v{split by=class share=0.25{keep}{quant bits=2}}",
+        .importance = &scores[0][0][0],
+        .q_max = &q_max[0][0][0]};
+    for (uint32_t layer = 0; layer < ENGINE_LAYERS; layer++) {
+        for (uint32_t head = 0; head < ENGINE_HEADS; head++) {
+            for (uint32_t token = 0; token < TOKENS; token++)
+                scores[layer][head][token] = (token + layer) % 4 == 0 ? 1.0f : -1.0f;
+            for (uint32_t dim = 0; dim < ENGINE_DIMS; dim++)
+                q_max[layer][head][dim] = dim == 7 * layer + head ? 1000 : 1;
+        }
+    }
+    put(&options);
+    ck_assert_uint_eq(get(LARDER_QUALITY_LOSSY, 0).tokens, TOKENS);
+    for (uint32_t layer = 0; layer < ENGINE_LAYERS; layer++) {
+        bool wrong[TOKENS];
+        find_errors(wrong, layer, 1);
+        for (uint32_t token = 0; token < TOKENS; token++)
+            ck_assert(wrong[token] == ((token + layer) % 4 != 0));
+        for (uint32_t head = 0; head < ENGINE_HEADS; head++) {
+            for (uint32_t dim = 0; dim < ENGINE_DIMS; dim++) {
+                const float error = channel_error(layer, head, dim);
+                ck_assert_msg(dim == 7 * layer + head ? error < 0.15f : error > 0.5f,
+                              "layer %u, head %u, dim %u: %g", layer, head, dim, (double)error);
+            }
+        }
+    }
+    const struct larder_put_options negative = {.recipe = options.recipe,
+                                                .importance = options.importance,
+                                                .q_max = options.q_max,
+                                                .flags = LARDER_PUT_BESIDE};
+    struct larder_put_result stored;
+    q_max[1][2][3] = -1;
+    ck_assert_int_eq(larder_put(model, &stored, &prompt, &engine.layout, &negative), -EINVAL);
+}
+END_TEST
+
+/* 2 % of 16 tokens are none, of 64 one: only then it shows that no head has 64 channels. */
+START_TEST(what_cannot_be_encoded_is_refused)
+{
+    static float scores[ENGINE_LAYERS][ENGINE_HEADS][TOKENS];
+    const struct larder_put_options options = {
+        .recipe = "k{raw} v{split by=class share=0.02{hadamard block=64 | quant}{keep}}",
+        .importance = &scores[0][0][0],
+        .wait = LARDER_DURABLE};
+    struct larder_put_result stored;
+    engine_prefill(&engine, tokens, TOKENS);
+    for (int i = 0; i < 3; i++) {
+        ck_assert_int_eq(larder_put(model, &stored, &prompt, &engine.layout, &options),
+                         LARDER_EUNSUPPORTED);
+        ck_assert_ptr_nonnull(strstr(larder_last_error(), "cannot encode"));
+        ck_assert_uint_eq(stored.tokens, 0);
+        ck_assert_uint_eq(get(LARDER_QUALITY_BLENDED, 0).tokens, 0);
+        engine_prefill(&engine, tokens, TOKENS);
+    }
+    const struct larder_put_options good = {.recipe = "raw", .wait = LARDER_DURABLE};
+    put(&good);
+    ck_assert_uint_eq(get(LARDER_QUALITY_EXACT, 0).tokens, TOKENS);
+    ck_assert(engine_holds(&engine, tokens, 0, TOKENS, ENGINE_LAYERS));
+}
+END_TEST
+
 START_TEST(profiles_are_fetched)
 {
     uint8_t name[32];
@@ -269,9 +412,16 @@ int main(void)
     tcase_add_test(tests, who_asks_for_a_kl);
     tcase_add_test(tests, what_it_was_computed_on_is_counted);
     tcase_add_test(tests, options_that_cannot_be);
+    tcase_add_test(tests, prompts_and_layouts_that_cannot_be);
     tcase_add_test(tests, scores_reach_their_tokens);
+    tcase_add_test(tests, q_max_reaches_its_channels);
     tcase_add_test(tests, profiles_are_fetched);
     suite_add_tcase(suite, tests);
+    TCase *long_blocks = tcase_create("long blocks");
+    tcase_set_timeout(long_blocks, 120);
+    tcase_add_checked_fixture(long_blocks, begin_with_long_blocks, end);
+    tcase_add_test(long_blocks, what_cannot_be_encoded_is_refused);
+    suite_add_tcase(suite, long_blocks);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);
     int failed = srunner_ntests_failed(runner);
