@@ -345,6 +345,54 @@ START_TEST(marks_by_frame)
 }
 END_TEST
 
+/* PUT of this block with a mark: 0 or the error's code; it must say that the block was there. */
+static int put_again(const struct block *block, const uint8_t *kv, enum larder_wait wait,
+                     struct larder_mark mark)
+{
+    struct wire_put put;
+    struct answer answer;
+    peer_stage(&peer, &put, block, kv, 0, wait, NULL);
+    put.mark = mark;
+    peer_send(&peer, WIRE_PUT, &put, sizeof(put), NULL, 0);
+    peer_receive(&peer, &answer);
+    const struct wire_frame *header = (const void *)answer.bytes;
+    if (header->type == WIRE_ERROR)
+        return ((const struct wire_error *)(header + 1))->code;
+    ck_assert_uint_eq(header->type, WIRE_PUT_OK);
+    ck_assert_uint_eq(((const struct wire_put_ok *)(header + 1))->existed, 1);
+    return 0;
+}
+
+/* Who puts what is there already has its mark changed all the same, durably. */
+START_TEST(a_put_of_what_exists_marks_it)
+{
+    struct block blocks[3];
+    start(NULL);
+    peer_chain(&peer, blocks, 3, 1);
+    peer_put_chain(&peer, blocks, 3, 1, LARDER_CACHED);
+    const uint64_t bytes = peer_kv_bytes(&peer, PEER_BLOCK_TOKENS);
+    uint8_t *kv = calloc(1, bytes);
+    for (int wait = LARDER_CACHED; wait <= LARDER_DURABLE; wait++) {
+        const struct larder_mark pin = {.fields = LARDER_MARK_PIN};
+        ck_assert_int_eq(put_again(&blocks[1], kv, (enum larder_wait)wait, pin), 0);
+        peer_close(&peer);
+        fixture_kill(&fixture);
+        fixture_restart(&fixture);
+        peer_open(&peer, fixture.socket);
+        uint64_t request = peer_send(&peer, WIRE_REMOVE, blocks[0].key.bytes, 32, NULL, 0);
+        peer_expect_error(&peer, request, LARDER_EPINNED);
+        ck_assert_int_eq(mark_block(&blocks[1], (struct larder_mark){.fields = LARDER_MARK_UNPIN}),
+                         0);
+    }
+    /* A mark that cannot be: the block stays, and the answer says so. */
+    const struct larder_mark bad = {.fields = LARDER_MARK_PRIORITY, .priority = 100};
+    ck_assert_int_eq(put_again(&blocks[1], kv, LARDER_CACHED, bad), LARDER_ELIMIT);
+    ck_assert_uint_ge(peer_lookup(&peer, blocks, 3), 2);
+    free(kv);
+    stop();
+}
+END_TEST
+
 START_TEST(durable_survives_a_kill)
 {
     struct block blocks[6];
@@ -736,6 +784,7 @@ int main(void)
     tcase_add_test(tests, wrong_model_is_refused);
     tcase_add_test(tests, remove_takes_the_subtree);
     tcase_add_test(tests, marks_by_frame);
+    tcase_add_test(tests, a_put_of_what_exists_marks_it);
     tcase_add_test(tests, durable_survives_a_kill);
     tcase_add_test(tests, cached_survives_a_stop);
     tcase_add_test(tests, tenants_are_apart);
