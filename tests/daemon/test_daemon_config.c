@@ -300,6 +300,23 @@ START_TEST(reload)
     ck_assert_str_eq(peer.hello.tenant_name, "renamed");
     peer_close(&peer);
 
+    /* A socket more is for the next start; until then rules stay as they are, all of them. */
+    file = fopen(fixture.config_path, "ae");
+    fprintf(file, "tenant boxed = socket %s/boxed.sock\n", fixture.directory);
+    fclose(file);
+    kill(fixture.pid, SIGHUP);
+    wait_log(&fixture, "sockets of tenants have changed; restart larderd");
+    peer_open(&peer, fixture.socket);
+    ck_assert_str_eq(peer.hello.tenant_name, "renamed");
+    peer_close(&peer);
+    ck_assert_int_eq(fixture_terminate(&fixture), 0);
+    fixture_restart(&fixture);
+    char boxed[160];
+    snprintf(boxed, sizeof(boxed), "%s/boxed.sock", fixture.directory);
+    peer_open(&peer, boxed);
+    ck_assert_str_eq(peer.hello.tenant_name, "boxed");
+    peer_close(&peer);
+
     /* A bad file changes nothing. */
     file = fopen(fixture.config_path, "ae");
     fprintf(file, "nonsense\n");
