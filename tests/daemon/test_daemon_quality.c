@@ -6,6 +6,7 @@
  */
 #include <check.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -134,6 +135,14 @@ START_TEST(errors_are_told)
 }
 END_TEST
 
+static struct wire_admin_entry show(const struct block *block)
+{
+    uint64_t request = peer_send(&control, WIRE_ADMIN_SHOW, block->key.bytes, 32, NULL, 0);
+    const struct wire_admin_show_ok *ok =
+        peer_expect(&control, &answer, WIRE_ADMIN_SHOW_OK, request);
+    return ok->entry;
+}
+
 /* An operator who looks is no reader: the policies and the counters do not learn of it. */
 START_TEST(looking_is_no_use)
 {
@@ -142,15 +151,57 @@ START_TEST(looking_is_no_use)
     peer_chain(&peer, &block, 1, 1);
     peer_put_chain(&peer, &block, 1, 1, LARDER_DURABLE);
     ask_sections(&block, 0);
-    uint64_t request = peer_send(&control, WIRE_ADMIN_SHOW, block.key.bytes, 32, NULL, 0);
-    const struct wire_admin_show_ok *show =
-        peer_expect(&control, &answer, WIRE_ADMIN_SHOW_OK, request);
-    ck_assert_uint_eq(show->entry.uses, 0);
-    ck_assert_uint_eq(show->entry.lease_count, 0);
-    request = peer_send(&peer, WIRE_STAT, NULL, 0, NULL, 0);
+    ck_assert_uint_eq(show(&block).uses, 0);
+    ck_assert_uint_eq(show(&block).lease_count, 0);
+    uint64_t request = peer_send(&peer, WIRE_STAT, NULL, 0, NULL, 0);
     const struct wire_stat_ok *stat = peer_expect(&peer, &answer, WIRE_STAT_OK, request);
     ck_assert_uint_eq(stat->gets, 0);
     ck_assert_uint_eq(stat->blocks_hit_host, 0);
+    stop();
+}
+END_TEST
+
+/* What only SSD has is read from there, and what is damaged there is not told. */
+START_TEST(what_is_on_ssd_is_told_too)
+{
+    struct block blocks[2];
+    char segment[160];
+    start(NULL);
+    peer_chain(&peer, blocks, 2, 1);
+    peer_put_chain(&peer, blocks, 2, 1, LARDER_DURABLE);
+    peer_close(&peer);
+    peer_close(&control);
+    fixture_kill(&fixture);
+    fixture_restart(&fixture);
+    peer_open(&peer, fixture.socket);
+    peer_connect(&control, fixture.control_socket);
+    peer_say_hello(&control);
+    ck_assert_uint_eq(show(&blocks[0]).in_host, 0);
+    ck_assert_uint_eq(ask_sections(&blocks[0], 0)->token_count, PEER_BLOCK_TOKENS);
+
+    const struct wire_admin_entry entry = show(&blocks[1]);
+    ck_assert_uint_eq(entry.in_host, 0);
+    snprintf(segment, sizeof(segment), "%s/store/segments/%08u.seg", fixture.directory,
+             entry.segment_id);
+    int fd = open(segment, O_RDWR | O_CLOEXEC);
+    ck_assert_int_ge(fd, 0);
+    uint8_t byte;
+    const off_t at = (off_t)entry.segment_page * 4096 + 100;
+    ck_assert_int_eq(pread(fd, &byte, 1, at), 1);
+    byte ^= 1;
+    ck_assert_int_eq(pwrite(fd, &byte, 1, at), 1);
+    close(fd);
+    struct wire_admin_variant ask = {.variant = 0};
+    memcpy(ask.key, blocks[1].key.bytes, sizeof(ask.key));
+    uint64_t request = peer_send(&control, WIRE_ADMIN_SECTIONS, &ask, sizeof(ask), NULL, 0);
+    peer_expect_error(&control, request, LARDER_ECORRUPT);
+    request = peer_send(&control, WIRE_ADMIN_TOKENS, blocks[1].key.bytes, 32, NULL, 0);
+    peer_expect_error(&control, request, LARDER_ENOTFOUND); /* it was dropped */
+    request = peer_send(&control, WIRE_ADMIN_TOKENS, blocks[0].key.bytes, 32, NULL, 0);
+    const struct wire_admin_tokens_ok *told =
+        peer_expect(&control, &answer, WIRE_ADMIN_TOKENS_OK, request);
+    ck_assert_uint_eq(told->token_count, PEER_BLOCK_TOKENS);
+    ck_assert_mem_eq(told + 1, blocks[0].tokens, sizeof(blocks[0].tokens));
     stop();
 }
 END_TEST
@@ -559,6 +610,7 @@ int main(void)
     tcase_set_timeout(tests, 120);
     tcase_add_test(tests, errors_are_told);
     tcase_add_test(tests, looking_is_no_use);
+    tcase_add_test(tests, what_is_on_ssd_is_told_too);
     tcase_add_test(tests, what_no_recipe_holds_is_counted);
     tcase_add_test(tests, profiles_are_kept_and_served);
     tcase_add_test(tests, a_profile_of_another_model_is_refused);
