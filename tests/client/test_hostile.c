@@ -324,7 +324,8 @@ START_TEST(test_no_leak)
 }
 END_TEST
 
-/* A profile that comes when its get has ended is nobody's: it is closed, and the connection stays. */
+/* A profile that comes when its get has ended is nobody's: it is closed, and the connection stays
+ * as it is. */
 START_TEST(test_late_profile)
 {
     open_scene(1, FAKE_PROFILE_LATE);

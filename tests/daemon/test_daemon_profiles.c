@@ -3,8 +3,8 @@
  *         addition left that was killed is gone after the next start, and nothing else; each model
  *         has its own default, and loses it with its profile alone; recipes that are kept opened
  *         hold a profile until they are forgotten, and not more of them than are used.
- * Method: the profiles of an empty store, with the small model's profile, whose file is damaged, and
- *         profiles of other models made here.
+ * Method: the profiles of an empty store, with the small model's profile, whose file is damaged,
+ *         and profiles of other models made here.
  */
 #include <check.h>
 #include <errno.h>
