@@ -48,8 +48,11 @@ struct larder_blend_prompt {
 
 struct larder_blend_options {
     const char *method; /* NULL: LARDER_BLEND_METHOD_DEFAULT */
-    uint64_t seed;      /* of what is chosen at random */
-    uint32_t logits;    /* 1: the prompt's last token is computed whatever it is, for its logits */
+    /* For "probe": of each token of the prompt that is MOVED the score of kernels/blend/probe.h;
+     * those of others are not looked at. Read by larder_blend_open() alone. */
+    const float *scores;
+    uint64_t seed;   /* of what is chosen at random */
+    uint32_t logits; /* 1: the prompt's last token is computed whatever it is, for its logits */
 };
 
 /* Checks all that can be checked before any work, and chooses tokens as far as the method does so

@@ -64,5 +64,6 @@ extern const struct blend_method blend_full;
 extern const struct blend_method blend_link;
 extern const struct blend_method blend_cacheblend;
 extern const struct blend_method blend_random;
+extern const struct blend_method blend_probe;
 
 #endif

@@ -14,7 +14,7 @@
 #include "kernels/blend/blend.h"
 #include "kernels/llama.h"
 
-#define SCENE_CHUNKS     5
+#define SCENE_CHUNKS     6
 #define SCENE_CHUNK      110 /* tokens of the longest */
 #define SCENE_SUFFIX     20
 #define SCENE_TOKENS_MAX (SCENE_CHUNKS * SCENE_CHUNK + SCENE_SUFFIX + 1)
@@ -36,6 +36,7 @@ struct scene {
     struct larder_blend *blend; /* the one that runs: rows that it does not read are spoiled */
     uint32_t fetched;           /* layers */
     uint32_t fail_at;           /* layer whose fetch fails */
+    const float *scores;        /* what the method "probe" is given */
 };
 
 static inline void scene_add(struct scene *scene, uint32_t source, uint32_t count,
@@ -155,7 +156,8 @@ static inline int scene_try(struct scene *scene, const char *method, bool logits
         &scene->blend, scene->model, scene->cache,
         &(struct larder_blend_prompt){scene->tokens, scene->spans, scene->token_count,
                                       scene->span_count},
-        &(struct larder_blend_options){.method = method, .seed = 7, .logits = logits});
+        &(struct larder_blend_options){
+            .method = method, .scores = scene->scores, .seed = 7, .logits = logits});
     if (err < 0)
         ck_assert_ptr_null(scene->blend);
     return err;
