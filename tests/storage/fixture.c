@@ -122,8 +122,15 @@ void fixture_reopen(struct fixture *fixture)
     must(fixture_open(fixture) == 0);
 }
 
+void fixture_check(const struct fixture *fixture)
+{
+    must(larder_store_check(fixture->store) == 0);
+}
+
 void fixture_end(struct fixture *fixture)
 {
+    if (fixture->store)
+        fixture_check(fixture);
     fixture_close(fixture);
     scratch_remove(fixture->path);
 }
@@ -340,6 +347,15 @@ int fixture_remove_pinned(struct fixture *fixture, uint64_t seed, uint64_t *remo
     return remove_one(fixture, seed, LARDER_REMOVE_PINNED, removed);
 }
 
+int fixture_move(struct fixture *fixture, uint64_t seed, uint32_t live_percent)
+{
+    struct larder_key key = block_key(seed);
+    struct waiter waiter;
+    waiter_begin(&waiter);
+    larder_store_move(fixture->store, &key, 0, live_percent, put_done, &waiter);
+    return waiter_wait(&waiter);
+}
+
 int fixture_mark(struct fixture *fixture, uint64_t seed, const struct larder_mark *mark)
 {
     struct waiter waiter;
@@ -389,6 +405,14 @@ int fixture_when(struct fixture *fixture, uint64_t seed, enum larder_wait wait)
     larder_store_when(fixture->store, fixture->tenant.index, &key, LARDER_QUALITY_BLENDED, wait,
                       put_done, &waiter);
     return waiter_wait(&waiter);
+}
+
+struct larder_entry_info fixture_info(struct fixture *fixture, uint64_t seed)
+{
+    struct larder_entry_info info;
+    struct larder_key key = block_key(seed);
+    must(larder_store_find(fixture->store, &info, &key) == 0);
+    return info;
 }
 
 bool fixture_has(struct fixture *fixture, uint64_t seed)
@@ -443,4 +467,13 @@ void fixture_remove_index(const struct fixture *fixture)
     char path[SCRATCH_PATH_BYTES + 8];
     snprintf(path, sizeof(path), "%s/index", fixture->path);
     scratch_remove(path);
+}
+
+void fixture_rebuild(struct fixture *fixture)
+{
+    fixture_close(fixture);
+    fixture_remove_index(fixture);
+    must(fixture_open(fixture) == 0);
+    must(fixture_stats(fixture).index_rebuilt == 1);
+    fixture_check(fixture);
 }

@@ -37,6 +37,9 @@ const char *fixture_make_key(struct fixture *fixture);
 int fixture_open(struct fixture *fixture);
 void fixture_close(struct fixture *fixture);
 void fixture_reopen(struct fixture *fixture);
+/* Do the store's structures agree with one another? */
+void fixture_check(const struct fixture *fixture);
+/* Checks the store, if it is open, and takes it away. */
 void fixture_end(struct fixture *fixture);
 
 /* What is stored under number `seed`: its key, and everything in its record, follow from it. */
@@ -84,9 +87,13 @@ int fixture_remove_pinned(struct fixture *fixture, uint64_t seed, uint64_t *remo
 int fixture_demote(struct fixture *fixture, const struct larder_put_desc *kept, uint64_t idle_s);
 /* What `done` was told. */
 int fixture_mark(struct fixture *fixture, uint64_t seed, const struct larder_mark *mark);
+/* Of its first variant, as larder_store_move(). */
+int fixture_move(struct fixture *fixture, uint64_t seed, uint32_t live_percent);
 int fixture_verify(struct fixture *fixture, uint64_t seed);
 int fixture_verify_variant(struct fixture *fixture, uint64_t seed, uint32_t variant);
 int fixture_when(struct fixture *fixture, uint64_t seed, enum larder_wait wait);
+/* What is stored. */
+struct larder_entry_info fixture_info(struct fixture *fixture, uint64_t seed);
 /* Stored at all? */
 bool fixture_has(struct fixture *fixture, uint64_t seed);
 struct larder_store_stats fixture_stats(struct fixture *fixture);
@@ -100,5 +107,7 @@ void fixture_commit(struct fixture *fixture);
 void fixture_flip(const struct fixture *fixture, uint32_t segment, uint64_t offset);
 void fixture_truncate(const struct fixture *fixture, uint32_t segment, uint64_t bytes);
 void fixture_remove_index(const struct fixture *fixture);
+/* Opens without it: it is made anew from the segments. */
+void fixture_rebuild(struct fixture *fixture);
 
 #endif

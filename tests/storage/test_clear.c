@@ -10,7 +10,6 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "base/error.h"
 #include "fixture.h"
 #include "sim_disk.h"
 #include "storage/store.h"
@@ -27,11 +26,6 @@
 
 static struct fixture f;
 static struct sim_disk *disk;
-
-static void check(void)
-{
-    ck_assert_msg(larder_store_check(f.store) == 0, "%s", larder_error_message());
-}
 
 static void reopen(void)
 {
@@ -59,7 +53,6 @@ static void setup(void)
 
 static void teardown(void)
 {
-    check();
     fixture_end(&f);
     sim_disk_destroy(disk);
 }
@@ -120,7 +113,7 @@ static void put_and_remove(uint64_t first)
 static void all_is_there(void)
 {
     int err;
-    check();
+    fixture_check(&f);
     ck_assert_uint_eq(fixture_get_chain(&f, PINNED, 2, &err), 2);
     uint32_t good = fixture_get_chain(&f, OTHERS, 30, &err);
     ck_assert_msg(good == 30, "%u, %d, %llu evicted", good, err,

@@ -33,11 +33,6 @@ static uint64_t draw(uint64_t *state, uint64_t limit)
     return *state % limit;
 }
 
-static void check(void)
-{
-    must(larder_store_check(f.store) == 0);
-}
-
 static void put_some(uint64_t *state)
 {
     uint64_t chain = draw(state, CHAINS) * 100;
@@ -138,7 +133,7 @@ static void *use(void *argument)
             must(err == 0 || err == LARDER_ENOTFOUND || err == -EAGAIN);
             break;
         case 7:
-            check();
+            fixture_check(&f);
             break;
         case 8:
         case 9:
@@ -167,13 +162,12 @@ static void run_with(const char *io)
         ck_assert_int_eq(pthread_create(&threads[i], NULL, use, (void *)i), 0);
     for (uint32_t i = 0; i < THREADS; i++)
         pthread_join(threads[i], NULL);
-    check();
+    fixture_check(&f);
     struct larder_store_stats stats = fixture_stats(&f);
     ck_assert_uint_eq(stats.corrupt, 0);
     ck_assert_uint_eq(stats.io_errors, 0);
     ck_assert_uint_gt(stats.puts, 10);
     fixture_reopen(&f);
-    check();
     fixture_end(&f);
 }
 

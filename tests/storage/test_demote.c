@@ -32,7 +32,6 @@ static void begin(void)
 
 static void end(void)
 {
-    ck_assert_msg(larder_store_check(fixture.store) == 0, "%s", larder_error_message());
     fixture_end(&fixture);
 }
 
@@ -114,7 +113,7 @@ START_TEST(the_larger_goes_and_the_chain_stays)
         ck_assert_str_eq(info.recipe, "kivi2");
         ck_assert_uint_eq(chain_at(1, 3, LARDER_QUALITY_LOSSY), 3);
         ck_assert_uint_eq(chain_at(1, 3, LARDER_QUALITY_EXACT), 1);
-        ck_assert_int_eq(larder_store_check(fixture.store), 0);
+        fixture_check(&fixture);
         fixture_close(&fixture);
         if (round == 1)
             fixture_remove_index(&fixture);

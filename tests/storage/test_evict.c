@@ -27,11 +27,6 @@ static uint64_t draw(uint64_t limit)
     return random_state % limit;
 }
 
-static void check(void)
-{
-    ck_assert_msg(larder_store_check(f.store) == 0, "%s", larder_error_message());
-}
-
 static void setup(void)
 {
     fixture_begin(&f);
@@ -40,7 +35,6 @@ static void setup(void)
 
 static void teardown(void)
 {
-    check();
     fixture_end(&f);
 }
 
@@ -58,7 +52,7 @@ START_TEST(host_tier_turns_over)
     /* 40 x 5 blocks of 80 KB: 16 MB through 4 MiB of host tier. */
     for (uint64_t chain = 0; chain < 40; chain++) {
         fixture_put_chain(&f, chain * 100, 5, 40000, LARDER_DURABLE);
-        check();
+        fixture_check(&f);
     }
     struct larder_store_stats stats = fixture_stats(&f);
     ck_assert_uint_le(stats.slab_bytes_mapped, f.options.host_bytes);
@@ -66,7 +60,7 @@ START_TEST(host_tier_turns_over)
     int err;
     for (uint64_t chain = 30; chain < 40; chain++)
         ck_assert_uint_eq(fixture_get_chain(&f, chain * 100, 5, &err), 5);
-    check();
+    fixture_check(&f);
 }
 END_TEST
 
@@ -74,7 +68,7 @@ START_TEST(ssd_evicts_leaves_first_and_gives_space_back)
 {
     for (uint64_t chain = 0; chain < 60; chain++) {
         fixture_put_chain(&f, chain * 100, 6, 60000, LARDER_DURABLE);
-        check();
+        fixture_check(&f);
         struct larder_store_stats stats = fixture_stats(&f);
         ck_assert_uint_le(stats.segment_bytes, f.options.ssd_bytes);
     }
@@ -91,13 +85,13 @@ START_TEST(ssd_evicts_leaves_first_and_gives_space_back)
     ck_assert_uint_gt(left, 60);
     ck_assert_uint_eq(fixture_get_chain(&f, 5900, 6, &err), 6);
     fixture_reopen(&f);
-    check();
+    fixture_check(&f);
     uint64_t entries = fixture_stats(&f).entries;
     ck_assert_uint_eq(entries, left);
     fixture_close(&f);
     fixture_remove_index(&f);
     ck_assert_int_eq(fixture_open(&f), 0);
-    check();
+    fixture_check(&f);
     ck_assert_uint_eq(fixture_stats(&f).entries, entries);
 }
 END_TEST
@@ -135,10 +129,10 @@ START_TEST(room_is_made_before_it_is_needed)
     f.options.ssd_high = 50;
     f.options.ssd_low = 40;
     fixture_reopen(&f);
-    check();
+    fixture_check(&f);
     fixture_put_chain(&f, 20000, 1, 1000, LARDER_DURABLE);
     ck_assert_uint_le(settled_use(percent_of_ssd(40)), percent_of_ssd(40));
-    check();
+    fixture_check(&f);
     int err;
     ck_assert_uint_eq(fixture_get_chain(&f, 20000, 1, &err), 1);
 }
@@ -159,7 +153,7 @@ START_TEST(room_that_cannot_be_made_is_let_be)
     fixture_commit(&f);
     ck_assert_uint_eq(fixture_stats(&f).evicted_ssd, 0);
     ck_assert_uint_gt(fixture_stats(&f).segment_bytes, percent_of_ssd(20));
-    check();
+    fixture_check(&f);
 }
 END_TEST
 
@@ -181,7 +175,7 @@ START_TEST(the_next_segment_is_there_before_this_one_is_full)
     ck_assert_uint_eq(fixture_stats(&f).segments, 1);
     for (uint64_t seed = 8; seed <= 30; seed++)
         fixture_put_chain(&f, seed * 100, 1, 60000, LARDER_DURABLE);
-    check();
+    fixture_check(&f);
 }
 END_TEST
 
@@ -227,7 +221,7 @@ START_TEST(leased_slots_stay_and_generations_rise)
     ck_assert_uint_eq(count, 4);
     for (uint64_t chain = 1; chain < 20; chain++)
         fixture_put_chain(&f, chain * 100, 4, 60000, LARDER_DURABLE);
-    check();
+    fixture_check(&f);
     for (uint32_t i = 0; i < 4; i++) {
         const struct larder_record *record =
             larder_store_ref_record(f.store, f.tenant.index, &refs[i]);
@@ -262,7 +256,7 @@ START_TEST(leased_slots_stay_and_generations_rise)
     munmap((void *)(uintptr_t)map, bytes);
     close(fd);
     larder_store_release(f.store, lease);
-    check();
+    fixture_check(&f);
     int err;
     ck_assert_uint_eq(fixture_get_chain(&f, 4700, 4, &err), 4);
 }
@@ -297,7 +291,7 @@ START_TEST(full_of_leases_is_busy)
     ck_assert_uint_gt(held, 20);
     ck_assert_uint_lt(held, 64);
     ck_assert_uint_gt(fixture_stats(&f).puts_refused, 0);
-    check();
+    fixture_check(&f);
     for (uint32_t i = 0; i < held; i++)
         larder_store_release(f.store, leases[i]);
     fixture_put_chain(&f, 1000, 1, 60000, LARDER_DURABLE);
@@ -314,7 +308,7 @@ START_TEST(tenants_take_idle_slabs_from_each_other)
     struct larder_tenant_info own = f.tenant;
     f.tenant = other;
     fixture_put_chain(&f, 5000, 5, 60000, LARDER_DURABLE);
-    check();
+    fixture_check(&f);
     int err;
     ck_assert_uint_eq(fixture_get_chain(&f, 5000, 5, &err), 5);
     /* Nobody finds what belongs to another. */
@@ -381,7 +375,7 @@ static void converse_and_scan(uint32_t rounds, enum larder_wait wait, uint64_t *
             block.section_bytes = 3000;
             put_in_time(&block, wait);
         }
-        check();
+        fixture_check(&f);
     }
 }
 
@@ -492,7 +486,7 @@ START_TEST(random_use)
             }
         }
         }
-        check();
+        fixture_check(&f);
     }
     ck_assert_uint_eq(fixture_stats(&f).corrupt, 0);
     ck_assert_uint_eq(fixture_stats(&f).io_errors, 0);

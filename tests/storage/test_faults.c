@@ -22,11 +22,6 @@
 static struct fixture f;
 static struct sim_disk *disk;
 
-static void check(void)
-{
-    ck_assert_msg(larder_store_check(f.store) == 0, "%s", larder_error_message());
-}
-
 static void reopen(void)
 {
     fixture_close(&f);
@@ -45,8 +40,6 @@ static void setup(void)
 
 static void teardown(void)
 {
-    if (f.store)
-        check();
     fixture_end(&f);
     sim_disk_destroy(disk);
 }
@@ -89,7 +82,7 @@ START_TEST(a_failed_write_fails_its_put_only)
     set_faults((struct sim_faults){.error_at = 1, .error_op = LARDER_IO_WRITE});
     struct block block = block_of(50);
     ck_assert_int_eq(fixture_put(&f, &block, LARDER_DURABLE), -EIO);
-    check();
+    fixture_check(&f);
     int err;
     /* It stays in the host tier, and may be asked to be durable again. */
     ck_assert_uint_eq(fixture_get_chain(&f, 50, 1, &err), 1);
@@ -111,7 +104,7 @@ START_TEST(a_durable_child_takes_its_parent_along)
     block.seed = 2;
     block.parent = block_key(1);
     ck_assert_int_eq(fixture_put(&f, &block, LARDER_DURABLE), 0);
-    check();
+    fixture_check(&f);
     reopen();
     int err;
     ck_assert_uint_eq(fixture_get_chain(&f, 1, 2, &err), 2);
@@ -173,7 +166,7 @@ START_TEST(what_is_written_over_zeros_survives)
             int err;
             ck_assert_uint_eq(fixture_get_chain(&f, 1000 * (i + 1), 1, &err), 1);
         }
-        check();
+        fixture_check(&f);
         ck_assert_uint_lt(step, 500);
     }
 }
@@ -280,14 +273,14 @@ START_TEST(a_full_disk_evicts)
         int err = fixture_put(&f, &block, LARDER_DURABLE);
         ck_assert_msg(err == 0 || err == -ENOSPC || err == -EBUSY, "%d", err);
         stored += err == 0;
-        check();
+        fixture_check(&f);
     }
     ck_assert_uint_gt(stored, 60);
     ck_assert_uint_gt(fixture_stats(&f).evicted_ssd, 20);
     int err;
     ck_assert_uint_eq(fixture_get_chain(&f, 990, 1, &err), 1);
     reopen();
-    check();
+    fixture_check(&f);
     ck_assert_uint_eq(fixture_get_chain(&f, 990, 1, &err), 1);
 }
 END_TEST
@@ -304,7 +297,7 @@ START_TEST(a_disk_without_room_refuses_and_serves)
         ck_assert(err == 0 || err == -EBUSY);
         err = fixture_when(&f, seed * 10, LARDER_DURABLE);
         refused += err == -ENOSPC;
-        check();
+        fixture_check(&f);
     }
     ck_assert_uint_gt(refused, 5);
     ck_assert_uint_eq(fixture_stats(&f).read_only, 0);
@@ -312,7 +305,7 @@ START_TEST(a_disk_without_room_refuses_and_serves)
     ck_assert_uint_eq(fixture_get_chain(&f, 390, 1, &err), 1);
     set_faults((struct sim_faults){0});
     fixture_put_chain(&f, 5000, 2, 20000, LARDER_DURABLE);
-    check();
+    fixture_check(&f);
 }
 END_TEST
 
@@ -329,7 +322,7 @@ START_TEST(wrong_pages_are_never_believed)
         fixture_get_chain(&f, 100, 5, &err);
     }
     set_faults((struct sim_faults){0});
-    check();
+    fixture_check(&f);
     fixture_put_chain(&f, 500, 5, 30000, LARDER_DURABLE);
     ck_assert_uint_eq(fixture_get_chain(&f, 500, 5, &err), 5);
 }
@@ -355,7 +348,7 @@ START_TEST(no_memory_is_an_error_and_nothing_else)
         err = fixture_remove(&f, 1000 + n, &removed);
         larder_mem_fail_at(0);
         ck_assert(err == 0 || err == -ENOMEM || err == LARDER_ENOTFOUND);
-        check();
+        fixture_check(&f);
     }
     reopen();
     int err;

@@ -46,11 +46,6 @@ static void reopen(void)
     ck_assert_int_eq(fixture_open(&f), 0);
 }
 
-static void check(void)
-{
-    ck_assert_msg(larder_store_check(f.store) == 0, "%s", larder_error_message());
-}
-
 static void setup(void)
 {
     fixture_begin(&f);
@@ -65,8 +60,6 @@ static void setup(void)
 static void teardown(void)
 {
     unmap_slabs();
-    if (f.store)
-        check();
     fixture_end(&f);
     sim_disk_destroy(disk);
 }
@@ -242,7 +235,7 @@ START_TEST(only_what_is_asked_for_is_read)
     ck_assert_uint_eq(end, 10);
     /* The head's page, and 80,000 bytes with the pages around them. */
     ck_assert_uint_le(fixture_stats(&f).bytes_read, 23 * LARDER_PAGE_BYTES);
-    check();
+    fixture_check(&f);
     /* Again: it is there. */
     struct held held;
     begin(&held, 1, 3, 2);
@@ -259,7 +252,7 @@ START_TEST(only_what_is_asked_for_is_read)
     ck_assert_uint_eq(first, 0);
     ck_assert_uint_eq(end, SECTIONS);
     ck_assert_uint_le(fixture_stats(&f).bytes_read, SECTIONS * 20000 + 3 * LARDER_PAGE_BYTES);
-    check();
+    fixture_check(&f);
 }
 END_TEST
 
@@ -293,7 +286,7 @@ START_TEST(any_ranges_in_any_order)
             ck_assert_uint_ge(end, 2 * (count[i] ? layer[i] + count[i] : LAYERS));
             larder_store_release(f.store, held[i].lease);
         }
-        check();
+        fixture_check(&f);
     }
     uint32_t first;
     uint32_t end;
@@ -315,7 +308,7 @@ START_TEST(some_layers_are_no_copy)
     for (uint64_t seed = 100; fixture_has(&f, 1); seed++) {
         ck_assert_uint_lt(seed, 200);
         put_equal(seed, 20000);
-        check();
+        fixture_check(&f);
     }
 }
 END_TEST
@@ -350,7 +343,7 @@ START_TEST(a_failed_section_leaves_those_before_it)
     ck_assert_uint_le(end, 5);
     ck_assert_int_eq(atomic_load(&slot_of(&held.ref)->failed), -EIO);
     larder_store_release(f.store, held.lease);
-    check();
+    fixture_check(&f);
     /* The layers that can be read are good alone. */
     ck_assert_int_eq(get(1, 0, 2, &first, &end), 0);
     ck_assert_uint_eq(end, 4);
@@ -416,7 +409,7 @@ START_TEST(one_bad_neighbour)
                                                    .bad_end = from + 8193});
     ck_assert_uint_eq(fixture_get_chain(&f, 1, 12, &err), 7);
     ck_assert_int_eq(err, -EIO);
-    check();
+    fixture_check(&f);
     ck_assert_uint_eq(fixture_stats(&f).corrupt, 0);
     sim_disk_set_faults(disk, &(struct sim_faults){.error_op = SIM_ANY_OP});
     ck_assert_uint_eq(fixture_get_chain(&f, 1, 12, &err), 12);
@@ -449,7 +442,7 @@ START_TEST(what_nobody_wants_is_not_read)
         larder_store_release(f.store, held.lease);
         if (i % 5 == 0)
             ck_assert_int_eq(get(1, 0, 0, &first, &end), 0);
-        check();
+        fixture_check(&f);
     }
     ck_assert_int_eq(get(1, 0, 0, &first, &end), 0);
     ck_assert_uint_eq(end, SECTIONS);

@@ -15,7 +15,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "base/error.h"
 #include "base/log.h"
 #include "fixture.h"
 #include "storage/store_priv.h"
@@ -67,7 +66,7 @@ static void put_and_use(void)
 /* What was used is known; the rest is there. */
 static void check_known(uint32_t wanted)
 {
-    ck_assert_msg(larder_store_check(f.store) == 0, "%s", larder_error_message());
+    fixture_check(&f);
     for (uint64_t seed = 100; seed < 100 + BLOCKS; seed++) {
         ck_assert_uint_eq(uses(seed), wanted);
         ck_assert_uint_eq(uses(seed + 100), 0);

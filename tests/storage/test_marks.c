@@ -36,11 +36,6 @@ static void pass(uint64_t seconds)
     now.elapsed_s += seconds;
 }
 
-static void check(void)
-{
-    ck_assert_msg(larder_store_check(f.store) == 0, "%s", larder_error_message());
-}
-
 static void setup(void)
 {
     now = (struct larder_clock_reading){.wall_s = 30 * YEAR_S, .elapsed_s = 1000, .boot = 7};
@@ -53,26 +48,7 @@ static void setup(void)
 
 static void teardown(void)
 {
-    check();
     fixture_end(&f);
-}
-
-static void rebuild(void)
-{
-    fixture_close(&f);
-    fixture_remove_index(&f);
-    ck_assert_int_eq(fixture_open(&f), 0);
-    ck_assert_uint_eq(fixture_stats(&f).index_rebuilt, 1);
-    check();
-}
-
-static struct larder_entry_info info_of(uint64_t seed)
-{
-    struct larder_entry_info info;
-    struct larder_key key = block_key(seed);
-    ck_assert_msg(larder_store_find(f.store, &info, &key) == 0, "%llu is not stored",
-                  (unsigned long long)seed);
-    return info;
 }
 
 static void mark(uint64_t seed, struct larder_mark change)
@@ -103,7 +79,7 @@ static void expire(void)
     fixture_put_chain(&f, 999000, 1, 1000, LARDER_DURABLE);
     uint64_t removed;
     ck_assert_int_eq(fixture_remove(&f, 999000, &removed), 0);
-    check();
+    fixture_check(&f);
 }
 
 /* More than SSD holds. */
@@ -133,11 +109,11 @@ START_TEST(a_pin_holds_its_chain)
 {
     fixture_put_chain(&f, 1000, 5, 20000, LARDER_DURABLE);
     pin(1002, 0);
-    ck_assert(info_of(1002).pinned);
-    ck_assert(info_of(1001).held && !info_of(1001).pinned);
-    ck_assert(!info_of(1003).held);
+    ck_assert(fixture_info(&f, 1002).pinned);
+    ck_assert(fixture_info(&f, 1001).held && !fixture_info(&f, 1001).pinned);
+    ck_assert(!fixture_info(&f, 1003).held);
     uint64_t held = fixture_stats(&f).record_bytes_held;
-    ck_assert_uint_eq(held, 3 * info_of(1000).record_bytes);
+    ck_assert_uint_eq(held, 3 * fixture_info(&f, 1000).record_bytes);
     flood(2000);
     ck_assert_uint_eq(found(1000, 5), 3);
     ck_assert_uint_eq(fixture_stats(&f).record_bytes_held, held);
@@ -160,13 +136,13 @@ START_TEST(two_pins_hold_what_they_share)
     }
     pin(1000, 0);
     unpin(1010);
-    check();
+    fixture_check(&f);
     unpin(1012);
-    ck_assert(info_of(1001).held);
+    ck_assert(fixture_info(&f, 1001).held);
     unpin(1011);
-    check();
-    ck_assert(!info_of(1001).held);
-    ck_assert(info_of(1000).held);
+    fixture_check(&f);
+    ck_assert(!fixture_info(&f, 1001).held);
+    ck_assert(fixture_info(&f, 1000).held);
     unpin(1000);
     unpin(1000); /* twice is no error */
     ck_assert_uint_eq(fixture_stats(&f).record_bytes_held, 0);
@@ -181,21 +157,21 @@ START_TEST(a_pin_survives_restart_and_rebuild)
     pin(1102, 0);
     unpin(1102);
     for (int life = 0; life < 3; life++) {
-        ck_assert(info_of(1002).pinned);
-        ck_assert(info_of(1000).held);
-        ck_assert(!info_of(1102).pinned);
+        ck_assert(fixture_info(&f, 1002).pinned);
+        ck_assert(fixture_info(&f, 1000).held);
+        ck_assert(!fixture_info(&f, 1102).pinned);
         if (life == 0)
             fixture_reopen(&f);
         else
-            rebuild();
-        check();
+            fixture_rebuild(&f);
+        fixture_check(&f);
     }
     flood(2000);
     ck_assert_uint_eq(found(1000, 3), 3);
     ck_assert_uint_eq(found(1100, 3), 0);
-    rebuild();
+    fixture_rebuild(&f);
     ck_assert_uint_eq(found(1000, 3), 3);
-    ck_assert(info_of(1002).pinned);
+    ck_assert(fixture_info(&f, 1002).pinned);
 }
 END_TEST
 
@@ -209,8 +185,8 @@ START_TEST(removal_is_refused_unless_forced)
     ck_assert_int_eq(fixture_remove(&f, 1003, &removed), 0);
     ck_assert_int_eq(fixture_remove_pinned(&f, 1001, &removed), 0);
     ck_assert_uint_eq(removed, 2);
-    ck_assert(!info_of(1000).held);
-    rebuild();
+    ck_assert(!fixture_info(&f, 1000).held);
+    fixture_rebuild(&f);
     ck_assert_uint_eq(found(1000, 3), 1);
     ck_assert_uint_eq(fixture_stats(&f).record_bytes_held, 0);
 }
@@ -234,11 +210,11 @@ START_TEST(a_mark_does_not_outlive_its_entry)
     again.parent = block_key(1000);
     ck_assert_int_eq(fixture_put(&f, &again, LARDER_DURABLE), 0);
     for (int life = 0; life < 2; life++) {
-        ck_assert(!info_of(1001).held);
-        ck_assert_uint_eq(info_of(1101).expires_s, 0);
+        ck_assert(!fixture_info(&f, 1001).held);
+        ck_assert_uint_eq(fixture_info(&f, 1101).expires_s, 0);
         if (life == 0)
             fixture_reopen(&f);
-        rebuild();
+        fixture_rebuild(&f);
     }
 }
 END_TEST
@@ -257,14 +233,14 @@ START_TEST(a_better_record_keeps_the_mark)
     block.section_bytes = 20000;
     ck_assert_int_eq(fixture_put(&f, &block, LARDER_DURABLE), 0);
     for (int life = 0; life < 3; life++) {
-        ck_assert_int_eq(info_of(1000).quality, LARDER_QUALITY_EXACT);
-        ck_assert(info_of(1000).pinned);
-        ck_assert_int_eq(info_of(1000).priority, -3);
-        check();
+        ck_assert_int_eq(fixture_info(&f, 1000).quality, LARDER_QUALITY_EXACT);
+        ck_assert(fixture_info(&f, 1000).pinned);
+        ck_assert_int_eq(fixture_info(&f, 1000).priority, -3);
+        fixture_check(&f);
         if (life == 0)
             fixture_reopen(&f);
         else
-            rebuild();
+            fixture_rebuild(&f);
     }
 }
 END_TEST
@@ -312,12 +288,12 @@ START_TEST(the_newest_of_two_marks_holds)
     larder_store_mark(f.store, f.tenant.index, &key, &changes[_i][0], mark_from_the_storage_thread,
                       (void *)changes[_i]);
     wait_for_marks(2);
-    ck_assert_int_eq(info_of(1000).pinned, pinned);
+    ck_assert_int_eq(fixture_info(&f, 1000).pinned, pinned);
     fixture_commit(&f);
     fixture_reopen(&f);
-    ck_assert_int_eq(info_of(1000).pinned, pinned);
-    rebuild();
-    ck_assert_int_eq(info_of(1000).pinned, pinned);
+    ck_assert_int_eq(fixture_info(&f, 1000).pinned, pinned);
+    fixture_rebuild(&f);
+    ck_assert_int_eq(fixture_info(&f, 1000).pinned, pinned);
 }
 END_TEST
 
@@ -486,16 +462,16 @@ START_TEST(a_pin_is_of_all_variants)
     block.section_bytes = 20000;
     block.beside = true;
     ck_assert_int_eq(fixture_put(&f, &block, LARDER_DURABLE), 0);
-    check(); /* the better one leads now */
+    fixture_check(&f); /* the better one leads now */
     flood(2000);
     for (int life = 0; life < 3; life++) {
-        ck_assert(info_of(1000).pinned);
-        ck_assert_int_eq(info_of(1000).quality, LARDER_QUALITY_EXACT);
-        check();
+        ck_assert(fixture_info(&f, 1000).pinned);
+        ck_assert_int_eq(fixture_info(&f, 1000).quality, LARDER_QUALITY_EXACT);
+        fixture_check(&f);
         if (life == 0)
             fixture_reopen(&f);
         else
-            rebuild();
+            fixture_rebuild(&f);
     }
 }
 END_TEST
@@ -513,15 +489,15 @@ START_TEST(segments_of_marks_go_but_not_the_marks)
         ck_assert_uint_le(fixture_stats(&f).segment_bytes, f.options.ssd_bytes);
     }
     ck_assert_uint_gt(fixture_stats(&f).evicted_ssd, 100);
-    check();
-    rebuild();
+    fixture_check(&f);
+    fixture_rebuild(&f);
     ck_assert_uint_eq(found(1000, 2), 2);
-    ck_assert(info_of(1001).pinned);
+    ck_assert(fixture_info(&f, 1001).pinned);
     /* The pinned ones gone, nothing keeps their segment. */
     uint64_t removed;
     ck_assert_int_eq(fixture_remove_pinned(&f, 1000, &removed), 0);
     flood(50000);
-    rebuild();
+    fixture_rebuild(&f);
     ck_assert_uint_eq(found(1000, 2), 0);
 }
 END_TEST
@@ -543,7 +519,7 @@ START_TEST(what_is_over_is_a_miss_at_once_and_gone_soon)
     /* The clock goes back, and the index is lost: they do not come back. */
     now.wall_s -= 1000;
     now.boot = 8;
-    rebuild();
+    fixture_rebuild(&f);
     ck_assert_uint_eq(found(1000, 5), 2);
 }
 END_TEST
@@ -622,16 +598,16 @@ START_TEST(a_mark_made_with_a_put)
                  .pin_s = 50,
                  .priority_s = 20}};
     ck_assert_int_eq(fixture_put(&f, &block, LARDER_DURABLE), 0);
-    ck_assert_int_eq(info_of(1000).priority, 5);
-    rebuild();
-    struct larder_entry_info info = info_of(1000);
+    ck_assert_int_eq(fixture_info(&f, 1000).priority, 5);
+    fixture_rebuild(&f);
+    struct larder_entry_info info = fixture_info(&f, 1000);
     ck_assert(info.pinned);
     ck_assert_uint_eq(info.expires_s, now.wall_s + 100);
     ck_assert_uint_eq(info.pin_expires_s, now.wall_s + 50);
     pass(21);
-    ck_assert_int_eq(info_of(1000).priority, 0);
+    ck_assert_int_eq(fixture_info(&f, 1000).priority, 0);
     pass(30);
-    ck_assert(!info_of(1000).pinned);
+    ck_assert(!fixture_info(&f, 1000).pinned);
     larder_store_expire(f.store);
     pass(50);
     ck_assert(!fixture_has(&f, 1000));
@@ -651,8 +627,8 @@ START_TEST(jumps_of_the_wall_clock_end_nothing)
     fixture_reopen(&f);
     expire();
     ck_assert_uint_eq(found(1000, 1), 1);
-    rebuild();
-    ck_assert_uint_eq(info_of(1000).expires_s, now.wall_s + 100);
+    fixture_rebuild(&f);
+    ck_assert_uint_eq(fixture_info(&f, 1000).expires_s, now.wall_s + 100);
     /* Nor keep they what is over. */
     now.elapsed_s += 101;
     ck_assert_uint_eq(found(1000, 1), 0);
@@ -702,7 +678,7 @@ START_TEST(what_cannot_be_asked)
     f.tenant = other;
     ck_assert_int_eq(fixture_mark(&f, 1000, &good), LARDER_ENOTFOUND);
     f.tenant = mine;
-    ck_assert(!info_of(1000).held);
+    ck_assert(!fixture_info(&f, 1000).held);
 }
 END_TEST
 

@@ -23,7 +23,6 @@ static void begin(void)
 
 static void end(void)
 {
-    ck_assert_msg(larder_store_check(fixture.store) == 0, "%s", larder_error_message());
     fixture_end(&fixture);
 }
 

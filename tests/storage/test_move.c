@@ -18,11 +18,6 @@
 
 static struct fixture f;
 
-static void check(void)
-{
-    ck_assert_msg(larder_store_check(f.store) == 0, "%s", larder_error_message());
-}
-
 static void setup(void)
 {
     fixture_begin(&f);
@@ -31,45 +26,7 @@ static void setup(void)
 
 static void teardown(void)
 {
-    check();
     fixture_end(&f);
-}
-
-struct answer {
-    pthread_mutex_t mutex;
-    pthread_cond_t told;
-    int err;
-    bool is_there;
-};
-
-static void on_moved(void *context, int err)
-{
-    struct answer *answer = context;
-    pthread_mutex_lock(&answer->mutex);
-    answer->err = err;
-    answer->is_there = true;
-    pthread_cond_signal(&answer->told);
-    pthread_mutex_unlock(&answer->mutex);
-}
-
-static int move(uint64_t seed, uint32_t live_percent)
-{
-    struct answer answer = {.mutex = PTHREAD_MUTEX_INITIALIZER, .told = PTHREAD_COND_INITIALIZER};
-    struct larder_key key = block_key(seed);
-    larder_store_move(f.store, &key, 0, live_percent, on_moved, &answer);
-    pthread_mutex_lock(&answer.mutex);
-    while (!answer.is_there)
-        pthread_cond_wait(&answer.told, &answer.mutex);
-    pthread_mutex_unlock(&answer.mutex);
-    return answer.err;
-}
-
-static struct larder_entry_info info_of(uint64_t seed)
-{
-    struct larder_entry_info info;
-    struct larder_key key = block_key(seed);
-    ck_assert_int_eq(larder_store_find(f.store, &info, &key), 0);
-    return info;
 }
 
 static bool stays(uint64_t seed)
@@ -92,7 +49,7 @@ static void thin_out(void)
 static void all_are_as_they_should(void)
 {
     int err;
-    check();
+    fixture_check(&f);
     for (uint64_t seed = 1; seed <= SEEDS; seed++) {
         ck_assert_int_eq(fixture_has(&f, seed * 100), stays(seed));
         if (!stays(seed))
@@ -110,9 +67,9 @@ START_TEST(almost_empty_segments_go)
     ck_assert_uint_ge(before, 5);
     uint64_t moved = 0;
     for (uint64_t seed = 8; seed <= SEEDS; seed += 8) {
-        struct larder_entry_info was = info_of(seed * 100);
-        int err = move(seed * 100, 50);
-        struct larder_entry_info now = info_of(seed * 100);
+        struct larder_entry_info was = fixture_info(&f, seed * 100);
+        int err = fixture_move(&f, seed * 100, 50);
+        struct larder_entry_info now = fixture_info(&f, seed * 100);
         /* The last may lie in the open one. */
         ck_assert_msg(err == 0 || err == -EALREADY, "%d", err);
         ck_assert_int_eq(err == 0, now.segment_id > was.segment_id);
@@ -142,12 +99,12 @@ START_TEST(what_need_not_move_stays)
         fixture_put_chain(&f, seed * 100, 1, 60000, LARDER_DURABLE);
     fixture_commit(&f);
     /* A full segment; the open one; nothing; only in memory. */
-    ck_assert_int_eq(move(100, 50), -EALREADY);
-    ck_assert_int_eq(move(2000, 100), -EALREADY);
-    ck_assert_int_eq(move(7700, 50), LARDER_ENOTFOUND);
-    struct larder_entry_info was = info_of(100);
-    ck_assert_int_eq(move(100, 101), 0);
-    ck_assert_uint_gt(info_of(100).segment_id, was.segment_id);
+    ck_assert_int_eq(fixture_move(&f, 100, 50), -EALREADY);
+    ck_assert_int_eq(fixture_move(&f, 2000, 100), -EALREADY);
+    ck_assert_int_eq(fixture_move(&f, 7700, 50), LARDER_ENOTFOUND);
+    struct larder_entry_info was = fixture_info(&f, 100);
+    ck_assert_int_eq(fixture_move(&f, 100, 101), 0);
+    ck_assert_uint_gt(fixture_info(&f, 100).segment_id, was.segment_id);
 }
 END_TEST
 
@@ -156,12 +113,12 @@ START_TEST(damage_is_not_moved)
 {
     for (uint64_t seed = 1; seed <= 20; seed++)
         fixture_put_chain(&f, seed * 100, 1, 60000, LARDER_DURABLE);
-    struct larder_entry_info info = info_of(100);
+    struct larder_entry_info info = fixture_info(&f, 100);
     fixture_close(&f);
     fixture_flip(&f, info.segment_id, info.segment_page * 4096ull + 50000);
     ck_assert_int_eq(fixture_open(&f), 0);
     fixture_put_chain(&f, 9000, 1, 1000, LARDER_DURABLE);
-    ck_assert_int_eq(move(100, 101), LARDER_ECORRUPT);
+    ck_assert_int_eq(fixture_move(&f, 100, 101), LARDER_ECORRUPT);
     ck_assert(!fixture_has(&f, 100));
     ck_assert_uint_eq(fixture_stats(&f).corrupt, 1);
 }
@@ -180,7 +137,7 @@ START_TEST(what_a_put_replaces_is_not_moved)
         ck_assert_int_eq(fixture_put(&f, &block, LARDER_DURABLE), 0);
         block.quality = LARDER_QUALITY_EXACT;
         ck_assert_int_eq(fixture_put(&f, &block, LARDER_CACHED), 0);
-        err = move(seed, 101);
+        err = fixture_move(&f, seed, 101);
         ck_assert_msg(err == 0 || err == -EALREADY || err == LARDER_ENOTFOUND, "%d", err);
         ck_assert_int_eq(fixture_when(&f, seed, LARDER_DURABLE), 0);
         ck_assert_int_eq(fixture_verify(&f, seed), 0);
@@ -200,7 +157,7 @@ static void *move_all_the_time(void *argument)
 {
     (void)argument;
     for (uint64_t i = 0; !__atomic_load_n(&stop, __ATOMIC_RELAXED); i++) {
-        int err = move((i % 30 + 1) * 100 + i % 3, 101);
+        int err = fixture_move(&f, (i % 30 + 1) * 100 + i % 3, 101);
         must(err == 0 || err == -EALREADY || err == LARDER_ENOTFOUND || err == -ENOSPC);
     }
     return NULL;
@@ -228,7 +185,7 @@ START_TEST(everything_may_happen_meanwhile)
             if ((chain + round) % 4 == 0)
                 fixture_remove(&f, chain * 100 + 1, &removed);
         }
-        check();
+        fixture_check(&f);
     }
     __atomic_store_n(&stop, true, __ATOMIC_RELAXED);
     pthread_join(mover, NULL);
@@ -237,7 +194,7 @@ START_TEST(everything_may_happen_meanwhile)
     for (uint32_t i = 0; i < 90; i++)
         there[i] = fixture_has(&f, (i / 3 + 1) * 100ull + i % 3);
     fixture_reopen(&f);
-    check();
+    fixture_check(&f);
     for (uint32_t i = 0; i < 90; i++)
         ck_assert_int_eq(fixture_has(&f, (i / 3 + 1) * 100ull + i % 3), there[i]);
     for (uint64_t chain = 1; chain <= 30; chain++) {

@@ -23,14 +23,8 @@ static void begin(void)
     ck_assert_msg(fixture_open(&fixture) == 0, "%s", larder_error_message());
 }
 
-static void check(void)
-{
-    ck_assert_msg(larder_store_check(fixture.store) == 0, "%s", larder_error_message());
-}
-
 static void end(void)
 {
-    check();
     fixture_end(&fixture);
 }
 
@@ -79,15 +73,6 @@ static uint32_t variants_of(uint64_t seed)
     const struct larder_key key = block_key(seed);
     struct larder_entry_info info;
     return larder_store_find(fixture.store, &info, &key) < 0 ? 0 : info.variants;
-}
-
-static void rebuild(void)
-{
-    fixture_close(&fixture);
-    fixture_remove_index(&fixture);
-    ck_assert_int_eq(fixture_open(&fixture), 0);
-    ck_assert_uint_eq(fixture_stats(&fixture).index_rebuilt, 1);
-    check();
 }
 
 /* --- rows of the index ------------------------------------------------------------------------ */
@@ -191,7 +176,7 @@ START_TEST(rows_that_do_not_belong_are_dropped)
     ck_assert_uint_eq(fixture_stats(&fixture).entries, 3);
     ck_assert_uint_eq(variants_of(1), 2);
     ck_assert(number_of("two") >= 0);
-    check();
+    fixture_check(&fixture);
     /* And the index has forgotten them. */
     fixture_close(&fixture);
     index = open_index(&rows, &generation);
@@ -247,7 +232,7 @@ static void remove_four(void)
         ck_assert(number_of("raw") >= 0);
         ck_assert_uint_eq(variants_of(2), 1);
         if (round % 2 == 0)
-            rebuild();
+            fixture_rebuild(&fixture);
         else
             fixture_reopen(&fixture);
     }
@@ -260,7 +245,7 @@ START_TEST(a_removed_one_takes_its_older_name_along)
     remove_four();
     /* What it was may come again, and go again. */
     ck_assert_int_eq(put(1, "four"), 0);
-    rebuild();
+    fixture_rebuild(&fixture);
     ck_assert(number_of("four") >= 0);
     remove_four();
 }
@@ -271,7 +256,7 @@ START_TEST(a_rebuild_keeps_the_newer)
     struct rows old;
     put_twice(&old);
     for (int round = 0; round < 3; round++) {
-        rebuild();
+        fixture_rebuild(&fixture);
         ck_assert_uint_eq(variants_of(1), 2);
         ck_assert_uint_gt(generation_of("four"), old.value.generation);
     }
@@ -303,7 +288,7 @@ static void start_with_both(bool tail)
     ck_assert_uint_eq(fixture_stats(&fixture).recovered_from_tail, tail);
     ck_assert_int_eq(number_of("four"), (int)rows.variant);
     ck_assert_uint_eq(variants_of(1), 2);
-    check();
+    fixture_check(&fixture);
     int err;
     ck_assert_uint_eq(fixture_get_chain(&fixture, 1, 1, &err), 1);
     /* And the index has forgotten it. */
@@ -351,12 +336,12 @@ START_TEST(one_that_replaces_has_its_name_at_once)
     reserve("raw", true, LARDER_EEXISTS);
     reserve("four", true, LARDER_EEXISTS);
     struct larder_put *two = reserve("two", true, 0);
-    check();
+    fixture_check(&fixture);
     larder_store_put_abort(fixture.store, exact);
     ck_assert_int_eq(put(1, "raw"), 0);
     larder_store_put_abort(fixture.store, two);
     ck_assert_uint_eq(variants_of(1), 2);
-    check();
+    fixture_check(&fixture);
 }
 END_TEST
 
@@ -381,9 +366,9 @@ START_TEST(its_own_name_is_what_it_replaces)
         ck_assert_uint_eq(variants_of(1), 2);
         ck_assert_int_eq(number_of("two"), number);
         ck_assert(number_of("four") >= 0);
-        check();
+        fixture_check(&fixture);
         if (round == 1)
-            rebuild();
+            fixture_rebuild(&fixture);
         else
             fixture_reopen(&fixture);
     }

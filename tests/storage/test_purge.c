@@ -72,7 +72,7 @@ START_TEST(nothing_comes_back)
     uint64_t removed;
     ck_assert_int_eq(larder_store_purge(fixture.store, fixture.tenant.index, &removed), 0);
     ck_assert_uint_ge(removed, 12);
-    ck_assert_int_eq(larder_store_check(fixture.store), 0);
+    fixture_check(&fixture);
     ck_assert_int_eq(larder_store_tenant(fixture.store, &after, "a"), 0);
     ck_assert_uint_eq(after.index, before.index);
     ck_assert_mem_ne(after.id, before.id, sizeof(after.id));
@@ -218,7 +218,7 @@ START_TEST(whoever_is_in_it_is_told)
         ck_assert_uint_eq(map[at], 0);
     munmap((void *)(uintptr_t)map, bytes);
     larder_store_release(fixture.store, lease);
-    ck_assert_int_eq(larder_store_check(fixture.store), 0);
+    fixture_check(&fixture);
     ck_assert_int_eq(larder_store_purge(fixture.store, 99, &removed), LARDER_ENOTFOUND);
     /* Nothing in it: fine too. */
     ck_assert_int_eq(larder_store_purge(fixture.store, fixture.tenant.index, &removed), 0);

@@ -46,11 +46,6 @@ static void set_gate(bool closed)
     pthread_mutex_unlock(&gate.lock);
 }
 
-static void check(void)
-{
-    ck_assert_msg(larder_store_check(f.store) == 0, "%s", larder_error_message());
-}
-
 static void setup(void)
 {
     fixture_begin(&f);
@@ -62,7 +57,6 @@ static void setup(void)
 
 static void teardown(void)
 {
-    check();
     fixture_end(&f);
 }
 
@@ -250,7 +244,7 @@ START_TEST(who_lets_no_slab_go_gets_no_more)
     /* It is nobody's fault but its own, and nobody's leases go for it. */
     uint32_t from;
     ck_assert(!larder_store_starving(f.store, &from));
-    check();
+    fixture_check(&f);
     for (uint32_t i = 0; i < fd_count; i++)
         close(fds[i]);
     free_retired();
@@ -304,7 +298,7 @@ START_TEST(leases_of_one_do_not_starve_another)
     ck_assert_uint_lt(revoked, held / 2);
     ck_assert_int_eq(fixture_put(&f, &block, LARDER_CACHED), 0);
     ck_assert(!larder_store_starving(f.store, &from));
-    check();
+    fixture_check(&f);
     for (uint32_t i = 0; i < held; i++)
         larder_store_release(f.store, leases[i]);
 }
@@ -330,7 +324,7 @@ START_TEST(a_flood_leaves_room_in_the_queue)
     }
     set_gate(false);
     fixture_settle(&f, 100);
-    check();
+    fixture_check(&f);
 }
 END_TEST
 

@@ -21,11 +21,6 @@
 
 static struct fixture f;
 
-static void check(void)
-{
-    ck_assert_msg(larder_store_check(f.store) == 0, "%s", larder_error_message());
-}
-
 static void setup(void)
 {
     fixture_begin(&f);
@@ -34,26 +29,7 @@ static void setup(void)
 
 static void teardown(void)
 {
-    if (f.store)
-        check();
     fixture_end(&f);
-}
-
-static struct larder_entry_info info_of(uint64_t seed)
-{
-    struct larder_entry_info info;
-    struct larder_key key = block_key(seed);
-    ck_assert_int_eq(larder_store_find(f.store, &info, &key), 0);
-    return info;
-}
-
-static void rebuild(void)
-{
-    fixture_close(&f);
-    fixture_remove_index(&f);
-    ck_assert_int_eq(fixture_open(&f), 0);
-    ck_assert_uint_eq(fixture_stats(&f).index_rebuilt, 1);
-    check();
 }
 
 /* Every entry, for a comparison across a rebuild. */
@@ -87,7 +63,7 @@ START_TEST(rebuild_equals_index)
     fixture_put_chain(&f, 800, 3, 12345, LARDER_DURABLE); /* again, after its tombstone */
     fixture_reopen(&f);
     uint32_t count = list_all(before, 256);
-    rebuild();
+    fixture_rebuild(&f);
     ck_assert_uint_eq(list_all(after, 256), count);
     qsort(before, count, sizeof(before[0]), by_key);
     qsort(after, count, sizeof(after[0]), by_key);
@@ -110,7 +86,7 @@ END_TEST
 
 static void flip_in(uint64_t seed, uint64_t offset_in_record)
 {
-    struct larder_entry_info info = info_of(seed);
+    struct larder_entry_info info = fixture_info(&f, seed);
     fixture_close(&f);
     fixture_flip(&f, info.segment_id, (uint64_t)info.segment_page * 4096 + offset_in_record);
     ck_assert_int_eq(fixture_open(&f), 0);
@@ -135,7 +111,7 @@ START_TEST(a_flipped_byte_is_a_miss)
     ck_assert_uint_eq(fixture_stats(&f).corrupt, 1);
     /* Gone with what was stored behind it, for good. */
     ck_assert_uint_eq(fixture_get_chain(&f, 1, 4, &err), 2);
-    rebuild();
+    fixture_rebuild(&f);
     ck_assert_uint_eq(fixture_get_chain(&f, 1, 4, &err), 2);
     ck_assert(!fixture_has(&f, 4));
     fixture_put_chain(&f, 100, 2, 20000, LARDER_DURABLE);
@@ -158,7 +134,7 @@ START_TEST(a_damaged_head_in_a_rebuild_costs_its_subtree_only)
 {
     fixture_put_chain(&f, 1, 4, 20000, LARDER_DURABLE);
     fixture_put_chain(&f, 101, 4, 20000, LARDER_DURABLE);
-    struct larder_entry_info info = info_of(3);
+    struct larder_entry_info info = fixture_info(&f, 3);
     fixture_close(&f);
     fixture_flip(&f, info.segment_id, (uint64_t)info.segment_page * 4096 + 60);
     fixture_remove_index(&f);
@@ -172,11 +148,11 @@ END_TEST
 START_TEST(a_truncated_segment_loses_what_was_cut)
 {
     fixture_put_chain(&f, 1, 4, 20000, LARDER_DURABLE);
-    struct larder_entry_info info = info_of(3);
+    struct larder_entry_info info = fixture_info(&f, 3);
     fixture_close(&f);
     fixture_truncate(&f, info.segment_id, (uint64_t)info.segment_page * 4096 + 8192);
     ck_assert_int_eq(fixture_open(&f), 0);
-    check();
+    fixture_check(&f);
     int err;
     ck_assert_uint_eq(fixture_get_chain(&f, 1, 4, &err), 2);
     ck_assert_int_eq(err, 0);
@@ -194,14 +170,14 @@ START_TEST(a_missing_segment_loses_its_entries)
     fixture_put_chain(&f, 1, 2, 20000, LARDER_DURABLE);
     fixture_reopen(&f);
     fixture_put_chain(&f, 50, 2, 20000, LARDER_DURABLE);
-    struct larder_entry_info info = info_of(1);
-    ck_assert_uint_ne(info.segment_id, info_of(50).segment_id);
+    struct larder_entry_info info = fixture_info(&f, 1);
+    ck_assert_uint_ne(info.segment_id, fixture_info(&f, 50).segment_id);
     fixture_close(&f);
     char path[SCRATCH_PATH_BYTES + 32];
     snprintf(path, sizeof(path), "%s/segments/%08u.seg", f.path, info.segment_id);
     ck_assert_int_eq(unlink(path), 0);
     ck_assert_int_eq(fixture_open(&f), 0);
-    check();
+    fixture_check(&f);
     int err;
     ck_assert_uint_eq(fixture_get_chain(&f, 1, 2, &err), 0);
     ck_assert_uint_eq(fixture_get_chain(&f, 50, 2, &err), 2);
@@ -216,7 +192,7 @@ START_TEST(a_damaged_header_costs_nothing)
     ck_assert_int_eq(fixture_open(&f), 0);
     int err;
     ck_assert_uint_eq(fixture_get_chain(&f, 1, 4, &err), 4);
-    rebuild();
+    fixture_rebuild(&f);
     ck_assert_uint_eq(fixture_get_chain(&f, 1, 4, &err), 4);
 }
 END_TEST
@@ -262,7 +238,7 @@ START_TEST(a_tail_is_taken_in)
     fixture_put_chain(&f, 10, 4, 9000, LARDER_DURABLE);
     keep_index_while(add_more);
     ck_assert_int_eq(fixture_open(&f), 0);
-    check();
+    fixture_check(&f);
     ck_assert_uint_eq(fixture_stats(&f).recovered_from_tail, 7);
     ck_assert_uint_eq(fixture_stats(&f).index_rebuilt, 0);
     int err;
@@ -273,7 +249,7 @@ START_TEST(a_tail_is_taken_in)
     fixture_reopen(&f);
     ck_assert_uint_eq(fixture_stats(&f).recovered_from_tail, 0);
     ck_assert_uint_eq(fixture_get_chain(&f, 200, 3, &err), 3);
-    rebuild();
+    fixture_rebuild(&f);
     ck_assert_uint_eq(fixture_get_chain(&f, 10, 4, &err), 1);
 }
 END_TEST
@@ -320,12 +296,12 @@ START_TEST(a_start_cut_short_loses_nothing_behind_what_was_replaced)
     ck_assert_int_lt(commits_left, 0);
     f.options.index_gate = NULL;
     ck_assert_int_eq(fixture_open(&f), 0);
-    check();
+    fixture_check(&f);
     ck_assert_uint_eq(fixture_stats(&f).index_rebuilt, 0);
     int err;
     ck_assert_uint_eq(fixture_get_chain(&f, 1, 2, &err), 2);
     ck_assert_uint_eq(fixture_get_chain(&f, 1000, 600, &err), 600);
-    ck_assert_int_eq(info_of(1).quality, LARDER_QUALITY_EXACT);
+    ck_assert_int_eq(fixture_info(&f, 1).quality, LARDER_QUALITY_EXACT);
 }
 END_TEST
 
@@ -357,7 +333,7 @@ static void damaged_in_the_tail(int64_t from_end)
     keep_index_while(add_more);
     damage_101(from_end);
     ck_assert_int_eq(fixture_open(&f), 0);
-    check();
+    fixture_check(&f);
     ck_assert_uint_eq(fixture_stats(&f).recovered_from_tail, 5);
     ck_assert(fixture_has(&f, 3));
     ck_assert(fixture_has(&f, 100));
@@ -366,7 +342,7 @@ static void damaged_in_the_tail(int64_t from_end)
     ck_assert(!fixture_has(&f, 11));
     int err;
     ck_assert_uint_eq(fixture_get_chain(&f, 200, 3, &err), 3);
-    rebuild();
+    fixture_rebuild(&f);
     ck_assert(!fixture_has(&f, 101));
     ck_assert_uint_eq(fixture_get_chain(&f, 200, 3, &err), 3);
 }
@@ -461,8 +437,8 @@ START_TEST(a_pin_holds_for_a_record_that_lost_its_mark)
         if (life < 2)
             ck_assert_int_eq(life == 0 ? fixture_open(&f) : (fixture_reopen(&f), 0), 0);
         else
-            rebuild();
-        check();
+            fixture_rebuild(&f);
+        fixture_check(&f);
         ck_assert(is_pinned(1));
         ck_assert_uint_eq(fixture_stats(&f).recovered_from_tail, life > 0                   ? 0
                                                                  : changes[_i] == put_twice ? 2
@@ -495,8 +471,8 @@ START_TEST(a_rebuild_keeps_the_pin_of_a_record_that_lost_its_mark)
     static uint8_t first[20480];
     ck_assert_int_eq(fixture_put(&f, &block, LARDER_DURABLE), 0);
     ck_assert_int_eq(fixture_mark(&f, 1, &pin), 0);
-    uint64_t first_at = info_of(1).segment_page * 4096ull;
-    ck_assert_uint_eq(info_of(1).record_bytes, sizeof(first));
+    uint64_t first_at = fixture_info(&f, 1).segment_page * 4096ull;
+    ck_assert_uint_eq(fixture_info(&f, 1).record_bytes, sizeof(first));
     segment_bytes(first, sizeof(first), first_at, false);
     if (removes) {
         uint64_t removed;
@@ -511,12 +487,12 @@ START_TEST(a_rebuild_keeps_the_pin_of_a_record_that_lost_its_mark)
     fixture_remove_index(&f);
     ck_assert_int_eq(fixture_open(&f), 0);
     for (int life = 0; life < 3; life++) {
-        check();
+        fixture_check(&f);
         ck_assert_int_eq(is_pinned(1), !removes);
         if (life == 0)
             fixture_reopen(&f);
         else
-            rebuild();
+            fixture_rebuild(&f);
     }
 }
 END_TEST
@@ -532,7 +508,7 @@ START_TEST(a_segment_nobody_knows_is_a_tail)
     fixture_reopen(&f);
     keep_index_while(add_alone);
     ck_assert_int_eq(fixture_open(&f), 0);
-    check();
+    fixture_check(&f);
     int err;
     ck_assert_uint_eq(fixture_get_chain(&f, 300, 3, &err), 3);
 }
@@ -550,7 +526,7 @@ START_TEST(a_blank_segment_is_not_the_newest)
     ck_assert_int_eq(ftruncate(fd, 1 << 20), 0);
     close(fd);
     ck_assert_int_eq(fixture_open(&f), 0);
-    check();
+    fixture_check(&f);
     ck_assert_uint_eq(fixture_stats(&f).recovered_from_tail, 3);
     int err;
     ck_assert_uint_eq(fixture_get_chain(&f, 300, 3, &err), 3);
@@ -572,7 +548,7 @@ START_TEST(without_a_header_records_are_taken_when_whole)
     bool sealed = f.options.key_file != NULL; /* what opens the records is lost with the header */
     fixture_put_chain(&f, 1, 1, 9000, LARDER_DURABLE);
     fixture_put_chain(&f, 50, 1, 9000, LARDER_DURABLE);
-    struct larder_entry_info torn = info_of(1);
+    struct larder_entry_info torn = fixture_info(&f, 1);
     fixture_close(&f);
     fixture_flip(&f, torn.segment_id, torn.segment_page * 4096ull + 12000);
     char path[SCRATCH_PATH_BYTES + 32];
@@ -586,7 +562,7 @@ START_TEST(without_a_header_records_are_taken_when_whole)
     ck_assert_int_eq(fixture_open(&f), 0);
     for (int start = 0; start < 2; start++) {
         int err;
-        check();
+        fixture_check(&f);
         ck_assert(!fixture_has(&f, 1));
         ck_assert_uint_eq(fixture_get_chain(&f, 50, 1, &err), sealed ? 0 : 1);
         ck_assert_uint_eq(fixture_stats(&f).corrupt, 0);
@@ -609,13 +585,13 @@ START_TEST(a_tail_of_an_older_segment_is_cut)
     ck_assert_int_eq(ftruncate(fd, 1 << 20), 0);
     close(fd);
     ck_assert_int_eq(fixture_open(&f), 0);
-    check();
+    fixture_check(&f);
     ck_assert_uint_eq(fixture_stats(&f).recovered_from_tail, 0);
     int err;
     ck_assert_uint_eq(fixture_get_chain(&f, 1, 2, &err), 2);
     ck_assert(!fixture_has(&f, 300));
     /* Not in the file either. */
-    rebuild();
+    fixture_rebuild(&f);
     ck_assert_uint_eq(fixture_get_chain(&f, 1, 2, &err), 2);
     ck_assert(!fixture_has(&f, 300));
 }

@@ -23,11 +23,6 @@
 static struct fixture f;
 static struct sim_disk *disk;
 
-static void check(void)
-{
-    ck_assert_msg(larder_store_check(f.store) == 0, "%s", larder_error_message());
-}
-
 static void reopen(void)
 {
     fixture_close(&f);
@@ -46,8 +41,6 @@ static void setup(void)
 
 static void teardown(void)
 {
-    if (f.store)
-        check();
     fixture_end(&f);
     sim_disk_destroy(disk);
 }
@@ -252,12 +245,12 @@ START_TEST(a_failed_slice_ends_its_removal)
     uint64_t removed;
     ck_assert_int_eq(fixture_remove(&f, 1, &removed), -EIO);
     ck_assert_uint_eq(removed, 0);
-    check();
+    fixture_check(&f);
     int err;
     ck_assert_uint_eq(fixture_get_chain(&f, 1, COUNT, &err), COUNT);
     ck_assert_int_eq(fixture_remove(&f, 1, &removed), 0);
     ck_assert_uint_eq(removed, COUNT);
-    check();
+    fixture_check(&f);
 }
 END_TEST
 
@@ -270,7 +263,7 @@ START_TEST(a_removal_that_fails_later_leaves_the_upper_part)
     ck_assert_int_eq(fixture_remove(&f, 1, &removed), -EIO);
     ck_assert_uint_gt(removed, 0);
     ck_assert_uint_lt(removed, COUNT);
-    check();
+    fixture_check(&f);
     int err;
     ck_assert_uint_eq(fixture_get_chain(&f, 1, COUNT, &err), COUNT - removed);
     reopen();
@@ -337,7 +330,7 @@ START_TEST(a_rebuild_knows_what_went_with_its_parent)
     fixture_remove_index(&f);
     reopen_without_holes();
     ck_assert_uint_eq(fixture_stats(&f).index_rebuilt, 1);
-    check();
+    fixture_check(&f);
     ck_assert(fixture_has(&f, 50));
     ck_assert(fixture_has(&f, 1));
     ck_assert(!fixture_has(&f, 2));
@@ -649,13 +642,13 @@ START_TEST(a_chain_replaced_from_its_end_is_linked)
     }
     int err;
     reopen();
-    check();
+    fixture_check(&f);
     ck_assert_uint_eq(fixture_get_chain(&f, 1, BLOCKS, &err), BLOCKS);
     fixture_close(&f);
     fixture_remove_index(&f);
     reopen();
     ck_assert_uint_eq(fixture_stats(&f).index_rebuilt, 1);
-    check();
+    fixture_check(&f);
     ck_assert_uint_eq(fixture_get_chain(&f, 1, BLOCKS, &err), BLOCKS);
 }
 END_TEST
@@ -679,7 +672,7 @@ START_TEST(a_chain_of_the_host_tier_goes_from_its_end)
         ck_assert_uint_lt(seed, 200);
         block.seed = seed;
         ck_assert_int_eq(fixture_put(&f, &block, LARDER_DURABLE), -ENOSPC);
-        check();
+        fixture_check(&f);
         uint32_t now = 0;
         while (now < BLOCKS && fixture_has(&f, now + 1))
             now++;
@@ -744,7 +737,7 @@ START_TEST(a_record_for_longer_segments_is_refused)
         ck_assert_int_eq(larder_store_find(f.store, &info, &key), 0);
     }
     ck_assert_int_eq(fixture_when(&f, 1, LARDER_DURABLE), LARDER_EFULL);
-    check();
+    fixture_check(&f);
     larder_store_release(f.store, lease);
 }
 END_TEST

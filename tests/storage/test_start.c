@@ -12,7 +12,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "base/error.h"
 #include "base/key.h"
 #include "fixture.h"
 #include "storage/index.h"
@@ -130,7 +129,7 @@ START_TEST(start)
     fflush(stdout);
     ck_assert_uint_eq(fixture_stats(&f).entries, count);
     ck_assert_uint_eq(fixture_stats(&f).recovered_from_tail, 0);
-    ck_assert_msg(larder_store_check(f.store) == 0, "%s", larder_error_message());
+    fixture_check(&f);
     struct larder_key keys[CHAIN_BLOCKS];
     for (uint32_t i = 0; i < CHAIN_BLOCKS; i++)
         keys[i] = block_key(i);

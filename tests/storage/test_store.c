@@ -149,7 +149,7 @@ START_TEST(a_better_quality_replaces)
         ck_assert_int_eq(larder_store_find(f.store, &info, &keys[0]), 0);
         ck_assert_uint_eq(info.raw_bytes, 40000);
         ck_assert_uint_eq(info.children, 1);
-        ck_assert_msg(larder_store_check(f.store) == 0, "%s", larder_error_message());
+        fixture_check(&f);
         fixture_close(&f);
         if (round == 1)
             fixture_remove_index(&f);
@@ -340,7 +340,7 @@ START_TEST(a_bad_directory_is_refused)
                                 &told);
         ck_assert_int_eq(told, LARDER_EPROTO);
         ck_assert(!fixture_has(&f, 1));
-        ck_assert_msg(larder_store_check(f.store) == 0, "%s", larder_error_message());
+        fixture_check(&f);
     }
     struct larder_put *put;
     ck_assert_int_eq(larder_store_put_reserve(f.store, &put, &desc), 0);
@@ -370,7 +370,7 @@ START_TEST(a_parent_removed_under_a_put)
     larder_store_put_commit(f.store, put, 1, 4096, LARDER_CACHED, tell, &told);
     ck_assert_int_eq(told, LARDER_ENOPARENT);
     ck_assert(!fixture_has(&f, 2));
-    ck_assert_msg(larder_store_check(f.store) == 0, "%s", larder_error_message());
+    fixture_check(&f);
     /* And one that is still reserved when the store closes. */
     desc.parent = larder_key_root;
     ck_assert_int_eq(larder_store_put_reserve(f.store, &put, &desc), 0);

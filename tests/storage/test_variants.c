@@ -24,13 +24,7 @@ static void begin(void)
 
 static void end(void)
 {
-    ck_assert_msg(larder_store_check(fixture.store) == 0, "%s", larder_error_message());
     fixture_end(&fixture);
-}
-
-static void check(void)
-{
-    ck_assert_msg(larder_store_check(fixture.store) == 0, "%s", larder_error_message());
 }
 
 /* Kinds of variants: what they are, and how long their sections. */
@@ -115,7 +109,7 @@ START_TEST(each_reader_gets_its_variant)
         ck_assert_uint_eq(find(1).quality, LARDER_QUALITY_EXACT);
         ck_assert_uint_eq(find(1).children, 0);
         ck_assert_uint_eq(fixture_stats(&fixture).entries, 4);
-        check();
+        fixture_check(&fixture);
         if (round == 1) {
             fixture_close(&fixture);
             fixture_remove_index(&fixture);
@@ -142,7 +136,7 @@ START_TEST(a_better_one_beside_takes_the_lead)
     int err;
     struct larder_record heads[2];
     ck_assert_uint_eq(fixture_get_variants(&fixture, heads, 1, 2, LARDER_QUALITY_EXACT, &err), 2);
-    check();
+    fixture_check(&fixture);
 }
 END_TEST
 
@@ -191,7 +185,7 @@ START_TEST(only_so_many)
     for (uint32_t kind = 0; kind < LARDER_VARIANTS_MAX; kind++)
         ck_assert_int_eq(put(1, kind, true, LARDER_CACHED), 0);
     ck_assert_int_eq(put(1, LARDER_VARIANTS_MAX, true, LARDER_CACHED), LARDER_ELIMIT);
-    check();
+    fixture_check(&fixture);
     struct larder_entry_info info = find(1);
     ck_assert_uint_eq(info.variants, LARDER_VARIANTS_MAX);
     fixture_settle(&fixture, 1);
@@ -221,7 +215,7 @@ START_TEST(one_is_removed_alone)
         int err;
         ck_assert_uint_eq(fixture_get_chain(&fixture, 1, 2, &err), 2);
         ck_assert_uint_eq(find(1).children, 1);
-        check();
+        fixture_check(&fixture);
         if (round == 1) {
             fixture_close(&fixture);
             fixture_remove_index(&fixture);
@@ -265,7 +259,7 @@ START_TEST(a_damaged_one_leaves_the_others)
             uint32_t least = left == 3 ? LARDER_QUALITY_EXACT : LARDER_QUALITY_LOSSY;
             ck_assert_uint_eq(find(1).quality, least);
         }
-        check();
+        fixture_check(&fixture);
     }
     ck_assert(!fixture_has(&fixture, 1));
     ck_assert(!fixture_has(&fixture, 2));
@@ -310,7 +304,7 @@ START_TEST(the_worse_go_first)
             clock_now_ms += 1000;
         }
     }
-    check();
+    fixture_check(&fixture);
     ck_assert_uint_gt(fixture_stats(&fixture).evicted_ssd, 0);
     uint32_t left = 0;
     uint32_t more = 0;
@@ -326,7 +320,7 @@ START_TEST(the_worse_go_first)
     ck_assert_uint_gt(left, 50);
     ck_assert_uint_lt(more, left / 2);
     fixture_reopen(&fixture);
-    check();
+    fixture_check(&fixture);
 }
 END_TEST
 
@@ -491,7 +485,7 @@ START_TEST(lives)
             life_remove_variant(seed);
         else
             life_restart(dice == 99);
-        check();
+        fixture_check(&fixture);
     }
     life_restart(false);
     life_restart(true);
