@@ -96,21 +96,16 @@ static void table_restore(const struct grid *grid, float *x, const uint8_t *q, u
     lookup(grid->level, x, q, count, scale, step);
 }
 
-#define LANES 16u
-
-/* Never arguments or results: how those are passed depends on the machine. */
-typedef float float_lanes __attribute__((vector_size(LANES * sizeof(float))));
-typedef int32_t int_lanes __attribute__((vector_size(LANES * sizeof(int32_t))));
-typedef uint8_t byte_lanes __attribute__((vector_size(LANES)));
+typedef uint8_t byte_lanes __attribute__((vector_size(CODEC_LANES)));
 
 /* How many of the bounds lie below each number. */
 CODEC_VECTOR static void count_below(uint8_t *q, const float *x, uint64_t count,
                                      const float *bounds, uint32_t bound_count)
 {
     uint64_t first = 0;
-    for (; first + LANES <= count; first += LANES) {
-        float_lanes numbers;
-        int_lanes below = {0};
+    for (; first + CODEC_LANES <= count; first += CODEC_LANES) {
+        codec_lanes numbers;
+        codec_lane_ints below = {0};
         memcpy(&numbers, x + first, sizeof(numbers));
         for (uint32_t i = 0; i < bound_count; i++)
             below -= numbers > bounds[i]; /* a lane where it is so holds -1 */

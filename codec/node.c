@@ -82,15 +82,32 @@ CODEC_VECTOR static void load_bf16(float *out, const uint8_t *in, uint64_t count
     }
 }
 
-/* To nearest, ties to even. Numbers are finite, unless the stream is hostile: then a NaN becomes
- * some other number, the same everywhere. */
+/* To nearest, ties to even, in the upper half. Numbers are finite, unless the stream is hostile:
+ * then a NaN becomes some other number, the same everywhere. */
+static inline uint32_t rounded_bf16(float x)
+{
+    uint32_t bits = bits_of(x);
+    return bits + 0x7fffu + ((bits >> 16) & 1u);
+}
+
 CODEC_VECTOR static void store_bf16(uint8_t *restrict out, const float *restrict x, uint64_t count)
 {
     for (uint64_t i = 0; i < count; i++) {
-        uint32_t bits = bits_of(x[i]);
-        uint16_t half = (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+        uint16_t half = (uint16_t)(rounded_bf16(x[i]) >> 16);
         memcpy(out + 2 * i, &half, sizeof(half));
     }
+}
+
+CODEC_VECTOR static void round_bf16(float *restrict out, const float *restrict x, uint64_t count)
+{
+    for (uint64_t i = 0; i < count; i++)
+        out[i] = float_of(rounded_bf16(x[i]) & 0xffff0000u);
+}
+
+CODEC_VECTOR static void round_f16(float *restrict out, const float *restrict x, uint64_t count)
+{
+    for (uint64_t i = 0; i < count; i++)
+        out[i] = float_from_f16(f16_from_float(x[i]));
 }
 
 void codec_load_elems(float *out, const uint8_t *in, uint64_t count, uint32_t dtype)
@@ -109,6 +126,16 @@ void codec_store_elems(uint8_t *out, const float *x, uint64_t count, uint32_t dt
         store_bf16(out, x, count);
     else if (dtype == LARDER_F16)
         codec_store_f16(out, x, count, 1);
+    else
+        memcpy(out, x, count * sizeof(float));
+}
+
+void codec_round_elems(float *out, const float *x, uint64_t count, uint32_t dtype)
+{
+    if (dtype == LARDER_BF16)
+        round_bf16(out, x, count);
+    else if (dtype == LARDER_F16)
+        round_f16(out, x, count);
     else
         memcpy(out, x, count * sizeof(float));
 }

@@ -49,6 +49,12 @@
 #define CODEC_VECTOR
 #endif
 
+/* So many numbers of a vector, whatever the machine has of them. Never an argument or a result: how
+ * those are passed depends on the machine. */
+#define CODEC_LANES 16u
+typedef float codec_lanes __attribute__((vector_size(CODEC_LANES * sizeof(float))));
+typedef int32_t codec_lane_ints __attribute__((vector_size(CODEC_LANES * sizeof(int32_t))));
+
 /* What an encoder answers, instead of an error, when these numbers cannot be had this way: the
  * section is stored exact then. */
 #define CODEC_CANNOT 1
@@ -253,6 +259,8 @@ void codec_load_f16(float *out, const uint8_t *in, uint64_t count, float unit);
 /* Numbers in the model's dtype. */
 void codec_store_elems(uint8_t *out, const float *x, uint64_t count, uint32_t dtype);
 void codec_load_elems(float *out, const uint8_t *in, uint64_t count, uint32_t dtype);
+/* What storing them leaves of them. */
+void codec_round_elems(float *out, const float *x, uint64_t count, uint32_t dtype);
 
 extern const struct codec_node_ops codec_node_balance;
 extern const struct codec_node_ops codec_node_anchors;

@@ -23,6 +23,7 @@
 #include "codec/groups.h"
 #include "codec/node.h"
 #include "codec/symbols.h"
+#include "kernels/cpu/cpu_math.h"
 
 enum { BITS, LEVELS, AXIS, GROUP, CLIP, MODE, PARTS };
 enum { AXIS_TOKEN, AXIS_CHANNEL };
@@ -112,7 +113,7 @@ static uint64_t quant_scratch(const struct codec_node *node, const struct codec_
     uint64_t numbers = larder_round_up(grid.groups.block_groups * sizeof(float), 64);
     uint64_t tile = larder_round_up(symbols_tile_bytes(size), 64);
     uint64_t symbols = larder_round_up(codec_elems(size), 64);
-    return larder_round_up(sizeof(struct quant_state), 64) + 2 * numbers + tile + symbols +
+    return larder_round_up(sizeof(struct quant_state), 64) + 3 * numbers + tile + symbols +
            symbols_scratch(node, size);
 }
 
@@ -126,22 +127,17 @@ CODEC_VECTOR static void widen_each(float *low, float *high, const float *x, uin
     }
 }
 
-#define WIDEN_LANES 16u
-
-/* Never an argument or a result: how those are passed depends on the machine. */
-typedef float lanes __attribute__((vector_size(WIDEN_LANES * sizeof(float))));
-typedef int32_t lane_masks __attribute__((vector_size(WIDEN_LANES * sizeof(int32_t))));
-
 /* Where the mask is set x, else y. */
-#define CHOOSE(mask, x, y) ((lanes)(((lane_masks)(x) & (mask)) | ((lane_masks)(y) & ~(mask))))
+#define CHOOSE(mask, x, y)                                                                         \
+    ((codec_lanes)(((codec_lane_ints)(x) & (mask)) | ((codec_lane_ints)(y) & ~(mask))))
 
 CODEC_VECTOR static void widen_one(float *low, float *high, const float *x, uint64_t count)
 {
-    lanes lows = *low - (lanes){0};
-    lanes highs = *high - (lanes){0};
+    codec_lanes lows = *low - (codec_lanes){0};
+    codec_lanes highs = *high - (codec_lanes){0};
     uint64_t i = 0;
-    for (; i + WIDEN_LANES <= count; i += WIDEN_LANES) {
-        lanes next;
+    for (; i + CODEC_LANES <= count; i += CODEC_LANES) {
+        codec_lanes next;
         memcpy(&next, x + i, sizeof(next));
         lows = CHOOSE(next < lows, next, lows);
         highs = CHOOSE(next > highs, next, highs);
@@ -152,8 +148,8 @@ CODEC_VECTOR static void widen_one(float *low, float *high, const float *x, uint
     }
 #define FOLD(...)                                                                                  \
     do {                                                                                           \
-        lanes other_low = __builtin_shufflevector(lows, lows, __VA_ARGS__);                        \
-        lanes other_high = __builtin_shufflevector(highs, highs, __VA_ARGS__);                     \
+        codec_lanes other_low = __builtin_shufflevector(lows, lows, __VA_ARGS__);                  \
+        codec_lanes other_high = __builtin_shufflevector(highs, highs, __VA_ARGS__);               \
         lows = CHOOSE(other_low < lows, other_low, lows);                                          \
         highs = CHOOSE(other_high > highs, other_high, highs);                                     \
     } while (0)
@@ -188,37 +184,60 @@ static void find_ranges(float *low, float *high, const struct grid *grid,
     }
 }
 
+/* Ranges become a low and a scale for each group. */
+CODEC_VECTOR static void fit_scales(float *restrict low, float *restrict high, uint64_t count,
+                                    float levels, float clip)
+{
+    for (uint64_t i = 0; i < count; i++) {
+        float from = low[i] * clip;
+        float to = high[i] * clip;
+        low[i] = from;
+        high[i] = (to - from) / (levels - 1);
+    }
+}
+
+CODEC_VECTOR static void fit_sym_scales(const float *restrict low, float *restrict high,
+                                        uint64_t count, float levels, float clip)
+{
+    for (uint64_t i = 0; i < count; i++) {
+        float from = low[i] * clip;
+        float to = high[i] * clip;
+        high[i] = (-from > to ? -from : to) / ((levels - 1) / 2);
+    }
+}
+
+/* As whole numbers of scales, which become what is stored. */
+static int store_steps(uint8_t *out, const float *low, float *scale, uint64_t count,
+                       const uint8_t *stored_scales, float unit)
+{
+    codec_load_f16(scale, stored_scales, count, unit);
+    for (uint64_t i = 0; i < count; i++) {
+        float steps = scale[i] > 0 ? roundf(low[i] / scale[i]) : 0;
+        if (fabsf(steps) > 32767)
+            return CODEC_CANNOT;
+        int16_t stored = (int16_t)steps;
+        memcpy(out + 2ul * i, &stored, sizeof(stored));
+    }
+    return 0;
+}
+
 /* Ranges become what is stored of them, in the stream. */
 static int store_block(uint8_t *out, float *low, float *high, const struct grid *grid, double clip,
                        float unit)
 {
-    float top = (float)(grid->levels - 1);
-    for (uint32_t i = 0; i < grid->groups.block_groups; i++) {
-        float from = low[i] * (float)clip;
-        float to = high[i] * (float)clip;
-        float scale = (to - from) / top;
-        if (grid->mode == MODE_SYM)
-            scale = (-from > to ? -from : to) / (top / 2);
-        if (grid->mode == MODE_INT && from == to)
-            scale = fabsf(from);
-        low[i] = from;
-        high[i] = scale;
-    }
-    codec_store_f16(out, high, grid->groups.block_groups, unit);
-    uint8_t *lows = out + 2ul * grid->groups.block_groups;
+    uint64_t count = grid->groups.block_groups;
+    float levels = (float)grid->levels;
+    uint8_t *lows = out + 2 * count;
+    if (grid->mode == MODE_SYM)
+        fit_sym_scales(low, high, count, levels, (float)clip);
+    else
+        fit_scales(low, high, count, levels, (float)clip);
+    for (uint64_t i = 0; i < count && grid->mode == MODE_INT; i++)
+        high[i] = high[i] == 0 ? fabsf(low[i]) : high[i];
+    codec_store_f16(out, high, count, unit);
     if (grid->mode == MODE_ASYM)
-        codec_store_f16(lows, low, grid->groups.block_groups, unit);
-    if (grid->mode != MODE_INT)
-        return 0;
-    codec_load_f16(high, out, grid->groups.block_groups, unit);
-    for (uint32_t i = 0; i < grid->groups.block_groups; i++) {
-        float steps = high[i] > 0 ? roundf(low[i] / high[i]) : 0;
-        if (fabsf(steps) > 32767)
-            return CODEC_CANNOT;
-        int16_t stored = (int16_t)steps;
-        memcpy(lows + 2ul * i, &stored, sizeof(stored));
-    }
-    return 0;
+        codec_store_f16(lows, low, count, unit);
+    return grid->mode == MODE_INT ? store_steps(lows, low, high, count, out, unit) : 0;
 }
 
 static void load_block(float *scale, float *low, const uint8_t *in, const struct grid *grid,
@@ -239,32 +258,77 @@ static void load_block(float *scale, float *low, const uint8_t *in, const struct
 
 /* --- rows ------------------------------------------------------------------------------------- */
 
-/* Rounds to nearest, ties to even: adding 1.5 * 2^23 leaves a whole number in the low bits. */
-static inline uint8_t level_of(float x, float scale, float low, float top)
+/* (x - low) / scale rounded as a division rounds it, for scales that are_plain(): from the
+ * inverse, itself rounded well, by two steps of Markstein's ("IA-64 and elementary functions",
+ * 2000). A vector's division takes several times as long. 0 where scale and inverse are. */
+static inline float divided(float x, float scale, float inverse)
 {
-    float steps = scale > 0 ? (x - low) / scale : 0;
+    float steps = x * inverse;
+    steps = fmaf(fmaf(-steps, scale, x), inverse, steps);
+    return fmaf(fmaf(-steps, scale, x), inverse, steps);
+}
+
+/* Rounds to nearest, ties to even: adding 1.5 * 2^23 leaves a whole number in the low bits. */
+static inline float shifted_level(float steps, float top)
+{
     steps = steps > 0 ? steps : 0;
     steps = steps < top ? steps : top;
-    float shifted = steps + 0x1.8p23f;
-    return (uint8_t)(shifted - 0x1.8p23f);
+    return steps + 0x1.8p23f;
 }
 
-CODEC_VECTOR static void quantize_each(uint8_t *q, float *x, uint64_t count, const float *scale,
-                                       const float *low, float top)
+static inline void quantize(uint8_t *q, float *x, float steps, float scale, float low, float top)
 {
-    for (uint64_t i = 0; i < count; i++) {
-        q[i] = level_of(x[i], scale[i], low[i], top);
-        x[i] = (float)q[i] * scale[i] + low[i];
+    float shifted = shifted_level(steps, top);
+    *q = (uint8_t)bits_of(shifted);
+    *x = (shifted - 0x1.8p23f) * scale + low;
+}
+
+CODEC_VECTOR static void quantize_each(uint8_t *restrict q, float *restrict x, uint64_t count,
+                                       const float *restrict scale, const float *restrict inverse,
+                                       const float *restrict low, float top)
+{
+    for (uint64_t i = 0; i < count; i++)
+        quantize(&q[i], &x[i], divided(x[i] - low[i], scale[i], inverse[i]), scale[i], low[i], top);
+}
+
+/* Groups as in restore_groups(). */
+#define RUN 32u
+CODEC_VECTOR static void quantize_groups(uint8_t *restrict q, float *restrict x, uint64_t count,
+                                         uint64_t group, const float *restrict scale,
+                                         const float *restrict inverse, const float *restrict low,
+                                         float top)
+{
+    for (uint64_t first = 0; first < count; first += group, scale++, inverse++, low++) {
+        uint64_t end = larder_min_u64(first + group, count);
+        uint64_t i = first;
+        for (; i + RUN <= end; i += RUN) {
+            for (uint64_t lane = i; lane < i + RUN; lane++)
+                quantize(&q[lane], &x[lane], divided(x[lane] - *low, *scale, *inverse), *scale,
+                         *low, top);
+        }
+        for (; i < end; i++)
+            quantize(&q[i], &x[i], divided(x[i] - *low, *scale, *inverse), *scale, *low, top);
     }
 }
 
-CODEC_VECTOR static void quantize_one(uint8_t *q, float *x, uint64_t count, float scale, float low,
-                                      float top)
+/* Scales that are very large or small: in another order of magnitude the steps of divided() would
+ * be rounded themselves. */
+static void quantize_far(uint8_t *q, float *x, uint64_t count, float scale, float low, float top)
 {
+    for (uint64_t i = 0; i < count; i++)
+        quantize(&q[i], &x[i], scale > 0 ? (x[i] - low) / scale : 0, scale, low, top);
+}
+
+/* Inverses of scales; whether divided() may be used for all. */
+CODEC_VECTOR static bool invert(float *restrict inverse, const float *restrict scale,
+                                uint64_t count)
+{
+    uint32_t far = 0;
     for (uint64_t i = 0; i < count; i++) {
-        q[i] = level_of(x[i], scale, low, top);
-        x[i] = (float)q[i] * scale + low;
+        inverse[i] = scale[i] > 0 ? 1 / scale[i] : 0;
+        far |= scale[i] != 0 && !(scale[i] >= 0x1p-60f && scale[i] <= 0x1p60f);
     }
+    return far == 0;
 }
 
 CODEC_VECTOR static void restore_each(float *restrict x, const uint8_t *restrict q, uint64_t count,
@@ -276,7 +340,6 @@ CODEC_VECTOR static void restore_each(float *restrict x, const uint8_t *restrict
 
 /* A row whose groups of `group` elements have a scale and low each, the last group perhaps short.
  * Runs of a known length are what the compiler makes vectors of without a look at their ends. */
-#define RUN 32u
 CODEC_VECTOR static void restore_groups(float *restrict x, const uint8_t *restrict q,
                                         uint64_t count, uint64_t group, const float *scale,
                                         const float *low)
@@ -297,7 +360,7 @@ CODEC_VECTOR static void restore_groups(float *restrict x, const uint8_t *restri
 
 /* Elements are worked on in pairs of neighbours, one of even places and one of odd ones, so that
  * widening symbols and narrowing numbers are shifts within a lane. */
-#define PAIRS 16u
+#define PAIRS CODEC_LANES
 
 typedef uint16_t symbol_pairs __attribute__((vector_size(PAIRS * sizeof(uint16_t))));
 typedef uint32_t number_pairs __attribute__((vector_size(PAIRS * sizeof(uint32_t))));
@@ -312,8 +375,8 @@ typedef uint32_t number_pairs __attribute__((vector_size(PAIRS * sizeof(uint32_t
         symbol_pairs symbols;                                                                      \
         memcpy(&symbols, q, sizeof(symbols));                                                      \
         number_pairs pairs = __builtin_convertvector(symbols, number_pairs);                       \
-        lanes even = __builtin_convertvector((lane_masks)(pairs & 0xffu), lanes);                  \
-        lanes odd = __builtin_convertvector((lane_masks)(pairs >> 8), lanes);                      \
+        codec_lanes even = __builtin_convertvector((codec_lane_ints)(pairs & 0xffu), codec_lanes); \
+        codec_lanes odd = __builtin_convertvector((codec_lane_ints)(pairs >> 8), codec_lanes);     \
         even = even * (even_scale) + (even_low);                                                   \
         odd = odd * (odd_scale) + (odd_low);                                                       \
         pairs = ROUNDED(even) >> 16 | (ROUNDED(odd) & 0xffff0000u);                                \
@@ -327,8 +390,8 @@ CODEC_VECTOR static void restore_bf16_each(uint8_t *restrict out, const uint8_t 
                                            const float *restrict low)
 {
     for (uint64_t i = 0; i < count; i += 2 * PAIRS) {
-        lanes scales[2];
-        lanes lows[2];
+        codec_lanes scales[2];
+        codec_lanes lows[2];
         memcpy(&scales[0], scale + i, sizeof(scales[0]));
         memcpy(&scales[1], scale + i + PAIRS, sizeof(scales[1]));
         memcpy(&lows[0], low + i, sizeof(lows[0]));
@@ -343,8 +406,8 @@ CODEC_VECTOR static void restore_bf16_groups(uint8_t *restrict out, const uint8_
                                              const float *restrict scale, const float *restrict low)
 {
     for (uint64_t first = 0; first < count; first += group, scale++, low++) {
-        lanes scales = *scale - (lanes){0};
-        lanes lows = *low - (lanes){0};
+        codec_lanes scales = *scale - (codec_lanes){0};
+        codec_lanes lows = *low - (codec_lanes){0};
         uint64_t end = larder_min_u64(first + group, count);
         for (uint64_t i = first; i < end; i += 2 * PAIRS)
             RESTORE_PAIRS(out + 2 * i, q + i, scales, scales, lows, lows);
@@ -352,20 +415,24 @@ CODEC_VECTOR static void restore_bf16_groups(uint8_t *restrict out, const uint8_
 }
 
 static void quantize_block(uint8_t *q, struct codec_tile *tile, const struct grid *grid,
-                           uint32_t first, const float *scale, const float *low)
+                           uint32_t first, const float *scale, float *inverse, const float *low)
 {
+    const struct groups *groups = &grid->groups;
     float top = (float)(grid->levels - 1);
     uint32_t dims = tile->size.dims;
+    bool plain = invert(inverse, scale, groups->block_groups);
     for (uint32_t head = 0; head < tile->size.heads; head++) {
-        for (uint32_t token = first; token < first + grid->groups.tokens; token++) {
+        for (uint32_t token = first; token < first + groups->tokens; token++) {
             float *x = tile->x + ((uint64_t)head * tile->size.tokens + token) * dims;
-            uint8_t *row = q + ((uint64_t)head * grid->groups.whole_tokens + token) * dims;
-            uint32_t at = head * grid->groups.per_head;
-            if (grid->groups.by_channel)
-                quantize_each(row, x, dims, scale + at, low + at, top);
-            for (uint32_t dim = 0; dim < dims && !grid->groups.by_channel;
-                 dim += grid->groups.dims, at++)
-                quantize_one(row + dim, x + dim, larder_min_u64(grid->groups.dims, dims - dim),
+            uint8_t *row = q + ((uint64_t)head * groups->whole_tokens + token) * dims;
+            uint32_t at = head * groups->per_head;
+            if (plain && groups->by_channel)
+                quantize_each(row, x, dims, scale + at, inverse + at, low + at, top);
+            else if (plain)
+                quantize_groups(row, x, dims, groups->dims, scale + at, inverse + at, low + at,
+                                top);
+            for (uint32_t dim = 0; dim < dims && !plain; dim += groups->dims, at++)
+                quantize_far(row + dim, x + dim, larder_min_u64(groups->dims, dims - dim),
                              scale[at], low[at], top);
         }
     }
@@ -379,6 +446,7 @@ static int quant_encode(const struct codec_node *node, struct codec_run *run,
     uint8_t *mark = run->scratch;
     float *low = codec_take_scratch(run, grid.groups.block_groups * sizeof(float));
     float *scale = codec_take_scratch(run, grid.groups.block_groups * sizeof(float));
+    float *inverse = codec_take_scratch(run, grid.groups.block_groups * sizeof(float));
     uint8_t *q = codec_take_scratch(run, codec_elems(&tile->size));
     float unit;
     int err = codec_append_unit(run, &unit, tile->x, codec_elems(&tile->size));
@@ -389,7 +457,7 @@ static int quant_encode(const struct codec_node *node, struct codec_run *run,
         if (err != 0)
             break;
         load_block(scale, low, out, &grid, unit);
-        quantize_block(q, tile, &grid, i * grid.groups.tokens, scale, low);
+        quantize_block(q, tile, &grid, i * grid.groups.tokens, scale, inverse, low);
     }
     if (err == 0) {
         struct codec_size whole = groups_whole(&grid.groups, &tile->size);

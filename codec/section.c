@@ -7,6 +7,7 @@
 
 #include "base/bytes.h"
 #include "base/error.h"
+#include "kernels/cpu/cpu_math.h"
 
 #define SECTION_VERSION 1
 
@@ -53,49 +54,63 @@ uint64_t section_workspace_bytes(const struct section *section)
     return tree > exact ? tree : exact;
 }
 
-#define SUM_LANES 16u
+/* Squares are summed in f32 for so many elements, in lanes, and all of those in f64: to a part in
+ * a hundred thousand or better, and the same bits on every machine. */
+#define MEASURED_ELEMS 1024u
 
-/* Adds to sums[lane] and sums[SUM_LANES + lane]: the same bits on every machine. */
-CODEC_VECTOR static void add_squares(double *sums, const float *was, const float *is,
-                                     uint64_t count)
+/* Adds to sums those of squared errors and of squares, of numbers times `scale`. Behind the last
+ * number stand zeros up to a multiple of two vectors: sums of each second one go beside the others,
+ * so that none waits for the one before. */
+CODEC_VECTOR static void sum_squares(double sums[2], const float *restrict was,
+                                     const float *restrict is, uint64_t count, float scale)
 {
-    uint64_t i = 0;
-    for (; i + SUM_LANES <= count; i += SUM_LANES) {
-        for (uint64_t lane = 0; lane < SUM_LANES; lane++) {
-            double off = (double)is[i + lane] - (double)was[i + lane];
-            sums[lane] += off * off;
-            sums[SUM_LANES + lane] += (double)was[i + lane] * (double)was[i + lane];
+    codec_lanes errors[2] = {{0}, {0}};
+    codec_lanes squares[2] = {{0}, {0}};
+    for (uint64_t i = 0; i < count; i += 2 * CODEC_LANES) {
+        for (uint32_t j = 0; j < 2; j++) {
+            codec_lanes before;
+            codec_lanes after;
+            memcpy(&before, was + i + j * CODEC_LANES, sizeof(before));
+            memcpy(&after, is + i + j * CODEC_LANES, sizeof(after));
+            after = (after - before) * scale;
+            before = before * scale;
+            errors[j] += after * after;
+            squares[j] += before * before;
         }
     }
-    for (; i < count; i++) {
-        double off = (double)is[i] - (double)was[i];
-        sums[i % SUM_LANES] += off * off;
-        sums[SUM_LANES + i % SUM_LANES] += (double)was[i] * (double)was[i];
-    }
+    float lanes[2][CPU_LANES];
+    errors[0] += errors[1];
+    squares[0] += squares[1];
+    memcpy(lanes[0], &errors[0], sizeof(errors[0]));
+    memcpy(lanes[1], &squares[0], sizeof(squares[0]));
+    for (uint32_t i = 0; i < 2; i++)
+        sums[i] += (double)sum_lanes(lanes[i]);
 }
 
-/* What a reader gets differs from what was there by this much. */
+/* What a reader gets differs from what was there by this much; `most` is the largest magnitude of
+ * what was there. */
 static void measure(struct larder_section_error *error, const struct section *section,
-                    const float *decoded, const uint8_t *planes)
+                    const float *decoded, const uint8_t *planes, float most)
 {
     uint32_t dtype = section->block->model->dtype;
     uint64_t elem_bytes = larder_dtype_bytes(dtype);
     uint64_t count = codec_elems(&section->size);
-    float was[256];
-    float is[256];
-    uint8_t rounded[sizeof(is)];
-    double sums[2 * SUM_LANES] = {0};
-    for (uint64_t first = 0; first < count; first += LARDER_COUNT_OF(was)) {
-        uint64_t n = larder_min_u64(count - first, LARDER_COUNT_OF(was));
+    float was[MEASURED_ELEMS];
+    float is[MEASURED_ELEMS];
+    int exponent = 0;
+    (void)frexpf(most, &exponent);
+    exponent = exponent < -126 ? -126 : exponent;
+    double sums[2] = {0};
+    for (uint64_t first = 0; first < count; first += MEASURED_ELEMS) {
+        uint64_t n = larder_min_u64(count - first, MEASURED_ELEMS);
+        for (uint64_t i = n; i < MEASURED_ELEMS; i++)
+            was[i] = is[i] = 0;
         codec_load_elems(was, planes + first * elem_bytes, n, dtype);
-        codec_store_elems(rounded, decoded + first, n, dtype);
-        codec_load_elems(is, rounded, n, dtype);
-        add_squares(sums, was, is, n);
+        codec_round_elems(is, decoded + first, n, dtype);
+        sum_squares(sums, was, is, n, ldexpf(1, -exponent));
     }
-    for (uint32_t lane = 0; lane < SUM_LANES; lane++) {
-        error->error_energy += sums[lane];
-        error->signal_energy += sums[SUM_LANES + lane];
-    }
+    error->error_energy = ldexp(sums[0], 2 * exponent);
+    error->signal_energy = ldexp(sums[1], 2 * exponent);
 }
 
 static int encode_exact(const struct section *section, uint8_t *out, uint64_t *out_bytes,
@@ -132,7 +147,8 @@ int section_encode(const struct section *section, void *out, uint64_t *out_bytes
     struct codec_tile tile = {.x = codec_take_scratch(&run, count * sizeof(float)),
                               .size = section->size};
     codec_load_elems(tile.x, planes, count, section->block->model->dtype);
-    if (!isfinite(codec_largest(tile.x, count)))
+    float most = codec_largest(tile.x, count);
+    if (!isfinite(most))
         return encode_exact(section, out, out_bytes, error, planes, workspace);
     struct section_header header = {.version = SECTION_VERSION, .form = FORM_TREE};
     memcpy(out, &header, sizeof(header));
@@ -143,7 +159,7 @@ int section_encode(const struct section *section, void *out, uint64_t *out_bytes
     struct codec_shape shape = planes_shape(section);
     if (err == CODEC_CANNOT || *out_bytes >= codec_shape_bytes(&shape))
         return encode_exact(section, out, out_bytes, error, planes, workspace);
-    measure(error, section, tile.x, planes);
+    measure(error, section, tile.x, planes, most);
     /* What the largest numbers were rounded to may be beyond the dtype. */
     if (!isfinite(error->error_energy))
         return encode_exact(section, out, out_bytes, error, planes, workspace);
