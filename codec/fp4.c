@@ -8,12 +8,11 @@
  * the least squared error: a clip ratio for each block (BATQuant), of which with powers of two only
  * its power is left.
  */
+#include <math.h>
 #include <string.h>
 
 #include "base/bytes.h"
 #include "codec/grid.h"
-#include "codec/minifloat.h"
-#include "kernels/cpu/cpu_math.h"
 
 enum { CLIP };
 enum { CLIP_SEARCH, CLIP_NONE };
@@ -25,16 +24,38 @@ static const struct codec_param params[] = {
     [CLIP] = {.name = "clip", .missing = CLIP_SEARCH, .words = "search none"},
 };
 
-/* E2M1: a bit of fraction, an exponent of bias 1. */
-#define FRACTION 1
-#define BIAS     1
-#define MOST     6
+#define MOST 6.0f
+
+/* Of magnitudes' bits: those above have a larger code. Ties go to the even code, so every second
+ * bound counts itself. */
+static const int32_t bounds[LEVELS / 2 - 1] = {
+    0x3e800000,     /* .25 */
+    0x3f400000 - 1, /* .75 */
+    0x3fa00000,     /* 1.25 */
+    0x3fe00000 - 1, /* 1.75 */
+    0x40200000,     /* 2.5 */
+    0x40600000 - 1, /* 3.5 */
+    0x40a00000,     /* 5 */
+};
 
 CODEC_VECTOR static void find_codes(uint8_t *q, const float *x, uint64_t count)
 {
-    for (uint64_t i = 0; i < count; i++) {
-        uint32_t code = minifloat_code(x[i], FRACTION, BIAS, MOST);
-        q[i] = (uint8_t)((code >> 4 & 8u) | (code & 7u));
+    for (uint64_t first = 0; first < count; first += CODEC_LANES) {
+        codec_lane_ints bits = {0};
+        uint64_t n = count - first < CODEC_LANES ? count - first : CODEC_LANES;
+        if (n == CODEC_LANES)
+            memcpy(&bits, x + first, sizeof(bits));
+        else
+            memcpy(&bits, x + first, n * sizeof(float));
+        codec_lane_ints magnitudes = bits & INT32_MAX;
+        codec_lane_ints codes = (bits < 0) & 8;
+        for (uint32_t i = 0; i < LARDER_COUNT_OF(bounds); i++)
+            codes -= magnitudes > bounds[i]; /* a lane where it is so holds -1 */
+        codec_lane_bytes bytes = __builtin_convertvector(codes, codec_lane_bytes);
+        if (n == CODEC_LANES)
+            memcpy(q + first, &bytes, sizeof(bytes));
+        else
+            memcpy(q + first, &bytes, n);
     }
 }
 
@@ -71,22 +92,40 @@ static void fp4_open(struct grid *out, const struct codec_node *node, const stru
 #define TRIES 3u
 static const float tries[TRIES] = {0.25f, 0.5f, 0.125f};
 
-/* Of a block, whose places behind a short one hold 0, at each scale; relative to the power, so that
- * no square is lost. */
-CODEC_VECTOR static void square_errors(float out[TRIES], const float x[BLOCK], float power)
+/* Adding 1.5 * 2^23 steps leaves a whole number of them, ties to even: half of one below 2, one
+ * below 4, then two. */
+#define STEP_OF_2 0x1.8p22f
+#define STEP_OF_4 0x1.8p23f
+#define STEP_OF_8 0x1.8p24f
+
+/* Of a block, whose places behind a short one hold 0, the scale of the tries with the least squared
+ * error; errors are relative to the power, so that no square is lost. */
+CODEC_VECTOR static float best_scale(const float x[BLOCK], float power)
 {
     float inverse = 1 / power;
+    float least = INFINITY;
+    float best = 0;
     for (uint32_t try = 0; try < TRIES; try++) {
-        float lanes[CPU_LANES] = {0};
-        for (uint32_t i = 0; i < BLOCK; i += CPU_LANES) {
-            for (uint32_t lane = 0; lane < CPU_LANES; lane++) {
-                float y = x[i + lane] * inverse * (1 / tries[try]);
-                float off = minifloat_round(y, FRACTION, BIAS, MOST) - y;
-                lanes[lane] += off * off;
-            }
+        codec_lanes sums = {0};
+        float factor = inverse * (1 / tries[try]);
+        for (uint32_t i = 0; i < BLOCK; i += CODEC_LANES) {
+            codec_lanes y;
+            memcpy(&y, x + i, sizeof(y));
+            y = (codec_lanes)((codec_lane_ints)(y * factor) & INT32_MAX);
+            codec_lanes steps = STEP_OF_8 - (codec_lanes){0};
+            steps = CODEC_CHOOSE(y < 4, STEP_OF_4 - (codec_lanes){0}, steps);
+            steps = CODEC_CHOOSE(y < 2, STEP_OF_2 - (codec_lanes){0}, steps);
+            codec_lanes rounded = y + steps - steps;
+            rounded = CODEC_CHOOSE(rounded < MOST, rounded, MOST - (codec_lanes){0});
+            y -= rounded;
+            sums += y * y;
         }
-        out[try] = sum_lanes(lanes) * tries[try] * tries[try];
+        CODEC_SUM(sums);
+        float error = sums[0] * tries[try] * tries[try];
+        best = error < least ? tries[try] : best;
+        least = error < least ? error : least;
     }
+    return power * best;
 }
 
 static float fp4_fit(const struct grid *grid, const float *x, uint64_t count)
@@ -97,14 +136,11 @@ static float fp4_fit(const struct grid *grid, const float *x, uint64_t count)
     float power = grid_power_below(most);
     if (grid->rule == CLIP_NONE)
         return power * tries[0];
+    if (count == BLOCK)
+        return best_scale(x, power);
     float block[BLOCK] = {0};
     memcpy(block, x, count * sizeof(float));
-    float error[TRIES];
-    square_errors(error, block, power);
-    uint32_t best = 0;
-    for (uint32_t i = 1; i < TRIES; i++)
-        best = error[i] < error[best] ? i : best;
-    return power * tries[best];
+    return best_scale(block, power);
 }
 
 const struct grid_leaf codec_node_fp4 = {

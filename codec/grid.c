@@ -11,7 +11,7 @@
 #include "codec/symbols.h"
 #include "kernels/cpu/cpu_math.h"
 
-#define RUN          64u /* elements that are quantized at a time */
+#define RUN          128u /* elements that are quantized at a time */
 #define POWER_BIAS   127
 #define POWER_NO_NUM 255 /* of the byte's values the one that is no number */
 
@@ -68,7 +68,7 @@ uint64_t grid_scratch(const struct codec_node *node, const struct codec_size *si
                         larder_round_up(codec_elems(size), 64);
     uint64_t decoding = larder_round_up(sizeof(struct grid_state), 64) +
                         larder_round_up(symbols_tile_bytes(size), 64);
-    return scales + (encoding > decoding ? encoding : decoding) + symbols_scratch(node, size);
+    return 2 * scales + (encoding > decoding ? encoding : decoding) + symbols_scratch(node, size);
 }
 
 /* --- forms ------------------------------------------------------------------------------------ */
@@ -96,33 +96,36 @@ static void table_restore(const struct grid *grid, float *x, const uint8_t *q, u
     lookup(grid->level, x, q, count, scale, step);
 }
 
-typedef uint8_t byte_lanes __attribute__((vector_size(CODEC_LANES)));
-
-/* How many of the bounds lie below each number. */
-CODEC_VECTOR static void count_below(uint8_t *q, const float *x, uint64_t count,
-                                     const float *bounds, uint32_t bound_count)
+/* Below 0, levels go down from the one above it, or from the one in the middle. */
+CODEC_VECTOR static void find_by_bounds(uint8_t *q, const float *x, uint64_t count,
+                                        const float *bounds, uint32_t bound_count, uint32_t levels)
 {
-    uint64_t first = 0;
-    for (; first + CODEC_LANES <= count; first += CODEC_LANES) {
-        codec_lanes numbers;
-        codec_lane_ints below = {0};
-        memcpy(&numbers, x + first, sizeof(numbers));
+    int32_t up = (int32_t)(levels / 2);
+    int32_t down = (int32_t)((levels - 1) / 2);
+    for (uint64_t first = 0; first < count; first += CODEC_LANES) {
+        codec_lanes numbers = {0};
+        uint64_t n = count - first < CODEC_LANES ? count - first : CODEC_LANES;
+        if (n == CODEC_LANES)
+            memcpy(&numbers, x + first, sizeof(numbers));
+        else
+            memcpy(&numbers, x + first, n * sizeof(float));
+        codec_lane_ints negative = numbers < 0;
+        codec_lanes magnitudes = (codec_lanes)((codec_lane_ints)numbers & INT32_MAX);
+        codec_lane_ints above = {0};
         for (uint32_t i = 0; i < bound_count; i++)
-            below -= numbers > bounds[i]; /* a lane where it is so holds -1 */
-        byte_lanes bytes = __builtin_convertvector(below, byte_lanes);
-        memcpy(q + first, &bytes, sizeof(bytes));
-    }
-    for (; first < count; first++) {
-        uint32_t below = 0;
-        for (uint32_t i = 0; i < bound_count; i++)
-            below += x[first] > bounds[i];
-        q[first] = (uint8_t)below;
+            above += magnitudes > bounds[i]; /* a lane where it is so holds -1 */
+        codec_lane_ints symbols = ((down + above) & negative) | ((up - above) & ~negative);
+        codec_lane_bytes bytes = __builtin_convertvector(symbols, codec_lane_bytes);
+        if (n == CODEC_LANES)
+            memcpy(q + first, &bytes, sizeof(bytes));
+        else
+            memcpy(q + first, &bytes, n);
     }
 }
 
 static void table_find(const struct grid *grid, uint8_t *q, const float *x, uint64_t count)
 {
-    count_below(q, x, count, grid->bounds, grid->bound_count);
+    find_by_bounds(q, x, count, grid->bounds, grid->bound_count, grid->levels);
 }
 
 const struct grid_form grid_form_table = {.restore = table_restore, .find = table_find};
@@ -212,6 +215,16 @@ CODEC_VECTOR static void divide(float *restrict y, const float *restrict x, uint
     float one = *scale;
     for (uint64_t i = 0; i < count && !step; i++)
         y[i] = one > 0 ? x[i] / one : 0;
+}
+
+CODEC_VECTOR static void multiply(float *restrict y, const float *restrict x, uint64_t count,
+                                  const float *factor, uint32_t step)
+{
+    for (uint64_t i = 0; i < count && step; i++)
+        y[i] = x[i] * factor[i];
+    float one = *factor;
+    for (uint64_t i = 0; i < count && !step; i++)
+        y[i] = x[i] * one;
 }
 
 float grid_refit(const struct grid *grid, const float *x, uint64_t count, float scale)
@@ -319,28 +332,82 @@ static void restore_row(const struct grid *grid, float *x, const uint8_t *q, uin
                             0);
 }
 
+/* Scales of a row or of a group; `inverse` is NULL where only a division will do. */
+struct row_scales {
+    const float *scale;
+    const float *inverse;
+};
+
 static void quantize_run(const struct grid *grid, uint8_t *q, float *x, uint64_t count,
-                         const float *scale, uint32_t step)
+                         const struct row_scales *by, uint32_t step)
 {
     float y[RUN];
     for (uint64_t first = 0; first < count; first += RUN) {
         uint64_t n = larder_min_u64(count - first, RUN);
-        divide(y, x + first, n, scale + first * step, step);
+        if (by->inverse)
+            multiply(y, x + first, n, by->inverse + first * step, step);
+        else
+            divide(y, x + first, n, by->scale + first * step, step);
         grid->form->find(grid, q + first, y, n);
     }
-    grid->form->restore(grid, x, q, count, scale, step);
+    grid->form->restore(grid, x, q, count, by->scale, step);
 }
 
+/* A number of each group for each of its elements. */
+static void spread(float *out, const float *of_groups, uint64_t count, uint32_t group)
+{
+    for (uint64_t first = 0; first < count; first += group, of_groups++) {
+        uint64_t end = larder_min_u64(first + group, count);
+        for (uint64_t i = first; i < end; i++)
+            out[i] = *of_groups;
+    }
+}
+
+/* A head's row. Small groups are put together, as functions that are called for each cost more than
+ * scales that stand there several times. */
 static void quantize_row(const struct grid *grid, uint8_t *q, float *x, uint32_t dims,
-                         const float *scale)
+                         const struct row_scales *by)
 {
     const struct groups *groups = &grid->groups;
     if (groups->by_channel || groups->dims >= dims) {
-        quantize_run(grid, q, x, dims, scale, groups->by_channel);
+        quantize_run(grid, q, x, dims, by, groups->by_channel);
         return;
     }
-    for (uint32_t dim = 0; dim < dims; dim += groups->dims, scale++)
-        quantize_run(grid, q + dim, x + dim, larder_min_u64(groups->dims, dims - dim), scale, 0);
+    uint32_t together = groups->dims < RUN ? RUN / groups->dims : 1;
+    struct row_scales at = *by;
+    float scale[RUN];
+    float inverse[RUN];
+    for (uint32_t dim = 0; dim < dims; dim += together * groups->dims, at.scale += together) {
+        uint64_t n = larder_min_u64(together * groups->dims, dims - dim);
+        struct row_scales each = at;
+        if (together > 1) {
+            spread(scale, at.scale, n, groups->dims);
+            each.scale = scale;
+            if (at.inverse) {
+                spread(inverse, at.inverse, n, groups->dims);
+                each.inverse = inverse;
+            }
+        }
+        quantize_run(grid, q + dim, x + dim, n, &each, together > 1);
+        at.inverse = at.inverse ? at.inverse + together : NULL;
+    }
+}
+
+/* The block's tokens from `first` on. */
+static void quantize_block(const struct grid *grid, uint8_t *q, struct codec_tile *tile,
+                           uint32_t first, const float *scale, float *inverse)
+{
+    const struct groups *groups = &grid->groups;
+    uint64_t dims = tile->size.dims;
+    bool plain = groups_invert(inverse, scale, groups->block_groups);
+    for (uint32_t head = 0; head < tile->size.heads; head++) {
+        uint64_t at = (uint64_t)head * groups->per_head;
+        struct row_scales by = {.scale = scale + at, .inverse = plain ? inverse + at : NULL};
+        for (uint32_t token = first; token < first + groups->tokens; token++)
+            quantize_row(grid, q + ((uint64_t)head * groups->whole_tokens + token) * dims,
+                         tile->x + ((uint64_t)head * tile->size.tokens + token) * dims,
+                         tile->size.dims, &by);
+    }
 }
 
 int grid_encode(const struct codec_node *node, struct codec_run *run, struct codec_tile *tile)
@@ -350,6 +417,7 @@ int grid_encode(const struct codec_node *node, struct codec_run *run, struct cod
     open_grid(&grid, node, size);
     uint8_t *mark = run->scratch;
     float *scale = codec_take_scratch(run, grid.groups.block_groups * sizeof(float));
+    float *inverse = codec_take_scratch(run, grid.groups.block_groups * sizeof(float));
     float *block = codec_take_scratch(run, block_elems(&grid, size) * sizeof(float));
     uint8_t *q = codec_take_scratch(run, codec_elems(size));
     float unit = 1;
@@ -371,14 +439,7 @@ int grid_encode(const struct codec_node *node, struct codec_run *run, struct cod
         uint8_t *out = codec_append(run, block_bytes(&grid));
         store_scales(out, scale, &grid);
         load_scales(scale, out, &grid, unit);
-        for (uint32_t head = 0; head < size->heads; head++) {
-            const float *own = head_scales(&grid.groups, scale, head);
-            for (uint32_t token = first; token < first + grid.groups.tokens; token++)
-                quantize_row(&grid,
-                             q + ((uint64_t)head * grid.groups.whole_tokens + token) * size->dims,
-                             tile->x + ((uint64_t)head * size->tokens + token) * size->dims,
-                             size->dims, own);
-        }
+        quantize_block(&grid, q, tile, first, scale, inverse);
     }
     struct codec_size whole = groups_whole(&grid.groups, size);
     symbols_encode(node, run, q, &whole, grid.levels);

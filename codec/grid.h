@@ -39,10 +39,12 @@ struct grid {
     bool power_scales;
     uint32_t levels; /* 2..256 */
     uint32_t rule;   /* the leaf's own */
-    /* Of grid_form_table: the symbols' values, 0 behind the last. A number in scales has as many
-     * of the bounds, which ascend, below it as there are levels below its own. */
+    /* Of grid_form_table: the symbols' values, 0 behind the last. */
     float level[GRID_TABLE_LEVELS];
-    float bounds[GRID_TABLE_LEVELS - 1];
+    /* For finding symbols, of levels that are the same on both sides of 0: a magnitude in scales
+     * has as many of the bounds, which ascend, below it as there are magnitudes of levels below
+     * that of its own. */
+    float bounds[GRID_TABLE_LEVELS / 2];
     uint32_t bound_count;
 };
 

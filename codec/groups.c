@@ -29,6 +29,17 @@ int groups_check(const char *leaf, bool by_channel, uint32_t group)
     return 0;
 }
 
+CODEC_VECTOR bool groups_invert(float *restrict inverse, const float *restrict scale,
+                                uint64_t count)
+{
+    uint32_t far = 0;
+    for (uint64_t i = 0; i < count; i++) {
+        inverse[i] = scale[i] > 0 ? 1 / scale[i] : 0;
+        far |= scale[i] != 0 && !(scale[i] >= 0x1p-60f && scale[i] <= 0x1p60f);
+    }
+    return far == 0;
+}
+
 struct codec_size groups_whole(const struct groups *groups, const struct codec_size *size)
 {
     return (struct codec_size){

@@ -32,6 +32,9 @@ void groups_make(struct groups *out, const struct codec_size *size, bool by_chan
                  uint32_t group);
 /* Of a leaf's parameter `group`: -EINVAL with a message. */
 int groups_check(const char *leaf, bool by_channel, uint32_t group);
+/* 1 / scale, 0 where the scale is 0. False where one is so large or small that products with its
+ * inverse would not be what a division gives, but for rounding. */
+bool groups_invert(float *inverse, const float *scale, uint64_t count);
 /* The part of a section that is in blocks. */
 struct codec_size groups_whole(const struct groups *groups, const struct codec_size *size);
 

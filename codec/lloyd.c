@@ -76,12 +76,10 @@ static void lloyd_open(struct grid *out, const struct codec_node *node,
         out->level[half - 1 - i] = -positive[out->levels][i];
         out->level[out->levels - half + i] = positive[out->levels][i];
     }
-    out->bound_count = out->levels - 1;
+    out->bound_count = (out->levels - 1) / 2;
+    const float *upper = out->level + out->levels / 2;
     for (uint32_t i = 0; i < out->bound_count; i++)
-        out->bounds[i] = (out->level[i] + out->level[i + 1]) / 2;
-    /* 0 becomes a positive level, which with a scale of 0 gives 0 and not -0. */
-    if (out->levels % 2 == 0)
-        out->bounds[half - 1] = -0x1p-149f;
+        out->bounds[i] = (upper[i] + upper[i + 1]) / 2;
 }
 
 static float lloyd_fit(const struct grid *grid, const float *x, uint64_t count)

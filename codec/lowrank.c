@@ -23,6 +23,14 @@ static const struct codec_param params[] = {
     [ITERATIONS] = {.name = "iterations", .low = 1, .high = 4, .missing = 3, .whole = true},
 };
 
+/* Columns that are worked on together: what is read of a matrix serves all of them. */
+#define TOGETHER 4u
+
+static uint32_t columns_of(uint32_t rank)
+{
+    return (uint32_t)larder_round_up(rank, TOGETHER);
+}
+
 struct lowrank {
     void *inner;
     const uint8_t *a;
@@ -59,32 +67,78 @@ static uint64_t lowrank_scratch(const struct codec_node *node, const struct code
 {
     uint64_t thin = larder_round_up(a_count(node, size) * sizeof(float), 64) +
                     larder_round_up(b_count(node, size) * sizeof(float), 64);
-    uint64_t column = larder_round_up((uint64_t)size->tokens * sizeof(float), 64);
+    uint64_t columns = columns_of(rank_of(node, size));
     return larder_round_up(sizeof(struct lowrank), 64) +
            larder_round_up(codec_elems(size) * sizeof(float), 64) + thin +
-           rank_of(node, size) * column + codec_scratch(node->inner, size);
+           larder_round_up(columns * size->tokens * sizeof(float), 64) +
+           larder_round_up(columns * size->dims * sizeof(float), 64) +
+           codec_scratch(node->inner, size);
 }
 
 /* --- the factors of one head ------------------------------------------------------------------ */
 
-#define LANES 16u
-
 /* Sums of lanes, then of those: the same on every machine. */
 CODEC_VECTOR static float dot(const float *x, const float *y, uint64_t count)
 {
-    float sums[LANES] = {0};
+    codec_lanes sums = {0};
     uint64_t i = 0;
-    for (; i + LANES <= count; i += LANES) {
-        for (uint64_t lane = 0; lane < LANES; lane++)
-            sums[lane] += x[i + lane] * y[i + lane];
+    for (; i + CODEC_LANES <= count; i += CODEC_LANES) {
+        codec_lanes a;
+        codec_lanes b;
+        memcpy(&a, x + i, sizeof(a));
+        memcpy(&b, y + i, sizeof(b));
+        sums += a * b;
     }
-    for (; i < count; i++)
-        sums[i % LANES] += x[i] * y[i];
-    for (uint64_t half = LANES / 2; half > 0; half /= 2) {
-        for (uint64_t lane = 0; lane < half; lane++)
-            sums[lane] += sums[lane + half];
-    }
+    for (uint32_t lane = 0; i < count; i++, lane++)
+        sums[lane] += x[i] * y[i];
+    CODEC_SUM(sums);
     return sums[0];
+}
+
+/* columns[j][row] = the product of a row and of b[j], four j. */
+CODEC_VECTOR static void project(float *restrict columns, const float *restrict rows,
+                                 const float *restrict b, uint64_t row_count, uint64_t dims)
+{
+    uint64_t whole = dims / CODEC_LANES * CODEC_LANES;
+    for (uint64_t row = 0; row < row_count; row++, rows += dims) {
+        codec_lanes sums[TOGETHER] = {{0}};
+        for (uint64_t i = 0; i < whole; i += CODEC_LANES) {
+            codec_lanes x;
+            memcpy(&x, rows + i, sizeof(x));
+            for (uint32_t j = 0; j < TOGETHER; j++) {
+                codec_lanes y;
+                memcpy(&y, b + j * dims + i, sizeof(y));
+                sums[j] += x * y;
+            }
+        }
+        for (uint32_t j = 0; j < TOGETHER; j++) {
+            for (uint64_t i = whole; i < dims; i++)
+                sums[j][i - whole] += rows[i] * b[j * dims + i];
+            CODEC_SUM(sums[j]);
+            columns[j * row_count + row] = sums[j][0];
+        }
+    }
+}
+
+/* b[j] = the sum of all rows, each times its number in columns[j], four j. */
+CODEC_VECTOR static void combine(float *restrict b, const float *restrict rows,
+                                 const float *restrict columns, uint64_t row_count, uint64_t dims)
+{
+    for (uint64_t first = 0; first < dims; first += CODEC_LANES) {
+        uint64_t n = dims - first < CODEC_LANES ? dims - first : CODEC_LANES;
+        codec_lanes sums[TOGETHER] = {{0}};
+        for (uint64_t row = 0; row < row_count; row++) {
+            codec_lanes x = {0};
+            if (n == CODEC_LANES)
+                memcpy(&x, rows + row * dims + first, sizeof(x));
+            else
+                memcpy(&x, rows + row * dims + first, n * sizeof(float));
+            for (uint32_t j = 0; j < TOGETHER; j++)
+                sums[j] += x * columns[j * row_count + row];
+        }
+        for (uint32_t j = 0; j < TOGETHER; j++)
+            memcpy(b + j * dims + first, &sums[j], n * sizeof(float));
+    }
 }
 
 CODEC_VECTOR static void add_product(float *restrict x, const float *restrict y, float factor,
@@ -129,43 +183,54 @@ static float start_number(uint64_t index)
     return (float)(mixed >> 40) / 0x1p23f - 1;
 }
 
-/* `error` is [token][dim], of numbers up to 1; a [rank][token], b [rank][dim]. */
+/* `error` is [token][dim], of numbers up to 1; a [rank][token], b [rank][dim], both with room for
+ * columns up to a multiple of TOGETHER, which are worked on as if they were wanted. */
 static void factorize(float *a, float *b, const float *error, uint32_t rank, uint32_t iterations,
                       const struct codec_size *size)
 {
     uint64_t dims = size->dims;
-    for (uint64_t i = 0; i < rank * dims; i++)
-        b[i] = start_number(i);
+    uint32_t columns = columns_of(rank);
+    memset(a, 0, columns * (uint64_t)size->tokens * sizeof(float));
+    for (uint64_t i = 0; i < columns * dims; i++)
+        b[i] = i < rank * dims ? start_number(i) : 0;
     for (uint32_t round = 1; round <= iterations; round++) {
         if (round == iterations)
             orthonormalize(b, rank, dims);
-        for (uint32_t j = 0; j < rank; j++) {
-            for (uint32_t token = 0; token < size->tokens; token++)
-                a[(uint64_t)j * size->tokens + token] =
-                    dot(error + token * dims, b + j * dims, dims);
-            /* Lengths would grow with each round. */
-            normalize(a + (uint64_t)j * size->tokens, size->tokens, 0);
-        }
+        for (uint32_t j = 0; j < rank; j += TOGETHER)
+            project(a + j * (uint64_t)size->tokens, error, b + j * dims, size->tokens, dims);
+        /* Lengths would grow with each round. */
+        for (uint32_t j = 0; j < rank; j++)
+            normalize(a + j * (uint64_t)size->tokens, size->tokens, 0);
         if (round == iterations)
             orthonormalize(a, rank, size->tokens);
-        memset(b, 0, rank * dims * sizeof(float));
-        for (uint32_t token = 0; token < size->tokens; token++) {
-            for (uint32_t j = 0; j < rank; j++)
-                add_product(b + j * dims, error + token * dims,
-                            a[(uint64_t)j * size->tokens + token], dims);
-        }
+        for (uint32_t j = 0; j < rank; j += TOGETHER)
+            combine(b + j * dims, error, a + j * (uint64_t)size->tokens, size->tokens, dims);
     }
 }
 
 /* --- the node --------------------------------------------------------------------------------- */
 
 /* Adds A * B of `tokens` rows of one head. */
-static void add_rows(float *x, const float *a, const float *b, uint32_t rank, uint32_t tokens,
-                     uint64_t dims)
+CODEC_VECTOR static void add_rows(float *restrict x, const float *restrict a,
+                                  const float *restrict b, uint32_t rank, uint32_t tokens,
+                                  uint64_t dims)
 {
-    for (uint32_t token = 0; token < tokens; token++) {
-        for (uint32_t j = 0; j < rank; j++)
-            add_product(x + token * dims, b + j * dims, a[(uint64_t)token * rank + j], dims);
+    for (uint32_t token = 0; token < tokens; token++, x += dims, a += rank) {
+        uint64_t i = 0;
+        for (; i + CODEC_LANES <= dims; i += CODEC_LANES) {
+            codec_lanes sums;
+            memcpy(&sums, x + i, sizeof(sums));
+            for (uint32_t j = 0; j < rank; j++) {
+                codec_lanes y;
+                memcpy(&y, b + j * dims + i, sizeof(y));
+                sums += a[j] * y;
+            }
+            memcpy(x + i, &sums, sizeof(sums));
+        }
+        for (; i < dims; i++) {
+            for (uint32_t j = 0; j < rank; j++)
+                x[i] += a[j] * b[j * dims + i];
+        }
     }
 }
 
@@ -173,6 +238,12 @@ CODEC_VECTOR static void subtract_from(float *restrict x, const float *restrict 
 {
     for (uint64_t i = 0; i < count; i++)
         x[i] = x[i] - y[i];
+}
+
+CODEC_VECTOR static void multiply(float *x, uint64_t count, float factor)
+{
+    for (uint64_t i = 0; i < count; i++)
+        x[i] *= factor;
 }
 
 /* Appends numbers as f16 and leaves in them what was stored. */
@@ -196,25 +267,28 @@ static int append_factors(const struct codec_node *node, struct codec_run *run, 
     uint64_t head_count = (uint64_t)size->tokens * size->dims;
     float *a = codec_take_scratch(run, a_count(node, size) * sizeof(float));
     float *b = codec_take_scratch(run, b_count(node, size) * sizeof(float));
-    float *columns = codec_take_scratch(run, (uint64_t)rank * size->tokens * sizeof(float));
+    uint32_t columns = columns_of(rank);
+    float *thin_a = codec_take_scratch(run, (uint64_t)columns * size->tokens * sizeof(float));
+    float *thin_b = codec_take_scratch(run, (uint64_t)columns * size->dims * sizeof(float));
     float most = codec_largest(error, codec_elems(size));
     if (!isfinite(most))
         return CODEC_CANNOT;
     int exponent = 0;
     (void)frexpf(most, &exponent);
     float scale = ldexpf(1, exponent < -126 ? 126 : -exponent);
-    for (uint64_t i = 0; i < codec_elems(size); i++)
-        error[i] *= scale;
+    multiply(error, codec_elems(size), scale);
     for (uint32_t head = 0; head < size->heads; head++) {
         float *head_a = a + (uint64_t)head * size->tokens * rank;
-        float *head_b = b + (uint64_t)head * size->dims * rank;
-        factorize(columns, head_b, error + head * head_count, rank,
+        factorize(thin_a, thin_b, error + head * head_count, rank,
                   (uint32_t)node->value[ITERATIONS], size);
-        for (uint64_t i = 0; i < (uint64_t)size->tokens * rank; i++)
-            head_a[i] = columns[i % rank * size->tokens + i / rank];
+        for (uint64_t token = 0; token < size->tokens; token++) {
+            for (uint64_t j = 0; j < rank; j++)
+                head_a[token * rank + j] = thin_a[j * size->tokens + token];
+        }
+        memcpy(b + (uint64_t)head * size->dims * rank, thin_b,
+               (uint64_t)rank * size->dims * sizeof(float));
     }
-    for (uint64_t i = 0; i < b_count(node, size); i++)
-        b[i] /= scale;
+    multiply(b, b_count(node, size), 1 / scale); /* powers of two: exact */
     int err = append_f16(run, a, a_count(node, size));
     if (err == 0)
         err = append_f16(run, b, b_count(node, size));

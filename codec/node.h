@@ -54,6 +54,20 @@
 #define CODEC_LANES 16u
 typedef float codec_lanes __attribute__((vector_size(CODEC_LANES * sizeof(float))));
 typedef int32_t codec_lane_ints __attribute__((vector_size(CODEC_LANES * sizeof(int32_t))));
+typedef uint8_t codec_lane_bytes __attribute__((vector_size(CODEC_LANES)));
+
+/* Where a lane of the mask is set x, else y. */
+#define CODEC_CHOOSE(mask, x, y)                                                                   \
+    ((codec_lanes)(((codec_lane_ints)(x) & (mask)) | ((codec_lane_ints)(y) & ~(mask))))
+
+/* The sum of all lanes in each of them, as sum_lanes() adds them. */
+#define CODEC_SUM(x)                                                                               \
+    do {                                                                                           \
+        x += __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);  \
+        x += __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);  \
+        x += __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);  \
+        x += __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);  \
+    } while (0)
 
 /* What an encoder answers, instead of an error, when these numbers cannot be had this way: the
  * section is stored exact then. */

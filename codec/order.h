@@ -15,7 +15,8 @@ void order_keys(uint32_t *keys, const float *x, uint64_t count);
 float order_number(uint32_t key);
 /* The key that `below` others stand before, when they are sorted; below < count. */
 uint32_t order_nth(const uint32_t *keys, uint64_t count, uint64_t below);
-/* mark[i] |= bit for the `wanted` largest, or smallest; of equal ones the first are taken. */
+/* mark[i] |= bit for the `wanted` largest, or smallest; of equal ones the first are taken. No mark
+ * has that bit before. A few are found quickly. */
 void order_mark_largest(uint8_t *mark, uint8_t bit, const uint32_t *keys, uint64_t count,
                         uint64_t wanted);
 void order_mark_smallest(uint8_t *mark, uint8_t bit, const uint32_t *keys, uint64_t count,

@@ -127,10 +127,6 @@ CODEC_VECTOR static void widen_each(float *low, float *high, const float *x, uin
     }
 }
 
-/* Where the mask is set x, else y. */
-#define CHOOSE(mask, x, y)                                                                         \
-    ((codec_lanes)(((codec_lane_ints)(x) & (mask)) | ((codec_lane_ints)(y) & ~(mask))))
-
 CODEC_VECTOR static void widen_one(float *low, float *high, const float *x, uint64_t count)
 {
     codec_lanes lows = *low - (codec_lanes){0};
@@ -139,8 +135,8 @@ CODEC_VECTOR static void widen_one(float *low, float *high, const float *x, uint
     for (; i + CODEC_LANES <= count; i += CODEC_LANES) {
         codec_lanes next;
         memcpy(&next, x + i, sizeof(next));
-        lows = CHOOSE(next < lows, next, lows);
-        highs = CHOOSE(next > highs, next, highs);
+        lows = CODEC_CHOOSE(next < lows, next, lows);
+        highs = CODEC_CHOOSE(next > highs, next, highs);
     }
     for (uint32_t lane = 0; i < count; i++, lane++) {
         lows[lane] = x[i] < lows[lane] ? x[i] : lows[lane];
@@ -150,8 +146,8 @@ CODEC_VECTOR static void widen_one(float *low, float *high, const float *x, uint
     do {                                                                                           \
         codec_lanes other_low = __builtin_shufflevector(lows, lows, __VA_ARGS__);                  \
         codec_lanes other_high = __builtin_shufflevector(highs, highs, __VA_ARGS__);               \
-        lows = CHOOSE(other_low < lows, other_low, lows);                                          \
-        highs = CHOOSE(other_high > highs, other_high, highs);                                     \
+        lows = CODEC_CHOOSE(other_low < lows, other_low, lows);                                    \
+        highs = CODEC_CHOOSE(other_high > highs, other_high, highs);                               \
     } while (0)
     FOLD(8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
     FOLD(4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
@@ -258,7 +254,7 @@ static void load_block(float *scale, float *low, const uint8_t *in, const struct
 
 /* --- rows ------------------------------------------------------------------------------------- */
 
-/* (x - low) / scale rounded as a division rounds it, for scales that are_plain(): from the
+/* x / scale rounded as a division rounds it, for scales that groups_invert() takes: from the
  * inverse, itself rounded well, by two steps of Markstein's ("IA-64 and elementary functions",
  * 2000). A vector's division takes several times as long. 0 where scale and inverse are. */
 static inline float divided(float x, float scale, float inverse)
@@ -317,18 +313,6 @@ static void quantize_far(uint8_t *q, float *x, uint64_t count, float scale, floa
 {
     for (uint64_t i = 0; i < count; i++)
         quantize(&q[i], &x[i], scale > 0 ? (x[i] - low) / scale : 0, scale, low, top);
-}
-
-/* Inverses of scales; whether divided() may be used for all. */
-CODEC_VECTOR static bool invert(float *restrict inverse, const float *restrict scale,
-                                uint64_t count)
-{
-    uint32_t far = 0;
-    for (uint64_t i = 0; i < count; i++) {
-        inverse[i] = scale[i] > 0 ? 1 / scale[i] : 0;
-        far |= scale[i] != 0 && !(scale[i] >= 0x1p-60f && scale[i] <= 0x1p60f);
-    }
-    return far == 0;
 }
 
 CODEC_VECTOR static void restore_each(float *restrict x, const uint8_t *restrict q, uint64_t count,
@@ -420,7 +404,7 @@ static void quantize_block(uint8_t *q, struct codec_tile *tile, const struct gri
     const struct groups *groups = &grid->groups;
     float top = (float)(grid->levels - 1);
     uint32_t dims = tile->size.dims;
-    bool plain = invert(inverse, scale, groups->block_groups);
+    bool plain = groups_invert(inverse, scale, groups->block_groups);
     for (uint32_t head = 0; head < tile->size.heads; head++) {
         for (uint32_t token = first; token < first + groups->tokens; token++) {
             float *x = tile->x + ((uint64_t)head * tile->size.tokens + token) * dims;

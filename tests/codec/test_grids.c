@@ -156,6 +156,17 @@ static double normal_density(double x)
     return isinf(x) ? 0 : exp(-x * x / 2) / sqrt(2 * 3.14159265358979323846);
 }
 
+/* Where level `i` ends and the next begins: bounds are of magnitudes. */
+static double level_end(const struct grid *grid, uint32_t i)
+{
+    int place = 2 * (int)i + 2 - (int)grid->levels;
+    if (i + 1 == grid->levels)
+        return INFINITY;
+    return place == 0  ? 0
+           : place > 0 ? (double)grid->bounds[(place - 1) / 2]
+                       : -(double)grid->bounds[(-place - 1) / 2];
+}
+
 /* Each level is the mean of the normal numbers that become it; levels lie symmetrically. */
 START_TEST(levels_of_a_normal_number)
 {
@@ -165,10 +176,10 @@ START_TEST(levels_of_a_normal_number)
         struct grid grid = {0};
         codec_node_lloyd.open(&grid, &node, &size);
         ck_assert_uint_eq(grid.levels, count);
-        ck_assert_uint_eq(grid.bound_count, count - 1);
+        ck_assert_uint_eq(grid.bound_count, (count - 1) / 2);
         for (uint32_t i = 0; i < count; i++) {
-            double low = i == 0 ? -INFINITY : (double)grid.bounds[i - 1];
-            double high = i + 1 == count ? INFINITY : (double)grid.bounds[i];
+            double low = i == 0 ? -INFINITY : level_end(&grid, i - 1);
+            double high = level_end(&grid, i);
             double share = (erfc(low / sqrt(2)) - erfc(high / sqrt(2))) / 2;
             double mean = (normal_density(low) - normal_density(high)) / share;
             ck_assert_msg(fabs(mean - (double)grid.level[i]) < 5e-7, "%u levels, %u: %.9g, is %.9g",
