@@ -58,6 +58,7 @@ struct client_call {
     uint32_t answer_capacity;
     uint64_t until_ns;         /* not waited for beyond; 0: only the connection's timeout */
     const atomic_bool *cancel; /* not waited for once it is set; NULL: never */
+    uint32_t patience_ms;      /* waited for so much longer than the connection's timeout */
     /* filled in by the link, under larder->lock */
     uint32_t answer_bytes;
     uint64_t id;
@@ -205,6 +206,10 @@ void client_leases_end(struct larder_link *link, struct client_lease **leases, u
 /* Is this memory of at least `bytes` that cannot shrink? If it could, an access would raise SIGBUS:
  * only such is mapped. LARDER_EPROTO. */
 int client_check_sealed(int fd, uint64_t bytes);
+/* At least so many bytes of staging in link->staging. The caller has larder->put_turn. */
+int client_staging(struct larder_link *link, uint64_t bytes);
+/* The daemon may still write into it: the next call asks for another. */
+void client_staging_drop(struct larder_link *link);
 /* The slab of that id, or NULL: then the daemon named one it never sent. */
 const struct client_slab *client_find_slab(struct larder_link *link, uint32_t slab_id);
 

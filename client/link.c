@@ -445,14 +445,15 @@ int client_wait(struct larder_link *link, struct client_call *call)
 {
     struct larder *larder = link->larder;
     pthread_mutex_lock(&larder->lock);
-    const uint64_t until = client_deadline_ns(larder);
+    const uint64_t until = client_deadline_ns(larder) + call->patience_ms * 1000000ull;
     while (!call->done) {
         uint64_t wake = until;
         if (leave_locked(link, call, &wake))
             break;
         if (client_now_ns() >= until) {
             char why[128];
-            snprintf(why, sizeof(why), "the daemon did not answer for %u ms", larder->timeout_ms);
+            snprintf(why, sizeof(why), "the daemon did not answer for %llu ms",
+                     (unsigned long long)larder->timeout_ms + call->patience_ms);
             client_link_fail_locked(link, -ETIMEDOUT, why);
             break;
         }

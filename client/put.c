@@ -10,8 +10,6 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include "base/bytes.h"
 #include "base/error.h"
@@ -52,44 +50,6 @@ struct put_run {
 };
 
 /* --- staging --------------------------------------------------------------------------------- */
-
-static int map_staging(struct larder_link *link, int fd, uint64_t bytes)
-{
-    if (client_check_sealed(fd, bytes) < 0)
-        return client_malformed(link, "STAGING");
-    void *map = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    if (map == MAP_FAILED)
-        return larder_fail(-errno, "mapping staging of %llu bytes: %s; see ulimit -v",
-                           (unsigned long long)bytes, strerror(errno));
-    if (link->staging)
-        munmap(link->staging, link->staging_bytes);
-    link->staging = map;
-    link->staging_bytes = bytes;
-    return 0;
-}
-
-static int ask_for_staging(struct larder_link *link, uint64_t bytes)
-{
-    const struct wire_staging body = {.bytes = bytes};
-    const struct client_part part = {&body, sizeof(body)};
-    struct wire_staging_ok answer;
-    struct client_call call = {
-        .type = WIRE_STAGING,
-        .answer_type = WIRE_STAGING_OK,
-        .answer = &answer,
-        .answer_capacity = sizeof(answer),
-    };
-    LARDER_TRY(client_call(link, &call, NULL, &part, 1));
-    int err;
-    if (call.answer_bytes != sizeof(answer) || call.fd < 0 || answer.bytes < bytes ||
-        answer.bytes > LARDER_STAGING_BYTES_MAX)
-        err = client_malformed(link, "STAGING");
-    else
-        err = map_staging(link, call.fd, answer.bytes);
-    if (call.fd >= 0)
-        close(call.fd);
-    return err;
-}
 
 /* Bytes before the planes in a region. */
 static uint64_t planes_offset(const struct put_run *run, uint32_t token_count)
@@ -140,8 +100,7 @@ static int prepare_staging(struct put_run *run, uint32_t blocks)
     if (wanted < STAGING_BYTES_LEAST)
         wanted = STAGING_BYTES_LEAST;
     wanted = larder_min_u64(wanted, limit);
-    if (link->staging_bytes < wanted)
-        LARDER_TRY(ask_for_staging(link, wanted));
+    LARDER_TRY(client_staging(link, wanted));
     run->flight_max = (uint32_t)larder_min_u64(FLIGHT_MAX, link->staging_bytes / run->region_bytes);
     assert(run->flight_max > 0);
     return 0;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Slabs of the host tier as a client maps them: read-only, once a link. */
+/* What the daemon shares with a client: slabs of the host tier, read-only, once a link; staging, to
+ * be written. */
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
@@ -10,6 +11,7 @@
 #include "base/bytes.h"
 #include "base/error.h"
 #include "base/mem.h"
+#include "client/chain.h"
 #include "client/link.h"
 
 /* Slabs of one tenant that a client keeps mapped: 16 TiB of the default size. */
@@ -141,5 +143,54 @@ int client_add_slab(struct larder_link *link, const struct wire_slab *body, int 
     munmap((void *)(uintptr_t)slab->map, slab->bytes);
 fail_free:
     larder_free(slab);
+    return err;
+}
+
+/* --- staging --------------------------------------------------------------------------------- */
+
+void client_staging_drop(struct larder_link *link)
+{
+    if (link->staging)
+        munmap(link->staging, link->staging_bytes);
+    link->staging = NULL;
+    link->staging_bytes = 0;
+}
+
+static int map_staging(struct larder_link *link, int fd, uint64_t bytes)
+{
+    if (client_check_sealed(fd, bytes) < 0)
+        return client_malformed(link, "STAGING");
+    void *map = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (map == MAP_FAILED)
+        return larder_fail(-errno, "mapping staging of %llu bytes: %s; see ulimit -v",
+                           (unsigned long long)bytes, strerror(errno));
+    client_staging_drop(link);
+    link->staging = map;
+    link->staging_bytes = bytes;
+    return 0;
+}
+
+int client_staging(struct larder_link *link, uint64_t bytes)
+{
+    if (link->staging_bytes >= bytes)
+        return 0;
+    const struct wire_staging body = {.bytes = bytes};
+    const struct client_part part = {&body, sizeof(body)};
+    struct wire_staging_ok answer;
+    struct client_call call = {
+        .type = WIRE_STAGING,
+        .answer_type = WIRE_STAGING_OK,
+        .answer = &answer,
+        .answer_capacity = sizeof(answer),
+    };
+    LARDER_TRY(client_call(link, &call, NULL, &part, 1));
+    int err;
+    if (call.answer_bytes != sizeof(answer) || call.fd < 0 || answer.bytes < bytes ||
+        answer.bytes > LARDER_STAGING_BYTES_MAX)
+        err = client_malformed(link, "STAGING");
+    else
+        err = map_staging(link, call.fd, answer.bytes);
+    if (call.fd >= 0)
+        close(call.fd);
     return err;
 }

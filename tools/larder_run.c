@@ -20,6 +20,7 @@
 
 #include "base/error.h"
 #include "base/mem.h"
+#include "client/cache_layout.h"
 #include "client/larder.h"
 #include "kernels/llama.h"
 #include "kernels/sampler.h"
@@ -257,25 +258,6 @@ static int make_tokens(struct engine *engine, const char *text, size_t bytes)
 
 /* --- the store ------------------------------------------------------------------------------- */
 
-/* Where the KV cache has the element (layer, K or V, token, head, dim). */
-static struct larder_layout cache_layout(const struct larder_kv_cache *cache)
-{
-    const int64_t element = (int64_t)larder_dtype_bytes(cache->dtype);
-    return (struct larder_layout){
-        .base = cache->base,
-        .layer_stride = (int64_t)cache->layer_bytes,
-        .kv_stride = (int64_t)cache->v_bytes,
-        .token_stride = (int64_t)cache->k_token_bytes,
-        .v_token_stride = (int64_t)cache->v_token_bytes,
-        .head_stride = element * cache->k_dims,
-        .v_head_stride = element * cache->v_dims,
-        .k_dim_stride = element,
-        .v_dim_stride = element,
-        .dtype = cache->dtype,
-        .token_capacity = cache->capacity,
-    };
-}
-
 /* Without a daemon the run goes on; a model that the daemon refuses is an error. */
 static int connect_store(struct engine *engine)
 {
@@ -309,7 +291,7 @@ static void load_prompt(struct engine *engine, struct report *report)
     if (!engine->stored_model || engine->prompt_tokens < 2)
         return;
     const struct larder_prompt prompt = whole_prompt(engine);
-    const struct larder_layout layout = cache_layout(engine->cache);
+    const struct larder_layout layout = larder_cache_layout(engine->cache);
     const double start = now_ms();
     int err = larder_get(engine->stored_model, &report->loaded, &prompt, &layout,
                          &(struct larder_get_options){.tokens_max = engine->prompt_tokens - 1,
@@ -330,7 +312,7 @@ static void store_prompt(struct engine *engine, struct report *report)
     if (!engine->stored_model)
         return;
     const struct larder_prompt prompt = whole_prompt(engine);
-    const struct larder_layout layout = cache_layout(engine->cache);
+    const struct larder_layout layout = larder_cache_layout(engine->cache);
     const struct larder_put_options options = {
         .wait = engine->options->durable ? LARDER_DURABLE : LARDER_CACHED,
         .recipe = engine->options->recipe,
