@@ -106,6 +106,22 @@
 /* One I/O request: larger O_DIRECT reads through io_uring came back EAGAIN (liburing issue 766). */
 #define LARDER_IO_BYTES_MAX (1u << 20)
 
+/* Pieces of a blended prompt: some tens in practice. */
+#define LARDER_PIECES_MAX 1024u
+/* A piece is a prefix in front, moved in the middle and missing at its end; then the suffix. */
+#define LARDER_BLEND_SPANS_MAX(pieces) (3u * (pieces) + 2u)
+/* Text of a blending method. */
+#define LARDER_METHOD_BYTES_MAX 128u
+/* Texts that name what a worker has. */
+#define LARDER_MODEL_NAME_MAX  64u
+#define LARDER_DEVICE_TEXT_MAX 64u
+/* Models that one daemon has workers for. */
+#define LARDER_SERVED_MAX 16u
+/* Blends that wait for one worker: minutes of work; more are refused. */
+#define LARDER_BLENDS_WAITING_MAX 64u
+/* Of a blend that names no deadline. */
+#define LARDER_BLEND_MS_DEFAULT 60000u
+
 static_assert(LARDER_REQUEST_KEYS_MAX * 32 + 1024 <= LARDER_FRAME_BYTES_MAX, "keys fit a frame");
 static_assert(LARDER_REQUEST_KEYS_MAX * 40 + 2048 <= LARDER_FRAME_BYTES_MAX, "answers fit too");
 static_assert(LARDER_IO_BYTES_MAX % LARDER_PAGE_BYTES == 0, "requests are whole pages");

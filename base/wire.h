@@ -23,18 +23,21 @@ enum wire_type {
     WIRE_ERROR = 1,
 
     /* engine socket: client to daemon */
-    WIRE_HELLO = 10,    /* wire_hello        -> wire_hello_ok */
-    WIRE_MODEL = 11,    /* wire_model        -> wire_model_ok */
-    WIRE_LOOKUP = 12,   /* wire_keys + keys  -> wire_lookup_ok + tails */
-    WIRE_GET = 13,      /* wire_keys + keys  -> wire_get_ok + refs + tails, later wire_loaded */
-    WIRE_RELEASE = 14,  /* wire_release + ids, one way */
-    WIRE_STAGING = 15,  /* wire_staging      -> wire_staging_ok with one descriptor */
-    WIRE_PUT = 16,      /* wire_put          -> wire_put_ok */
-    WIRE_REMOVE = 17,   /* wire_remove       -> wire_remove_ok */
-    WIRE_STAT = 18,     /* (nothing)         -> wire_stat_ok */
-    WIRE_PREFETCH = 19, /* wire_keys + keys -> wire_prefetch_ok */
-    WIRE_MARK = 20,     /* wire_mark         -> (nothing) */
-    WIRE_PROFILE = 21,  /* wire_profile      -> wire_profile_ok with one descriptor */
+    WIRE_HELLO = 10,      /* wire_hello        -> wire_hello_ok */
+    WIRE_MODEL = 11,      /* wire_model        -> wire_model_ok */
+    WIRE_LOOKUP = 12,     /* wire_keys + keys  -> wire_lookup_ok + tails */
+    WIRE_GET = 13,        /* wire_keys + keys  -> wire_get_ok + refs + tails, later wire_loaded */
+    WIRE_RELEASE = 14,    /* wire_release + ids, one way */
+    WIRE_STAGING = 15,    /* wire_staging      -> wire_staging_ok with one descriptor */
+    WIRE_PUT = 16,        /* wire_put          -> wire_put_ok */
+    WIRE_REMOVE = 17,     /* wire_remove       -> wire_remove_ok */
+    WIRE_STAT = 18,       /* (nothing)         -> wire_stat_ok */
+    WIRE_PREFETCH = 19,   /* wire_keys + keys -> wire_prefetch_ok */
+    WIRE_MARK = 20,       /* wire_mark         -> (nothing) */
+    WIRE_PROFILE = 21,    /* wire_profile      -> wire_profile_ok with one descriptor */
+    WIRE_WORKER = 22,     /* wire_worker       -> wire_worker_ok */
+    WIRE_BLEND = 23,      /* wire_blend        -> wire_blend_ok; ended by WIRE_RELEASE */
+    WIRE_BLEND_READ = 24, /* wire_blend_read -> (nothing) */
 
     /* engine socket: daemon to client */
     WIRE_HELLO_OK = 40,
@@ -48,6 +51,9 @@ enum wire_type {
     WIRE_PREFETCH_OK = 49,
     WIRE_MARK_OK = 50,
     WIRE_PROFILE_OK = 51,
+    WIRE_WORKER_OK = 52,
+    WIRE_BLEND_OK = 53,
+    WIRE_BLEND_READ_OK = 54,
     WIRE_LOADED = 60, /* wire_loaded: every ref of a WIRE_GET is published or has failed */
     WIRE_SLAB = 61,   /* wire_slab with one descriptor: before the first ref into it */
 
@@ -339,6 +345,92 @@ struct wire_stat_ok {
     uint64_t bytes_slabs_retired; /* of slabs that went to others, and its clients keep */
 };
 static_assert(sizeof(struct wire_stat_ok) == 136, "wire size");
+
+/* --- blending: on a worker of the daemon's that has the model's weights ---------------------- */
+
+/* In place of a token: there is none, or the model's own start token. */
+#define WIRE_TOKEN_NONE  0xffffffffu
+#define WIRE_TOKEN_MODEL 0xfffffffeu
+
+/* Which worker would blend for this model? */
+struct wire_worker {
+    uint32_t model; /* handle */
+    uint32_t reserved;
+};
+static_assert(sizeof(struct wire_worker) == 8, "wire size");
+
+struct wire_worker_ok {
+    uint32_t ready;         /* 1: it is there; 0: it is being started */
+    uint32_t waiting;       /* blends that would come before a new one */
+    uint32_t positions_max; /* of the model; 0, as all that follows, when it was never ready */
+    uint32_t start;         /* the model's start token, or WIRE_TOKEN_NONE */
+    double row_ns;          /* measured: a token through all layers, without its attention */
+    double pair_ns;         /* a query's look at one key, in all layers */
+    char name[LARDER_MODEL_NAME_MAX];    /* of the configuration; NUL-terminated */
+    char device[LARDER_DEVICE_TEXT_MAX]; /* for people; NUL-terminated */
+};
+static_assert(sizeof(struct wire_worker_ok) == 160, "wire size");
+
+enum wire_blend_flag {
+    WIRE_BLEND_SMALLEST = 1 << 0, /* as of wire_keys */
+    WIRE_BLEND_KEEP = 1 << 1,     /* put the result as a prefix, CACHED, */
+    WIRE_BLEND_DURABLE = 1 << 2,  /* or DURABLE */
+};
+
+/* The region of staging holds the request: u32 [piece_count][2] (tokens, bytes of extra) | the
+ * whole prompt's extra, padded to 4 | each piece's extra, padded to 4 | tokens, u32: the pieces',
+ * then the suffix's. The answer takes its place: f32 [vocab] logits of the last token | padding to
+ * 64 | u8 [token_count] enum larder_blend_recomputed | padding to 64 | span_count struct
+ * larder_blend_span. After an ERROR the worker may still write into that staging: a client takes
+ * another. */
+struct wire_blend {
+    uint32_t model;
+    uint32_t piece_count;    /* 1..LARDER_PIECES_MAX */
+    uint64_t staging_offset; /* multiple of 64 */
+    uint64_t staging_bytes;  /* of the region: at least what request and answer take */
+    uint32_t token_count;    /* of the whole prompt: pieces and suffix */
+    uint32_t suffix_tokens;  /* 1..token_count - 1 */
+    uint32_t extra_bytes;    /* of the whole prompt */
+    uint32_t deadline_ms;    /* at least 1 */
+    uint32_t start;          /* before each piece's tokens in its chain; or WIRE_TOKEN_* */
+    uint32_t worst;          /* enum larder_quality, of what is stored */
+    float max_kl;            /* as of wire_keys */
+    uint32_t flags;          /* bits of enum wire_blend_flag */
+    uint64_t seed;
+    char method[LARDER_METHOD_BYTES_MAX]; /* NUL-terminated, the rest 0 */
+};
+static_assert(sizeof(struct wire_blend) == 192, "wire size");
+
+struct wire_blend_ok {
+    uint32_t span_count;
+    uint32_t quality;   /* enum larder_quality, of the result */
+    float kl;           /* of what was loaded; as in wire_lookup_ok */
+    uint32_t replanned; /* 1: something was gone when it was fetched */
+    double share;       /* recomputed share of the context */
+    uint64_t rows;      /* computed, in all layers together */
+    uint64_t bytes;     /* stored bytes loaded */
+    uint64_t bytes_ssd; /* of those, from SSD */
+    uint64_t wait_us;   /* until the worker began */
+    uint64_t load_us;   /* of the work, waiting for stored KV */
+    uint64_t compute_us;
+    uint64_t keep_us;
+    uint64_t kept_tokens; /* leading tokens stored as a prefix */
+    int32_t keep_error;   /* why no more; 0 when not asked for */
+    uint32_t reserved;
+};
+static_assert(sizeof(struct wire_blend_ok) == 96, "wire size");
+
+/* Copies a rectangle of the result into staging: canonical planes, layer-major, K before V. */
+struct wire_blend_read {
+    uint64_t blend; /* request of the WIRE_BLEND */
+    uint64_t token_first;
+    uint64_t token_count; /* at least 1 */
+    uint32_t layer_first;
+    uint32_t layer_count;    /* at least 1 */
+    uint64_t staging_offset; /* multiple of 64 */
+    uint64_t staging_bytes;  /* exactly what it takes */
+};
+static_assert(sizeof(struct wire_blend_read) == 48, "wire size");
 
 /* --- control socket: wire_hello first, as on the engine socket ------------------------------- */
 

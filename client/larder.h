@@ -264,6 +264,115 @@ LARDER_API int larder_put(struct larder_model *model, struct larder_put_result *
                           const struct larder_prompt *prompt, const struct larder_layout *layout,
                           const struct larder_put_options *options);
 
+/* --- blending -------------------------------------------------------------------------------- */
+
+/* A prompt made of pieces that were stored apart, in whatever order, and a suffix (the question).
+ * A piece is found where it stands as part of the whole prompt's stored prefix, or else as a chunk:
+ * by its own chain, that of the model's start token and the piece's tokens (a piece that begins
+ * with that token itself: by its tokens). So chunks are stored by an ordinary put of [start] +
+ * tokens. A chunk's K is moved to its new place, its start token is left out, and what is missing,
+ * the suffix, and those tokens that the method chooses are computed by a worker of the daemon that
+ * has the model's weights (larderd.conf(5), "model"). What a piece's `extra` stands for must not
+ * change what the model computes: the worker knows no adapters. */
+
+/* What stands before a piece's tokens in its chain. */
+enum larder_start {
+    LARDER_START_MODEL = 0, /* the model's start token, if it has one, as the worker knows it */
+    LARDER_START_NONE = 1,
+    LARDER_START_TOKEN = 2, /* start_token */
+};
+
+/* What becomes of the blended KV in the store. */
+enum larder_keep {
+    LARDER_KEEP_NOT = 0,
+    LARDER_KEEP_CACHED = 1, /* put as the whole prompt's chain, at the quality that it has */
+    LARDER_KEEP_DURABLE = 2,
+};
+
+struct larder_blend_request {
+    const struct larder_prompt *pieces; /* none empty */
+    size_t piece_count;
+    struct larder_prompt suffix; /* at least one token; its `extra` is the whole prompt's */
+    /* "none", "link k=16", "cacheblend r=.15", ...: docs/BLENDING.md; NULL: its default. */
+    const char *method;
+    enum larder_quality worst; /* of stored KV that is used; as for a get, as the next */
+    float max_kl;
+    /* Of larder_blend(), until the worker is done: -ETIMEDOUT behind it. 0: 60,000. */
+    uint32_t deadline_ms;
+    enum larder_start start;
+    uint32_t start_token;
+    enum larder_keep keep;
+    uint64_t seed;        /* of methods that choose at random */
+    uint8_t reserved[32]; /* zeros */
+};
+
+/* What a blend would do now. Nothing is held: what is stored may be gone when it is wanted, and the
+ * blend then does what it can and says so. */
+struct larder_blend_plan {
+    struct larder_blend_span *spans; /* freed by larder_blend_plan_free() */
+    uint32_t span_count;
+    uint32_t quality;          /* expected: enum larder_quality */
+    uint64_t tokens;           /* of the whole prompt */
+    uint64_t source_tokens[4]; /* by enum larder_blend_source */
+    /* Of the tokens before the suffix, over all layers, the share that is computed; of a method
+     * that this library does not know as if all were. */
+    double share;
+    uint64_t bytes;         /* stored, to be loaded */
+    uint64_t bytes_host;    /* of those already in the host tier */
+    uint64_t load_us;       /* from what this connection measured so far, as for a lookup */
+    uint64_t compute_us;    /* from what the worker measured; 0: there is no worker */
+    uint64_t prefill_us;    /* of computing all behind the prefix in place of blending */
+    float kl;               /* worst of what would be loaded, as in struct larder_get_result */
+    uint32_t waiting;       /* blends that the worker has to do before */
+    uint32_t ready;         /* 1: there is a worker now */
+    uint32_t positions_max; /* of the model; 0: not known */
+};
+
+/* With LARDER_START_MODEL the daemon must know the model: LARDER_EUNSUPPORTED (no weights of it),
+ * LARDER_EMODEL (others of that name), -EBUSY (they are being loaded). */
+LARDER_API int larder_blend_plan(struct larder_model *model, struct larder_blend_plan *out,
+                                 const struct larder_blend_request *request);
+LARDER_API void larder_blend_plan_free(struct larder_blend_plan *plan);
+
+/* What was done to a token's KV. */
+enum larder_blend_recomputed {
+    LARDER_BLEND_STORED = 0,   /* nothing, but that its K was moved */
+    LARDER_BLEND_PARTLY = 1,   /* computed in some layers */
+    LARDER_BLEND_COMPUTED = 2, /* in all */
+};
+
+struct larder_blended {
+    struct larder_blend_span *spans; /* this and the next two freed by larder_blended_free() */
+    uint8_t *recomputed;             /* [tokens]: enum larder_blend_recomputed */
+    float *logits;                   /* [vocab]: of the last token */
+    uint32_t span_count;
+    uint32_t quality; /* exact only if all that is not from an exact prefix was computed */
+    uint64_t tokens;  /* whose KV is in the caller's memory: all */
+    double share;     /* as in the plan, as it was */
+    uint64_t rows;    /* computed, in all layers together */
+    uint64_t bytes;   /* stored bytes loaded */
+    uint64_t bytes_ssd;
+    uint64_t wait_us; /* until the worker began; then waiting for stored KV; computing; storing */
+    uint64_t load_us;
+    uint64_t compute_us;
+    uint64_t keep_us;
+    uint64_t copy_us;     /* from the worker into the layout */
+    uint64_t kept_tokens; /* leading tokens stored as the whole prompt's chain */
+    int32_t keep_error;   /* why not all: its code; 0 too when it was not asked for */
+    float kl;             /* of what was loaded, as in struct larder_get_result */
+    uint32_t replanned; /* 1: something that was planned to be loaded was gone, and was computed */
+};
+
+/* Blends the prompt and writes the KV of all its tokens into `layout` (of those from
+ * layout->token_first on). Errors as of the plan, and LARDER_ELIMIT for a prompt longer than the
+ * model's positions, -EINVAL for a method that is not known, LARDER_EDOWN when the worker ended
+ * twice at this. On an error the memory behind the layout may be written in part. Puts and blends
+ * of one connection take turns. */
+LARDER_API int larder_blend(struct larder_model *model, struct larder_blended *out,
+                            const struct larder_blend_request *request,
+                            const struct larder_layout *layout);
+LARDER_API void larder_blended_free(struct larder_blended *blended);
+
 /* --- marks ----------------------------------------------------------------------------------- */
 
 /* These change the mark of the block that ends the first `tokens` tokens of the prompt (a multiple

@@ -68,6 +68,7 @@ static const struct key keys[] = {
      1ull << 36},
     {"block_tokens", VALUE_COUNT, CHANGE_RESTART, FIELD(block_tokens), 1, LARDER_BLOCK_TOKENS_MAX},
     {"threads", VALUE_COUNT, CHANGE_RESTART, FIELD(threads), 0, 256},
+    {"worker_threads", VALUE_COUNT, CHANGE_RESTART, FIELD(worker_threads), 0, 256},
     {"core_dumps", VALUE_SWITCH, CHANGE_RESTART, FIELD(core_dumps), 0, 1},
     {"staging_bytes_max", VALUE_BYTES, CHANGE_RELOAD, FIELD(staging_bytes_max), 4096,
      LARDER_STAGING_BYTES_MAX},
@@ -128,6 +129,9 @@ void config_free(struct config *config)
     larder_free(config->recipes);
     config->recipes = NULL;
     config->recipe_count = 0;
+    larder_free(config->models);
+    config->models = NULL;
+    config->model_count = 0;
 }
 
 static int set_number(void *field, const struct key *key, const char *value)
@@ -331,6 +335,8 @@ static int parse_line(struct config *config, char *line, uint32_t line_number)
         return config_add_quota(config, trim(name + 6), value);
     if (strncmp(name, "recipe ", 7) == 0 || strncmp(name, "recipe\t", 7) == 0)
         return config_add_recipe(config, trim(name + 7), value);
+    if (strncmp(name, "model ", 6) == 0 || strncmp(name, "model\t", 6) == 0)
+        return config_add_model(config, trim(name + 6), value);
     const struct key *key = find_key(name);
     if (!key)
         return larder_fail(-EINVAL, "'%s' is not a key; larderd.conf(5) lists them", name);
@@ -533,6 +539,8 @@ void config_reload(struct config *config, struct config *fresh)
                        key->name);
         }
     }
+    if (!config_same_models(config, fresh))
+        larder_log(LARDER_LOG_WARN, "reload: models have changed; restart larderd for it");
     larder_free(config->quotas);
     config->quotas = fresh->quotas;
     config->quota_count = fresh->quota_count;

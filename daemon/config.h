@@ -57,6 +57,13 @@ struct recipe_rule {
     struct recipe_choice choice;
 };
 
+/* A model whose weights are here: larderd starts a larder-worker for it. */
+struct served_model {
+    char name[LARDER_MODEL_NAME_MAX];
+    char directory[PATH_MAX];
+    uint32_t kv_dtype; /* enum larder_dtype; 0: as the weights */
+};
+
 struct config {
     char directory[PATH_MAX];
     char socket[CONFIG_SOCKET_BYTES_MAX];
@@ -75,7 +82,8 @@ struct config {
     uint64_t staging_bytes_all; /* of all connections */
     uint32_t block_tokens;
     uint32_t io_depth;
-    uint32_t threads; /* 0 in a file: one a CPU */
+    uint32_t threads;        /* 0 in a file: one a CPU */
+    uint32_t worker_threads; /* of each larder-worker; 0: one a CPU */
     uint32_t lease_ms;
     uint32_t lease_grace_ms; /* of who has more than its fair share while another starves */
     uint32_t hello_ms;
@@ -94,6 +102,8 @@ struct config {
     struct recipe_rule *recipes;
     uint32_t quota_count;
     struct tenant_quota *quotas;
+    uint32_t model_count;
+    struct served_model *models;
     /* While reading: the line that set a key, so that a second one can name it. */
     uint32_t lines[32];
 };
@@ -120,6 +130,11 @@ int config_add_quota(struct config *config, const char *name, char *value);
 /* The same of `recipe TENANT [MODEL] = TEXT`, and what follows from a text. */
 int config_add_recipe(struct config *config, char *names, const char *value);
 int config_check_recipe(struct recipe_choice *choice);
+
+/* The same of `model NAME = DIR [kv=DTYPE]`; of a command line's --model NAME=DIR. */
+int config_add_model(struct config *config, const char *name, const char *value);
+int config_set_model(struct config *config, const char *argument);
+bool config_same_models(const struct config *a, const struct config *b);
 
 /* What a tenant's blocks of a model are encoded with unless it says otherwise. */
 const struct recipe_choice *config_find_recipe(const struct config *config, const char *tenant,

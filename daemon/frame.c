@@ -125,6 +125,60 @@ static int check_put(const void *body)
     return 0;
 }
 
+static int check_worker(const void *body)
+{
+    const struct wire_worker *worker = body;
+    return worker->reserved ? bad("reserved", worker->reserved, "must be 0") : 0;
+}
+
+static int check_blend(const void *body)
+{
+    const struct wire_blend *blend = body;
+    uint64_t end;
+    if (blend->piece_count < 1 || blend->piece_count > LARDER_PIECES_MAX)
+        return bad("piece_count", blend->piece_count, "must be 1..1024");
+    if (blend->token_count < 2 || blend->token_count > LARDER_PROMPT_TOKENS_MAX)
+        return bad("token_count", blend->token_count, "must be 2..4194304");
+    if (blend->suffix_tokens < 1 || blend->suffix_tokens >= blend->token_count)
+        return bad("suffix_tokens", blend->suffix_tokens, "must be 1..token_count - 1");
+    if (blend->extra_bytes > LARDER_EXTRA_BYTES_MAX)
+        return bad("extra_bytes", blend->extra_bytes, "must be at most 1024");
+    if (blend->deadline_ms == 0)
+        return bad("deadline_ms", 0, "must be at least 1");
+    if (blend->worst > LARDER_QUALITY_BLENDED)
+        return bad("worst", blend->worst, "must be an enum larder_quality");
+    if (!is_kl(blend->max_kl))
+        return bad_kl("max_kl");
+    if (blend->flags & ~(uint32_t)(WIRE_BLEND_SMALLEST | WIRE_BLEND_KEEP | WIRE_BLEND_DURABLE))
+        return bad("flags", blend->flags, "must be bits of enum wire_blend_flag");
+    const char *text_end = memchr(blend->method, 0, sizeof(blend->method));
+    if (!text_end ||
+        !larder_all_zero(text_end, (size_t)(blend->method + sizeof(blend->method) - text_end)))
+        return bad("method", 0, "must end with a NUL, and zeros behind it");
+    if (blend->staging_offset % 64 != 0)
+        return bad("staging_offset", blend->staging_offset, "must be a multiple of 64");
+    if (!larder_add_u64(&end, blend->staging_offset, blend->staging_bytes))
+        return bad("staging_bytes", blend->staging_bytes, "must not overflow with the offset");
+    return 0;
+}
+
+static int check_blend_read(const void *body)
+{
+    const struct wire_blend_read *read = body;
+    uint64_t end;
+    if (read->token_count < 1 || read->token_count > LARDER_PROMPT_TOKENS_MAX ||
+        read->token_first > LARDER_PROMPT_TOKENS_MAX)
+        return bad("token_count", read->token_count, "must be 1..4194304, as the first at most");
+    if (read->layer_count < 1 || read->layer_count > LARDER_LAYERS_MAX ||
+        read->layer_first >= LARDER_LAYERS_MAX)
+        return bad("layer_count", read->layer_count, "must be 1..1024, the first below 1024");
+    if (read->staging_offset % 64 != 0)
+        return bad("staging_offset", read->staging_offset, "must be a multiple of 64");
+    if (!larder_add_u64(&end, read->staging_offset, read->staging_bytes))
+        return bad("staging_bytes", read->staging_bytes, "must not overflow with the offset");
+    return 0;
+}
+
 static int check_variant(const void *body)
 {
     const struct wire_admin_variant *wire = body;
@@ -250,6 +304,10 @@ static const struct shape shapes[] = {
     {WIRE_PUT, FRAME_ENGINE, false, sizeof(struct wire_put), 0, 0, 0, check_put},
     {WIRE_REMOVE, FRAME_ENGINE, false, sizeof(struct wire_remove), 0, 0, 0, NULL},
     {WIRE_STAT, FRAME_ENGINE, false, 0, 0, 0, 0, NULL},
+    {WIRE_WORKER, FRAME_ENGINE, false, sizeof(struct wire_worker), 0, 0, 0, check_worker},
+    {WIRE_BLEND, FRAME_ENGINE, false, sizeof(struct wire_blend), 0, 0, 0, check_blend},
+    {WIRE_BLEND_READ, FRAME_ENGINE, false, sizeof(struct wire_blend_read), 0, 0, 0,
+     check_blend_read},
     {WIRE_MARK, FRAME_ENGINE, false, sizeof(struct wire_mark), 0, 0, 0, NULL},
     {WIRE_ADMIN_MARK, FRAME_CONTROL, false, sizeof(struct wire_mark), 0, 0, 0, NULL},
     {WIRE_ADMIN_STATUS, FRAME_CONTROL, false, 0, 0, 0, 0, NULL},

@@ -24,6 +24,7 @@ struct lease;
 struct measures_table;
 struct profiles;
 struct recipes;
+struct served_models;
 struct session;
 struct workers;
 
@@ -34,6 +35,7 @@ struct larderd {
     struct recipes *recipes;
     struct measures_table *measures;
     struct workers *workers;
+    struct served_models *served; /* the models whose weights are here */
     struct completions *completions;
     struct event_base *events;
     struct accounts accounts;

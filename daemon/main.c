@@ -22,6 +22,7 @@
 #include "daemon/measures.h"
 #include "daemon/profiles.h"
 #include "daemon/recipes.h"
+#include "daemon/served.h"
 #include "daemon/server.h"
 #include "daemon/session.h"
 #include "daemon/workers.h"
@@ -41,6 +42,8 @@ struct command_line {
     const char *socket;
     const char *control_socket;
     const char *new_key_file;
+    const char *models[LARDER_SERVED_MAX];
+    uint32_t model_count;
     bool check_config;
 };
 
@@ -48,6 +51,7 @@ enum {
     OPTION_CHECK_CONFIG = 256,
     OPTION_CONTROL,
     OPTION_NEW_KEY_FILE,
+    OPTION_MODEL,
 };
 
 static const struct argp_option options[] = {
@@ -55,6 +59,8 @@ static const struct argp_option options[] = {
     {"dir", 'd', "DIR", 0, "Keep the store in DIR", 0},
     {"socket", 's', "PATH", 0, "Listen on PATH", 0},
     {"control-socket", OPTION_CONTROL, "PATH", 0, "Listen for larder(1) on PATH", 0},
+    {"model", OPTION_MODEL, "NAME=DIR", 0,
+     "Start a worker for the model in DIR, so that prompts can be blended; may be repeated", 0},
     {"new-key-file", OPTION_NEW_KEY_FILE, "FILE", 0,
      "Wrap the store's keys with that of FILE instead of key_file, then exit", 0},
     {"check-config", OPTION_CHECK_CONFIG, NULL, 0, "Check the configuration, then exit", 0},
@@ -76,6 +82,12 @@ static error_t parse_option(int key, char *argument, struct argp_state *state)
         return 0;
     case OPTION_CONTROL:
         line->control_socket = argument;
+        return 0;
+    case OPTION_MODEL:
+        if (line->model_count == LARDER_SERVED_MAX)
+            argp_error(state, "more than %u models", LARDER_SERVED_MAX);
+        else
+            line->models[line->model_count++] = argument;
         return 0;
     case OPTION_NEW_KEY_FILE:
         line->new_key_file = argument;
@@ -111,6 +123,8 @@ static int apply_command_line(struct config *config)
         LARDER_TRY(config_set(config, "socket", command_line.socket));
     if (command_line.control_socket)
         LARDER_TRY(config_set(config, "control_socket", command_line.control_socket));
+    for (uint32_t i = 0; i < command_line.model_count; i++)
+        LARDER_TRY(config_set_model(config, command_line.models[i]));
     return 0;
 }
 
@@ -242,6 +256,7 @@ static int open_store(struct larderd *daemon)
 static void shut_down(struct larderd *daemon)
 {
     session_close_all(daemon);
+    served_close(daemon->served);
     workers_close(daemon->workers);
     if (daemon->completions)
         completions_drain(daemon->completions);
@@ -275,6 +290,7 @@ static int run(struct larderd *daemon)
     LARDER_TRY(workers_open(&daemon->workers, daemon->config.threads));
     scrub_open(&daemon->scrub, daemon, SCRUB_CHECK);
     scrub_open(&daemon->gc, daemon, SCRUB_MOVE);
+    LARDER_TRY(served_open(&daemon->served, daemon));
     LARDER_TRY(server_open(&server, daemon, reload));
     tell_start(daemon);
     tell_serves(daemon);

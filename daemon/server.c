@@ -18,6 +18,7 @@
 #include "base/mem.h"
 #include "daemon/completions.h"
 #include "daemon/larderd.h"
+#include "daemon/served.h"
 #include "daemon/session.h"
 
 #define BACKLOG 128
@@ -163,6 +164,8 @@ static void begin_stop(struct server *server)
     for (uint32_t i = 0; i < server->listener_count; i++)
         close_listener(&server->listeners[i]);
     session_stop_all(server->daemon);
+    /* Their workers are clients, too, whose requests are not read any more. */
+    served_stop(server->daemon->served);
 }
 
 static void end_if_idle(struct server *server)
@@ -203,6 +206,7 @@ static void on_tick(evutil_socket_t fd, short what, void *argument)
     uint64_t now_ms = larderd_now_ms();
     session_tick_all(server->daemon, now_ms);
     notify_alive(&server->daemon->notify, now_ms);
+    served_tick(server->daemon->served, now_ms);
     scrub_tick(&server->daemon->scrub, now_ms);
     scrub_tick(&server->daemon->gc, now_ms);
     tell_alarm(server);

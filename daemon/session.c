@@ -36,6 +36,7 @@ void session_unref(struct session *session)
     assert(session->state == SESSION_CLOSED);
     assert(session->lease_count == 0);
     assert(!session->put_first);
+    assert(!session->blend);
     struct larderd *daemon = session->daemon;
     session_staging_count(session, 0);
     staging_close(&session->staging);
@@ -76,6 +77,7 @@ void session_close(struct session *session)
     close_read_out(session->fd);
     session->fd = -1;
     session_release_all(session);
+    session_blend_close(session);
     session_unref(session);
 }
 
@@ -216,6 +218,12 @@ static int engine_request(struct session *session, const struct frame *frame)
         return session_mark(session, frame);
     case WIRE_PROFILE:
         return session_profile(session, frame);
+    case WIRE_WORKER:
+        return session_worker(session, frame);
+    case WIRE_BLEND:
+        return session_blend(session, frame);
+    case WIRE_BLEND_READ:
+        return session_blend_read(session, frame);
     default:
         assert(0 && "frame_parse() lets no other type through");
         return LARDER_EPROTO;

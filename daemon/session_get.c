@@ -500,6 +500,8 @@ int session_release(struct session *session, const struct frame *frame)
         struct lease *lease = lease_find(session, requests[i]);
         if (lease)
             lease_end(lease);
+        else
+            session_blend_release(session, requests[i]);
     }
     return 0;
 }

@@ -19,6 +19,7 @@
 #include "storage/store.h"
 
 struct account;
+struct blend;
 struct event;
 struct larder_hasher;
 struct put;
@@ -104,7 +105,8 @@ struct session {
     struct staging upload; /* of the control socket: a profile that is to be added */
     struct put *put_first; /* in order; the first one runs */
     struct put **put_last_next;
-    uint32_t put_open; /* that may still read staging */
+    uint32_t put_open;   /* that may still read staging */
+    struct blend *blend; /* NULL: none that is not let go */
 };
 
 void session_ref(struct session *session);
@@ -156,6 +158,13 @@ int session_staging(struct session *session, const struct frame *frame);
 /* The session has so much staging from now on. */
 void session_staging_count(struct session *session, uint64_t bytes);
 int session_put(struct session *session, const struct frame *frame);
+
+int session_worker(struct session *session, const struct frame *frame);
+int session_blend(struct session *session, const struct frame *frame);
+int session_blend_read(struct session *session, const struct frame *frame);
+/* A WIRE_RELEASE names this request: passed over when it is not that of a blend. */
+void session_blend_release(struct session *session, uint64_t request);
+void session_blend_close(struct session *session);
 
 int session_remove(struct session *session, const struct frame *frame);
 int session_stat(struct session *session, const struct frame *frame);

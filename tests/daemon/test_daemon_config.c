@@ -71,6 +71,35 @@ START_TEST(values_are_taken)
 }
 END_TEST
 
+START_TEST(models_of_workers)
+{
+    struct config config, other;
+    ck_assert_int_eq(parse(&config, "model a = /srv/a\nmodel b-8B = /srv/b b  kv=f16\n"), 0);
+    ck_assert_uint_eq(config.model_count, 2);
+    ck_assert_str_eq(config.models[0].name, "a");
+    ck_assert_str_eq(config.models[0].directory, "/srv/a");
+    ck_assert_uint_eq(config.models[0].kv_dtype, 0);
+    ck_assert_str_eq(config.models[1].name, "b-8B");
+    ck_assert_str_eq(config.models[1].directory, "/srv/b b");
+    ck_assert_uint_eq(config.models[1].kv_dtype, LARDER_F16);
+    ck_assert_int_eq(parse(&other, "model a = /srv/a\n"), 0);
+    ck_assert(!config_same_models(&config, &other));
+    ck_assert_int_eq(config_set_model(&other, "b-8B=/srv/b b kv=f16"), 0);
+    ck_assert(config_same_models(&config, &other));
+    ck_assert_int_eq(config_set_model(&other, "a=/srv/c"), LARDER_ECONFIG);
+    ck_assert_int_eq(config_set_model(&other, "=/srv/c"), LARDER_ECONFIG);
+    ck_assert_int_eq(config_set_model(&other, "c"), LARDER_ECONFIG);
+    for (int i = 0; i < 14; i++) {
+        char text[32];
+        snprintf(text, sizeof(text), "m%d=/m", i);
+        ck_assert_int_eq(config_set_model(&other, text), 0);
+    }
+    ck_assert_int_eq(config_set_model(&other, "more=/m"), LARDER_ECONFIG);
+    config_free(&config);
+    config_free(&other);
+}
+END_TEST
+
 START_TEST(mistakes_are_named)
 {
     static const char *const cases[][2] = {
@@ -127,6 +156,13 @@ START_TEST(mistakes_are_named)
         {"recipe a/b = raw", "f.conf:1: '/' in tenant 'a/b' is not one of"},
         {"recipe a = raw\nrecipe a = exact",
          "f.conf:2: tenant a and model * have a recipe already"},
+        {"model m = models/m", "f.conf:1: folder 'models/m' of a model is relative"},
+        {"model m =", "f.conf:1: folder '' of a model is relative"},
+        {"model m = /m kv=int8", "f.conf:1: 'kv=int8' is not one of kv=f32, kv=f16, kv=bf16"},
+        {"model a b = /m", "f.conf:1: model 'a b': a name has no spaces"},
+        {"model m = /a\nmodel m = /b", "f.conf:2: model m is there already, from /a"},
+        {"model = /m", "f.conf:1: 'model' is not a key"},
+        {"worker_threads = 257", "f.conf:1: worker_threads: 257 is outside 0..256"},
         {"tenant a = socket /run/larder/larder.sock", "f.conf: the socket of tenant 'a'"},
     };
     for (size_t i = 0; i < LARDER_COUNT_OF(cases); i++) {
@@ -238,10 +274,11 @@ START_TEST(sample_is_the_default)
     ck_assert_msg(parse(&sample, text) == 0, "%s", larder_error_message());
     ck_assert_int_eq(parse(&plain, ""), 0);
     ck_assert_uint_eq(sample.rule_count, 4);
+    ck_assert_uint_eq(sample.model_count, 1);
     uint32_t key_count = 0;
     for (size_t i = 0; i < LARDER_COUNT_OF(sample.lines); i++)
         key_count += sample.lines[i] > 0;
-    ck_assert_uint_eq(key_count, 27); /* as many as larderd.conf(5) has, but for key_file */
+    ck_assert_uint_eq(key_count, 28); /* as many as larderd.conf(5) has, but for key_file */
     memset(sample.lines, 0, sizeof(sample.lines));
     config_free(&sample);
     ck_assert_mem_eq(&sample, &plain, sizeof(plain));
@@ -334,6 +371,7 @@ int main(void)
     TCase *tests = tcase_create("config");
     tcase_set_timeout(tests, 120);
     tcase_add_test(tests, values_are_taken);
+    tcase_add_test(tests, models_of_workers);
     tcase_add_test(tests, mistakes_are_named);
     tcase_add_test(tests, recipes_of_tenants_and_models);
     tcase_add_test(tests, texts_that_are_none);

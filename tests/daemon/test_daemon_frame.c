@@ -57,6 +57,24 @@ static size_t make(uint16_t type)
         ((struct wire_put *)body)->token_count = 16;
         bytes += sizeof(struct wire_put);
         break;
+    case WIRE_WORKER:
+        bytes += sizeof(struct wire_worker);
+        break;
+    case WIRE_BLEND: {
+        struct wire_blend *blend = body;
+        blend->piece_count = 2;
+        blend->token_count = 20;
+        blend->suffix_tokens = 3;
+        blend->deadline_ms = 1000;
+        memcpy(blend->method, "none", 4);
+        bytes += sizeof(*blend);
+        break;
+    }
+    case WIRE_BLEND_READ:
+        ((struct wire_blend_read *)body)->token_count = 1;
+        ((struct wire_blend_read *)body)->layer_count = 1;
+        bytes += sizeof(struct wire_blend_read);
+        break;
     case WIRE_REMOVE:
         bytes += sizeof(struct wire_remove);
         break;
@@ -212,6 +230,9 @@ START_TEST(each_rule)
     struct wire_release *release = body_of();
     struct wire_staging *staging = body_of();
     struct wire_put *put = body_of();
+    struct wire_worker *worker = body_of();
+    struct wire_blend *blend = body_of();
+    struct wire_blend_read *read = body_of();
     struct wire_admin_profile_add *add = body_of();
     struct wire_admin_measure *measure = body_of();
     struct wire_admin_list *list = body_of();
@@ -286,6 +307,31 @@ START_TEST(each_rule)
     BREAKS(WIRE_PUT, put->recipe[100] = 'x');
     BREAKS(WIRE_PUT, put->staging_offset = 32);
     BREAKS(WIRE_PUT, (put->staging_offset = 64, put->staging_bytes = UINT64_MAX));
+    BREAKS(WIRE_WORKER, worker->reserved = 1);
+    BREAKS(WIRE_BLEND, blend->piece_count = 0);
+    BREAKS(WIRE_BLEND, blend->piece_count = LARDER_PIECES_MAX + 1);
+    BREAKS(WIRE_BLEND, blend->token_count = 1);
+    BREAKS(WIRE_BLEND, blend->token_count = LARDER_PROMPT_TOKENS_MAX + 1);
+    BREAKS(WIRE_BLEND, blend->suffix_tokens = 0);
+    BREAKS(WIRE_BLEND, blend->suffix_tokens = 20);
+    BREAKS(WIRE_BLEND, blend->extra_bytes = LARDER_EXTRA_BYTES_MAX + 1);
+    BREAKS(WIRE_BLEND, blend->deadline_ms = 0);
+    BREAKS(WIRE_BLEND, blend->worst = 3);
+    BREAKS(WIRE_BLEND, blend->max_kl = -1);
+    BREAKS(WIRE_BLEND, blend->max_kl = NAN);
+    BREAKS(WIRE_BLEND, blend->flags = 8);
+    BREAKS(WIRE_BLEND, blend->method[100] = 'x');
+    BREAKS(WIRE_BLEND, memset(blend->method, 'x', sizeof(blend->method)));
+    BREAKS(WIRE_BLEND, blend->staging_offset = 32);
+    BREAKS(WIRE_BLEND, (blend->staging_offset = 64, blend->staging_bytes = UINT64_MAX));
+    BREAKS(WIRE_BLEND_READ, read->token_count = 0);
+    BREAKS(WIRE_BLEND_READ, read->token_count = UINT64_MAX);
+    BREAKS(WIRE_BLEND_READ, read->token_first = UINT64_MAX);
+    BREAKS(WIRE_BLEND_READ, read->layer_count = 0);
+    BREAKS(WIRE_BLEND_READ, read->layer_count = LARDER_LAYERS_MAX + 1);
+    BREAKS(WIRE_BLEND_READ, read->layer_first = LARDER_LAYERS_MAX);
+    BREAKS(WIRE_BLEND_READ, read->staging_offset = 32);
+    BREAKS(WIRE_BLEND_READ, (read->staging_offset = 64, read->staging_bytes = UINT64_MAX));
     BREAKS(WIRE_ADMIN_LIST, list->count_max = 0);
     BREAKS(WIRE_ADMIN_LIST, list->count_max = LARDER_ADMIN_LIST_MAX + 1);
     BREAKS(WIRE_ADMIN_LIST, list->prefix_digits = 65);
@@ -302,9 +348,9 @@ END_TEST
 
 START_TEST(random_bytes)
 {
-    static const uint16_t types[] = {WIRE_HELLO,   WIRE_MODEL,      WIRE_GET,
-                                     WIRE_RELEASE, WIRE_PUT,        WIRE_REMOVE,
-                                     WIRE_STAGING, WIRE_ADMIN_LIST, WIRE_ADMIN_SHOW};
+    static const uint16_t types[] = {WIRE_HELLO,      WIRE_MODEL,  WIRE_GET,       WIRE_RELEASE,
+                                     WIRE_PUT,        WIRE_REMOVE, WIRE_STAGING,   WIRE_ADMIN_LIST,
+                                     WIRE_ADMIN_SHOW, WIRE_BLEND,  WIRE_BLEND_READ};
     srand(1);
     uint32_t accepted = 0;
     for (uint32_t round = 0; round < 200000; round++) {

@@ -53,6 +53,15 @@ static void make_frames(void)
     const struct wire_staging staging = {.bytes = 1 << 20};
     const struct wire_put put = {
         .wait = 1, .token_count = 256, .staging_bytes = 4096, .recipe_bytes = 5, .recipe = "exact"};
+    const struct wire_worker worker = {.model = 1};
+    const struct wire_blend blend = {.piece_count = 2,
+                                     .staging_bytes = 4096,
+                                     .token_count = 40,
+                                     .suffix_tokens = 3,
+                                     .deadline_ms = 1000,
+                                     .method = "cacheblend r=.15"};
+    const struct wire_blend_read blend_read = {
+        .blend = 7, .token_count = 40, .layer_count = 2, .staging_bytes = 4096};
     const struct wire_admin_list list = {
         .count_max = 16, .prefix_digits = 3, .prefix = {0xab, 0xc0}};
     const struct wire_admin_key key = {{1}};
@@ -66,6 +75,9 @@ static void make_frames(void)
     save_frame("release", 0, WIRE_RELEASE, &release, sizeof(release), 16);
     save_frame("staging", 0, WIRE_STAGING, &staging, sizeof(staging), 0);
     save_frame("put", 0, WIRE_PUT, &put, sizeof(put), 0);
+    save_frame("worker", 0, WIRE_WORKER, &worker, sizeof(worker), 0);
+    save_frame("blend", 0, WIRE_BLEND, &blend, sizeof(blend), 0);
+    save_frame("blend-read", 0, WIRE_BLEND_READ, &blend_read, sizeof(blend_read), 0);
     save_frame("remove", 0, WIRE_REMOVE, &key, sizeof(key), 0);
     save_frame("stat", 0, WIRE_STAT, NULL, 0, 0);
     save_frame("admin-status", 1, WIRE_ADMIN_STATUS, NULL, 0, 0);
