@@ -21,11 +21,13 @@ static int alloc_parts(struct larder_blend *blend, uint32_t layers)
     blend->forced = larder_alloc_zero(tokens, 1);
     blend->active = larder_alloc_zero(tokens, 1);
     blend->scores = larder_alloc_zero(tokens, sizeof(*blend->scores));
-    blend->rows = larder_alloc_zero(2 * tokens, sizeof(*blend->rows));
+    blend->row_scores = larder_alloc_zero(tokens, sizeof(*blend->row_scores));
+    blend->rows = larder_alloc_zero(2 * (tokens + 1), sizeof(*blend->rows));
     blend->layers_run = larder_alloc_zero(tokens, sizeof(*blend->layers_run));
     blend->layer_rows = larder_alloc_zero(layers, sizeof(*blend->layer_rows));
     if (!blend->tokens || !blend->spans || !blend->source || !blend->forced || !blend->active ||
-        !blend->scores || !blend->rows || !blend->layers_run || !blend->layer_rows)
+        !blend->scores || !blend->row_scores || !blend->rows || !blend->layers_run ||
+        !blend->layer_rows)
         return larder_fail(-ENOMEM, "no memory for a blend of %zu tokens", tokens);
     return 0;
 }
@@ -110,10 +112,12 @@ void larder_blend_close(struct larder_blend *blend)
 {
     if (!blend)
         return;
+    blend_queries_close(blend->queries);
     larder_llama_pass_close(blend->pass);
     larder_free(blend->layer_rows);
     larder_free(blend->layers_run);
     larder_free(blend->rows);
+    larder_free(blend->row_scores);
     larder_free(blend->scores);
     larder_free(blend->active);
     larder_free(blend->forced);
@@ -245,6 +249,18 @@ static int run_layer(struct larder_blend *blend, larder_blend_fetch fetch, void 
     return larder_llama_pass_layer(blend->pass);
 }
 
+static int run_layers(struct larder_blend *blend, larder_blend_fetch fetch, void *context)
+{
+    if (blend->queries)
+        blend_queries_watch(blend->queries, blend->token_count - 1);
+    int err = 0;
+    for (uint32_t layer = 0; err == 0 && layer < blend->cache->layers; layer++)
+        err = run_layer(blend, fetch, context, layer);
+    if (blend->queries)
+        blend_queries_unwatch(blend->queries);
+    return err;
+}
+
 int larder_blend_run(struct larder_blend *blend, larder_blend_fetch fetch, void *context,
                      float *logits)
 {
@@ -254,14 +270,25 @@ int larder_blend_run(struct larder_blend *blend, larder_blend_fetch fetch, void 
     struct larder_kv_cache *cache = blend->cache;
     cache->count = (uint32_t)larder_min_u64(cache->count, prefix_tokens(blend));
     LARDER_TRY(open_pass(blend));
-    for (uint32_t layer = 0; layer < cache->layers; layer++)
-        LARDER_TRY(run_layer(blend, fetch, context, layer));
+    LARDER_TRY(run_layers(blend, fetch, context));
     if (logits)
         LARDER_TRY(larder_llama_pass_logits(blend->pass, logits,
                                             larder_llama_pass_rows(blend->pass) - 1, 1));
     sum_up(blend);
     cache->count = blend->token_count;
     return 0;
+}
+
+int larder_blend_next(struct larder_blend *blend, float *logits, uint32_t token)
+{
+    const struct blend_method *method = blend->setting.method;
+    assert(blend->ran);
+    int err = method->next ? method->next(blend, logits, token)
+                           : larder_llama_forward(blend->model, blend->cache, logits,
+                                                  LARDER_LOGITS_LAST, &token, 1);
+    if (err == 0)
+        blend->steps++;
+    return err;
 }
 
 const struct larder_blend_result *larder_blend_result(const struct larder_blend *blend)

@@ -20,7 +20,7 @@
  *                       .method = "cacheblend r=.15", .logits = 1});
  *     larder_blend_run(blend, fetch, context, logits);     cache->count == count
  *     ... larder_blend_result(blend) says what became of each token
- *     larder_llama_forward(model, cache, logits, LARDER_LOGITS_LAST, &token, 1); and so on
+ *     larder_blend_next(blend, logits, token); and so on
  *     larder_blend_close(blend);
  *
  * Engines that run their own layers use kernels/blend/select.h.
@@ -86,13 +86,19 @@ struct larder_blend_result {
     uint32_t layers;
     uint32_t sources[4]; /* tokens, by enum larder_blend_source */
     bool whole;          /* every MOVED token was computed in every layer */
+    uint32_t refreshed;  /* MOVED tokens that larder_blend_next() computed */
     /* Rows computed, summed over layers, of the tokens before the suffix, over layers x those
      * tokens. Where only K and V of a row were computed, to be looked at, it counts by their share
      * of a layer's weights. */
     double recomputed_share;
 };
-/* Of a blend that ran; holds until it is closed. */
+/* Of a blend that ran; holds until it is closed. `refreshed` grows with larder_blend_next(). */
 const struct larder_blend_result *larder_blend_result(const struct larder_blend *blend);
+
+/* One token behind the prompt, and then behind the last: its logits. Some methods (kvshare) go on
+ * with their repair while tokens are generated; with the others it is larder_llama_forward(). On an
+ * error cache->count is as before. */
+int larder_blend_next(struct larder_blend *blend, float *logits, uint32_t token);
 
 struct larder_blend_method {
     const char *name;

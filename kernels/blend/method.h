@@ -6,6 +6,7 @@
 #define LARDER_KERNELS_BLEND_METHOD_H
 
 #include "kernels/blend/blend.h"
+#include "kernels/blend/queries.h"
 #include "kernels/blend/setting.h"
 #include "kernels/llama_pass.h"
 
@@ -23,6 +24,8 @@ struct blend_method {
     /* With the stored rows of `layer` in the cache and in place, before it runs: may let rows go by
      * blend_keep(). NULL: all that began go on. */
     int (*before_layer)(struct larder_blend *blend, uint32_t layer);
+    /* One token behind the prompt; NULL: a plain forward. */
+    int (*next)(struct larder_blend *blend, float *logits, uint32_t token);
 };
 
 struct larder_blend {
@@ -32,11 +35,12 @@ struct larder_blend {
     struct larder_blend_options options;
     struct larder_blend_span *spans;
     uint32_t *tokens;
-    uint8_t *source; /* per token: enum larder_blend_source */
-    uint8_t *forced; /* per token: computed whatever the method says */
-    uint8_t *active; /* per token: runs in the next layer; all forced ones, too */
-    float *scores;   /* per token: for the method's use */
-    uint32_t *rows;  /* per token: scratch */
+    uint8_t *source;   /* per token: enum larder_blend_source */
+    uint8_t *forced;   /* per token: computed whatever the method says */
+    uint8_t *active;   /* per token: runs in the next layer; all forced ones, too */
+    float *scores;     /* per token: for the method's use */
+    float *row_scores; /* per row of the pass, the same */
+    uint32_t *rows;    /* scratch: two numbers per token and one more */
     uint32_t token_count;
     uint32_t span_count;
     /* The first layer, from the next on, before which rows may yet be let go. */
@@ -45,6 +49,9 @@ struct larder_blend {
     /* while it runs */
     struct larder_llama_pass *pass; /* NULL: no row is computed */
     double projected_share;         /* of rows that were only projected, in rows of whole layers */
+
+    struct blend_queries *queries; /* NULL: the method does not want them */
+    uint32_t steps;                /* tokens that came behind the prompt */
 
     uint32_t *layers_run;
     uint32_t *layer_rows;
@@ -63,6 +70,7 @@ extern const struct blend_method blend_none;
 extern const struct blend_method blend_full;
 extern const struct blend_method blend_link;
 extern const struct blend_method blend_cacheblend;
+extern const struct blend_method blend_kvshare;
 extern const struct blend_method blend_random;
 extern const struct blend_method blend_probe;
 
