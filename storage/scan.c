@@ -13,12 +13,41 @@ int scan_open(struct scan *scan, struct larder_io *io, struct seal *seal)
 {
     *scan = (struct scan){.io = io, .seal = seal, .capacity = LARDER_IO_BYTES_MAX};
     scan->buffer = larder_alloc_aligned(LARDER_PAGE_BYTES, scan->capacity);
-    return scan->buffer ? 0 : larder_fail(-ENOMEM, "recovery: no memory");
+    scan->window = larder_alloc_aligned(LARDER_PAGE_BYTES, LARDER_IO_BYTES_MAX);
+    if (scan->buffer && scan->window)
+        return 0;
+    scan_close(scan);
+    *scan = (struct scan){0};
+    return larder_fail(-ENOMEM, "recovery: no memory");
 }
 
 void scan_close(struct scan *scan)
 {
     larder_free(scan->buffer);
+    larder_free(scan->window);
+}
+
+static int read_bytes(struct scan *scan, const struct segment *segment, uint8_t *out,
+                      uint64_t offset, uint32_t bytes)
+{
+    int err = -EIO;
+    for (int attempt = 0; attempt < 2 && err < 0 && err != -ENODATA; attempt++)
+        err = larder_io_run(scan->io, LARDER_IO_READ, segment->file, out, offset, bytes);
+    if (err >= 0)
+        return 0;
+    scan->unreadable = err != -ENODATA;
+    scan->io_errors += scan->unreadable;
+    return larder_fail(LARDER_ECORRUPT, "segment %u: reading at %llu: %s", segment->id,
+                       (unsigned long long)offset, larder_error_text(err));
+}
+
+/* How many of the bytes at that place are in the window. */
+static uint64_t in_window(const struct scan *scan, const struct segment *segment, uint64_t offset,
+                          uint64_t bytes)
+{
+    if (segment != scan->window_segment || offset < scan->window_from || offset >= scan->window_end)
+        return 0;
+    return larder_min_u64(bytes, scan->window_end - offset);
 }
 
 /* Bytes [from, to) of what lies at `offset`, into the same places of the buffer. */
@@ -35,18 +64,13 @@ static int read_part(struct scan *scan, const struct segment *segment, uint64_t 
         scan->buffer = buffer;
         scan->capacity = to;
     }
+    uint64_t known = in_window(scan, segment, offset + from, to - from);
+    if (known > 0)
+        memcpy(scan->buffer + from, scan->window + (offset + from - scan->window_from), known);
+    from += known;
     while (from < to) {
         uint32_t bytes = (uint32_t)larder_min_u64(to - from, LARDER_IO_BYTES_MAX);
-        int err = -EIO;
-        for (int attempt = 0; attempt < 2 && err < 0 && err != -ENODATA; attempt++)
-            err = larder_io_run(scan->io, LARDER_IO_READ, segment->file, scan->buffer + from,
-                                offset + from, bytes);
-        if (err < 0) {
-            scan->unreadable = err != -ENODATA;
-            scan->io_errors += scan->unreadable;
-            return larder_fail(LARDER_ECORRUPT, "segment %u: reading at %llu: %s", segment->id,
-                               (unsigned long long)(offset + from), larder_error_text(err));
-        }
+        LARDER_TRY(read_bytes(scan, segment, scan->buffer + from, offset + from, bytes));
         from += bytes;
     }
     return 0;
@@ -96,27 +120,37 @@ int scan_record(struct scan *scan, const struct larder_record **out, const struc
     return 0;
 }
 
+/* The page at `offset` is in the window then, and what stands behind it. */
+static int open_window(struct scan *scan, const struct segment *segment, uint64_t offset)
+{
+    if (in_window(scan, segment, offset, 1) > 0)
+        return 0;
+    uint32_t bytes = (uint32_t)larder_min_u64(segment->end_bytes - offset, LARDER_IO_BYTES_MAX);
+    scan->window_segment = NULL;
+    int err = read_bytes(scan, segment, scan->window, offset, bytes);
+    if (err == LARDER_ECORRUPT && bytes > LARDER_PAGE_BYTES) {
+        /* Something in it cannot be read: page by page past it. */
+        bytes = LARDER_PAGE_BYTES;
+        err = read_bytes(scan, segment, scan->window, offset, bytes);
+    }
+    LARDER_TRY(err);
+    scan->window_segment = segment;
+    scan->window_from = offset;
+    scan->window_end = offset + bytes;
+    return 0;
+}
+
 int scan_resync(struct scan *scan, uint64_t *out, const struct segment *segment, uint64_t offset)
 {
     const uint64_t magic = LARDER_RECORD_MAGIC;
-    while (offset < segment->end_bytes) {
-        uint64_t bytes = larder_min_u64(segment->end_bytes - offset, LARDER_IO_BYTES_MAX);
-        int err = read_part(scan, segment, offset, 0, bytes);
-        if (err == LARDER_ECORRUPT && bytes > LARDER_PAGE_BYTES) {
-            /* Something in it cannot be read: page by page past it. */
-            bytes = LARDER_PAGE_BYTES;
-            err = read_part(scan, segment, offset, 0, bytes);
-        }
-        if (err < 0 && err != LARDER_ECORRUPT)
-            return err;
-        for (uint64_t at = 0; err == 0 && at < bytes; at += LARDER_PAGE_BYTES) {
-            if (memcmp(scan->buffer + at, &magic, sizeof(magic)) == 0) {
-                *out = offset + at;
-                return 0;
-            }
-        }
-        offset += bytes;
+    for (; offset < segment->end_bytes; offset += LARDER_PAGE_BYTES) {
+        int err = open_window(scan, segment, offset);
+        if (err == LARDER_ECORRUPT)
+            continue;
+        LARDER_TRY(err);
+        if (memcmp(scan->window + (offset - scan->window_from), &magic, sizeof(magic)) == 0)
+            break;
     }
-    *out = segment->end_bytes;
+    *out = larder_min_u64(offset, segment->end_bytes);
     return 0;
 }

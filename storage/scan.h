@@ -19,6 +19,11 @@ struct scan {
     struct seal *seal; /* NULL: a plain store */
     uint8_t *buffer;   /* aligned */
     uint64_t capacity;
+    /* What was read last to find a record in: those that stand there are not read once more. */
+    uint8_t *window;
+    const struct segment *window_segment;
+    uint64_t window_from;
+    uint64_t window_end;
     uint64_t io_errors;
     bool unreadable; /* the last LARDER_ECORRUPT was a read that failed, twice */
 };

@@ -564,6 +564,8 @@ static bool read_wrongly(struct sim_disk *disk, struct larder_io_request *reques
 static int do_read(struct sim_disk *disk, struct larder_io_request *request)
 {
     struct inode *inode = request->file->inode;
+    disk->stats.reads++;
+    disk->stats.read_bytes += request->bytes;
     if (disk->power_failed)
         return -EIO;
     if (request->offset > inode->live.count || request->bytes > inode->live.count - request->offset)
@@ -625,7 +627,7 @@ static void execute(struct sim_disk *disk, const struct queued *queued)
     else if (request->op == LARDER_IO_READ && request->offset < disk->faults.bad_end &&
              request->offset + request->bytes > disk->faults.bad_from)
         request->result = do_error(disk, request);
-    else if (request->op == LARDER_IO_READ && ++disk->stats.reads > 0)
+    else if (request->op == LARDER_IO_READ)
         request->result = do_read(disk, request);
     else if (request->op == LARDER_IO_WRITE)
         request->result = do_write(disk, request);

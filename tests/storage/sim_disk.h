@@ -55,6 +55,7 @@ void sim_disk_set_faults(struct sim_disk *disk, const struct sim_faults *faults)
 struct sim_stats {
     uint64_t errors;
     uint64_t reads;
+    uint64_t read_bytes;
     uint64_t misdirected;
     uint64_t stale;
     uint64_t shorts;

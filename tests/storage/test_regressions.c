@@ -338,6 +338,29 @@ START_TEST(a_rebuild_knows_what_went_with_its_parent)
 }
 END_TEST
 
+/* From each hole on a megabyte was read to find its end, and what stood in it then once more. */
+START_TEST(a_rebuild_reads_what_is_between_holes_once)
+{
+    enum { BLOCKS = 100, SECTION_BYTES = 20000 };
+    uint64_t removed;
+    for (uint64_t seed = 10; seed < 10 + BLOCKS; seed++)
+        fixture_put_chain(&f, seed * 10, 1, SECTION_BYTES, LARDER_DURABLE);
+    for (uint64_t seed = 10; seed < 10 + BLOCKS; seed += 2)
+        ck_assert_int_eq(fixture_remove(&f, seed * 10, &removed), 0);
+    fixture_commit(&f);
+    fixture_close(&f);
+    fixture_remove_index(&f);
+    struct sim_stats before, after;
+    sim_disk_stats(disk, &before);
+    reopen();
+    sim_disk_stats(disk, &after);
+    ck_assert_uint_eq(fixture_stats(&f).index_rebuilt, 1);
+    ck_assert_uint_eq(fixture_stats(&f).entries, BLOCKS / 2);
+    /* Of the newest segment all, and some of that twice. */
+    ck_assert_uint_lt(after.read_bytes - before.read_bytes, 2ull * 2 * BLOCKS * SECTION_BYTES);
+}
+END_TEST
+
 /* --- space ------------------------------------------------------------------------------------ */
 
 static const struct larder_io_ops *real_ops;
@@ -800,6 +823,7 @@ int main(void)
     tcase_add_test(tcase, a_failed_slice_ends_its_removal);
     tcase_add_test(tcase, a_removal_that_fails_later_leaves_the_upper_part);
     tcase_add_test(tcase, a_rebuild_knows_what_went_with_its_parent);
+    tcase_add_test(tcase, a_rebuild_reads_what_is_between_holes_once);
     tcase_add_test(tcase, a_new_tenant_keeps_nobody_waiting);
     tcase_add_test(tcase, a_segment_whose_removal_failed_goes_the_next_time);
     tcase_add_test(tcase, records_that_were_not_punched_before_a_crash_count);
