@@ -111,7 +111,7 @@ struct larder_link {
 };
 
 /* Recipes met so far: kept open, since records name few. */
-#define CLIENT_RECIPES_MAX 64u
+#define CLIENT_RECIPES_MAX 256u
 
 struct client_recipe_slot {
     char *text;          /* as it was asked for */
@@ -119,8 +119,9 @@ struct client_recipe_slot {
     struct larder_recipe *recipe;
 };
 
-/* Profiles met so far, kept mapped: a model has one or a few. */
-#define CLIENT_PROFILES_MAX 16u
+/* Profiles met so far, kept mapped: a model has one or a few, and a connection may serve many
+ * models. */
+#define CLIENT_PROFILES_MAX LARDER_PROFILES_MAX
 
 struct client_profile {
     const void *map;
