@@ -3,7 +3,9 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <jansson.h>
+#include <linux/limits.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -113,14 +115,17 @@ static int send_profile(struct link *link, struct wire_admin_profile_add_ok *out
     return 0;
 }
 
-static int add(const struct command_options *options, const char *path)
+static int add(const struct command_options *options, const char *name)
 {
     void *bytes;
     size_t count;
+    char path[PATH_MAX];
     struct larder_profile *profile = NULL;
     struct link *link = NULL;
     struct wire_admin_profile_add ask = {.is_default = options->is_default};
     struct wire_admin_profile_add_ok ok;
+    if (!realpath(name, path)) /* model directories are often full of links */
+        return larder_fail(-errno, "%s: %m", name);
     LARDER_TRY(larder_file_read(&bytes, &count, path, LARDER_PROFILE_BYTES_MAX));
     int err = larder_profile_open(&profile, bytes, count);
     if (err == 0) {

@@ -58,7 +58,9 @@ fails_with 1 "no profile" larder profile show 00
 fails_with 1 "no profile" larder profile rm 00
 fails_with 2 "safetensors" larder profile add $model/README.md
 expect "added" false "$(larder profile add $profile --json | jq .existed)"
-expect "added again" true "$(larder profile add $profile --json | jq .existed)"
+ln -s "$PWD/$profile" "$work/link"
+expect "added again" true "$(larder profile add "$work/link" --json | jq .existed)"
+fails_with 2 "No such file" larder profile add "$work/nothing"
 expect "its name" "$name" "$(larder profile ls --json | jq -r '.[0].name')"
 expect "whole" false "$(larder profile ls --json | jq '.[0].damaged')"
 larder profile show "${name:0:6}" | grep weights >/dev/null
