@@ -55,6 +55,10 @@
 /* A record, raw or stored: 256 tokens of the largest models are 84 MB. Must fit a slab and a
  * segment. */
 #define LARDER_RECORD_BYTES_MAX (1ull << 30)
+/* What a worker needs to encode one section: its numbers as f32, copies of them that stages around
+ * others keep, matrices. 256 tokens of 8 heads of 128 take 2 MB by `quant`, and 22 MB with as many
+ * stages in each other as there may be. */
+#define LARDER_WORKSPACE_BYTES_MAX (1ull << 30)
 
 /* Small enough that a session never buffers much for a client that does not read. */
 #define LARDER_FRAME_BYTES_MAX  65536u

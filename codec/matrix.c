@@ -4,7 +4,18 @@
 #include <math.h>
 #include <string.h>
 
+#include "base/error.h"
 #include "codec/node.h"
+
+int matrix_fits(const char *stage, uint32_t dims)
+{
+    if (dims <= MATRIX_DIMS_MAX)
+        return 0;
+    return larder_fail(LARDER_EUNSUPPORTED,
+                       "%s of %u channels; the limit is %u, those of a head: it does not go behind "
+                       "join",
+                       stage, dims, MATRIX_DIMS_MAX);
+}
 
 /* A stripe of columns of so many rows at a time: their sums stay in registers, and what is read of
  * the matrix serves all of them. */

@@ -54,6 +54,12 @@ static uint64_t rows_bytes(const struct codec_size *size)
     return floats_bytes((uint64_t)CODEC_ROWS_TOKENS * size->dims);
 }
 
+static int qjl_fits(const struct codec_node *node, const struct codec_size *size)
+{
+    (void)node;
+    return matrix_fits("qjl", size->dims);
+}
+
 static uint64_t qjl_bound(const struct codec_node *node, const struct codec_size *size)
 {
     return CODEC_UNIT_BYTES + 2ul * size->tokens * size->heads + symbols_bound(node, size, LEVELS);
@@ -222,6 +228,7 @@ const struct codec_node_ops codec_node_qjl = {
     .role = CODEC_LEAF,
     .params = params,
     .param_count = LARDER_COUNT_OF(params),
+    .fits = qjl_fits,
     .bound = qjl_bound,
     .scratch = qjl_scratch,
     .encode = qjl_encode,

@@ -23,6 +23,12 @@ struct rfft {
     void *inner;
 };
 
+static int rfft_fits(const struct codec_node *node, const struct codec_size *size)
+{
+    int err = matrix_fits("rfft", size->dims);
+    return err < 0 ? err : codec_inner_fits(node, size);
+}
+
 static uint64_t matrix_bytes(const struct codec_size *size)
 {
     return larder_round_up((uint64_t)size->dims * size->dims * sizeof(float), 64);
@@ -177,7 +183,7 @@ const struct codec_node_ops codec_node_rfft = {
     .name = "rfft",
     .summary = "channels of a token's head by the Fourier transform of real numbers",
     .role = CODEC_TRANSFORM,
-    .fits = codec_inner_fits,
+    .fits = rfft_fits,
     .bound = codec_inner_bound,
     .scratch = rfft_scratch,
     .encode = rfft_encode,

@@ -75,11 +75,27 @@ static int fill_tables(struct encoding *encoding)
                                      block->position, block->token_count);
 }
 
+/* Workers keep their memory, and a recipe's text may be anybody's. */
+static int check_workspace(const struct encoding *encoding)
+{
+    const struct larder_block *block = &encoding->block;
+    uint64_t bytes =
+        larder_recipe_workspace_bytes(encoding->recipe, block->model, block->token_count);
+    if (bytes <= LARDER_WORKSPACE_BYTES_MAX)
+        return 0;
+    return larder_fail(LARDER_ELIMIT,
+                       "recipe '%.80s' takes %llu bytes of memory for a section of %u tokens; the "
+                       "limit is %llu: use smaller blocks, or fewer stages in each other",
+                       larder_recipe_text(encoding->recipe), (unsigned long long)bytes,
+                       block->token_count, (unsigned long long)LARDER_WORKSPACE_BYTES_MAX);
+}
+
 int encode_plan(struct encoding *encoding, uint64_t *payload_bytes_max)
 {
     const struct larder_recipe *recipe = encoding->recipe;
     const struct larder_model_desc *model = encoding->block.model;
     uint32_t token_count = encoding->block.token_count;
+    LARDER_TRY(check_workspace(encoding));
     LARDER_TRY(fill_tables(encoding));
     uint32_t count = larder_recipe_section_count(recipe, model);
     if (count == 0 || count > LARDER_SECTIONS_MAX)

@@ -419,6 +419,8 @@ START_TEST(what_a_model_cannot_have_is_said)
         {"hadamard heads=2 block=32 | quant", LARDER_EUNSUPPORTED},
         {"sinks{hadamard | quant}", LARDER_EUNSUPPORTED},
         {"layers(7){hadamard | quant} else{quant}", LARDER_EUNSUPPORTED},
+        {"rfft | qjl", 0},
+        {"join heads=3 | rfft | qjl", 0},
     };
     for (size_t i = 0; i < LARDER_COUNT_OF(cases); i++) {
         struct larder_recipe *recipe;
@@ -426,6 +428,18 @@ START_TEST(what_a_model_cannot_have_is_said)
         ck_assert_msg(larder_recipe_fits(recipe, &model) == cases[i].fits, "%s", cases[i].text);
         if (cases[i].fits < 0)
             ck_assert_ptr_nonnull(strstr(larder_error_message(), "hadamard"));
+        larder_recipe_close(recipe);
+    }
+    /* A matrix of all heads would be larger than all that they hold. */
+    static const char *const wide[] = {"join | rfft | quant", "k{join | qjl} v{quant}",
+                                       "residual{quant}{join | hadamard block=32 | rfft | quant}"};
+    model.kv_heads = 12;
+    for (size_t i = 0; i < LARDER_COUNT_OF(wide); i++) {
+        struct larder_recipe *recipe;
+        ck_assert_int_eq(larder_recipe_open(&recipe, wide[i], NULL), 0);
+        ck_assert_int_eq(larder_recipe_fits(recipe, &model), LARDER_EUNSUPPORTED);
+        ck_assert_ptr_nonnull(
+            strstr(larder_error_message(), "of 1152 channels; the limit is 1024"));
         larder_recipe_close(recipe);
     }
 }

@@ -294,6 +294,50 @@ START_TEST(puts_out_of_order)
 }
 END_TEST
 
+/* A description and a recipe of a few bytes that would make a worker take gigabytes. */
+START_TEST(recipes_that_take_all_memory)
+{
+#define TWICE(recipe) "residual{" recipe "}{" recipe "}"
+    static const struct {
+        const char *recipe;
+        int code;
+    } cases[] = {{TWICE(TWICE(TWICE(TWICE("quant")))), LARDER_ELIMIT},
+                 {"join | rfft | quant", LARDER_EUNSUPPORTED},
+                 {"residual{quant}{join | qjl}", LARDER_EUNSUPPORTED}};
+    struct larder_model_desc desc;
+    struct peer peer;
+    struct block block;
+    start("staging_bytes_max = 64M\n");
+    peer_model_desc(&desc);
+    desc.layers = 1;
+    desc.kv_heads = desc.k_dims = 1024;
+    desc.v_dims = 1;
+    desc.rope.kind = LARDER_ROPE_NONE;
+    peer_connect(&peer, fixture.socket);
+    peer_say_hello(&peer);
+    peer_open_model(&peer, &desc);
+    peer_open_staging(&peer, 40 << 20);
+    peer_chain(&peer, &block, 1, 1);
+    uint8_t *kv = calloc(1, peer_kv_bytes(&peer, 16));
+    for (size_t i = 0; i < LARDER_COUNT_OF(cases); i++)
+        ck_assert_int_eq(peer_put(&peer, &block, kv, LARDER_CACHED, cases[i].recipe, NULL),
+                         cases[i].code);
+    char status[4096] = "";
+    char path[64];
+    snprintf(path, sizeof(path), "/proc/%d/status", (int)fixture.pid);
+    FILE *file = fopen(path, "re");
+    ck_assert_ptr_nonnull(file);
+    ck_assert_uint_gt(fread(status, 1, sizeof(status) - 1, file), 0);
+    fclose(file);
+    const char *peak = strstr(status, "VmHWM:");
+    ck_assert_ptr_nonnull(peak);
+    ck_assert_msg(atol(peak + 6) < 1000000, "the daemon took %ld KB", atol(peak + 6));
+    free(kv);
+    peer_close(&peer);
+    stop();
+}
+END_TEST
+
 /* A chain's root is no block: a run of keys that reaches it through its parents was once served
  * from it, and the daemon stopped on an assertion. */
 START_TEST(gets_of_the_root)
@@ -861,6 +905,7 @@ int main(void)
     tcase_add_test(tests, reason_is_heard);
     tcase_add_test(tests, puts_out_of_bounds);
     tcase_add_test(tests, puts_out_of_order);
+    tcase_add_test(tests, recipes_that_take_all_memory);
     tcase_add_test(tests, gets_of_the_root);
     tcase_add_test(tests, staging_of_one_tenant);
     tcase_add_test(tests, models_of_one_tenant);
