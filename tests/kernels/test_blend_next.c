@@ -64,7 +64,8 @@ static void count_rows(void *context, uint32_t layer, uint32_t first, const stru
         *(uint64_t *)context += q->shape[0];
 }
 
-/* n tokens a step for m steps, of those that are stored and moved; who watches the model still does. */
+/* n tokens a step for m steps, of those that are stored and moved; who watches the model still
+ * does. */
 START_TEST(test_kvshare)
 {
     struct scene scene;
