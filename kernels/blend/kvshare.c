@@ -115,6 +115,7 @@ const struct blend_method blend_kvshare = {
     .params = params,
     .param_count = LARDER_COUNT_OF(params),
     .check = blend_deviation_check,
+    .share = blend_deviation_share,
     .choose = choose,
     .before_layer = blend_deviation_filter,
     .next = next,
