@@ -524,12 +524,7 @@ bool tiers_is_written(const struct larder_store *store, uint32_t id)
     const struct entry *entry = table_entry(&store->table, id);
     if (entry->flags & ENTRY_DURABLE)
         return true;
-    if (!(entry->flags & ENTRY_PUTTING))
-        return false;
-    const struct larder_put *put = store->puts;
-    while (put && put->entry != id)
-        put = put->all_next;
-    return put && put->state != PUT_RESERVED;
+    return (entry->flags & ENTRY_PUTTING) && put_of_locked(store, id)->state != PUT_RESERVED;
 }
 
 /* --- invariants ------------------------------------------------------------------------------ */

@@ -6,9 +6,13 @@
  * Method: rows of a closed store's index taken out and put in. */
 #include <check.h>
 #include <errno.h>
+#include <semaphore.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "base/error.h"
 #include "base/key.h"
@@ -345,6 +349,46 @@ START_TEST(one_that_replaces_has_its_name_at_once)
 }
 END_TEST
 
+static sem_t sync_begun, sync_may_end;
+static atomic_bool hold_sync;
+
+/* In place of the C library's. */
+int fdatasync(int fd)
+{
+    if (atomic_exchange(&hold_sync, false)) {
+        sem_post(&sync_begun);
+        sem_wait(&sync_may_end);
+    }
+    return (int)syscall(SYS_fdatasync, fd);
+}
+
+/* Should the write of the one fail, the other is back: two of one name, if it had been put again. */
+START_TEST(what_is_being_replaced_is_not_put_again)
+{
+    fixture_close(&fixture);
+    fixture.options.io = "threads";
+    ck_assert_int_eq(fixture_open(&fixture), 0);
+    ck_assert_int_eq(put(1, "four"), 0);
+    fixture_commit(&fixture);
+    sem_init(&sync_begun, 0, 0);
+    sem_init(&sync_may_end, 0, 0);
+    atomic_store(&hold_sync, true);
+    struct block exact = block_of(1, "raw");
+    exact.beside = false;
+    ck_assert_int_eq(fixture_put(&fixture, &exact, LARDER_CACHED), 0);
+    sem_wait(&sync_begun);
+    ck_assert_int_eq(number_of("four"), -1);
+    reserve("four", true, -EBUSY);
+    reserve("raw", true, LARDER_EEXISTS);
+    larder_store_put_abort(fixture.store, reserve("two", true, 0));
+    fixture_check(&fixture);
+    sem_post(&sync_may_end);
+    fixture_settle(&fixture, 1);
+    ck_assert_int_eq(put(1, "four"), 0);
+    ck_assert_uint_eq(variants_of(1), 2);
+}
+END_TEST
+
 /* A put that is to keep a KL passes over what does not: of those its own name gives way. */
 START_TEST(its_own_name_is_what_it_replaces)
 {
@@ -387,6 +431,7 @@ int main(void)
     tcase_add_test(tcase, an_index_with_both_keeps_the_newer);
     tcase_add_test(tcase, a_tail_takes_the_older_ones_place);
     tcase_add_test(tcase, one_that_replaces_has_its_name_at_once);
+    tcase_add_test(tcase, what_is_being_replaced_is_not_put_again);
     tcase_add_test(tcase, its_own_name_is_what_it_replaces);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);
