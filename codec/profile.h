@@ -61,6 +61,9 @@ int larder_profile_find(const struct larder_profile *profile, const void **out, 
                         enum larder_profile_type type, uint64_t *shape, uint32_t rank);
 bool larder_profile_has(const struct larder_profile *profile, const char *name);
 
+/* i32 [1], of no recipe: the layer at which blending looks which tokens to compute again. */
+#define LARDER_PROFILE_CHECK_LAYER "blend.check_layer"
+
 /* All that it holds, to copy it. */
 struct larder_weights;
 const struct larder_weights *larder_profile_tensors(const struct larder_profile *profile);

@@ -123,6 +123,7 @@ static int fill(struct calibration *c, struct larder_profile_writer *writer,
         larder_free(costs);
         LARDER_TRY(err);
         LARDER_TRY(calibration_make_house(c, writer));
+        LARDER_TRY(calibration_choose_check_layer(c, writer));
     }
     LARDER_TRY(calibration_choose_cachegen(c, writer));
     /* Whose symbols get tables; those of all others are coded with models fitted to a section. */

@@ -37,6 +37,15 @@ larder calibrate --model $tiny --text "$work/text" --window 400 --kl-windows 0 -
     --out "$work/short" >"$work/report"
 expect "a bit map without measuring" null "$(jq .kvtuner "$work/report")"
 
+# What blending reads: measured, so not without measuring.
+tensors() { # FILE
+    head -c 65536 "$1" | grep -aoE '"blend\.[a-z_]+"' | sort | tr '\n' ' '
+}
+expect "tensors of blending" '"blend.check_layer" "blend.kl" ' "$(tensors "$work/profile")"
+expect "tensors of blending, not measured" "" "$(tensors "$work/short" || true)"
+expect "tensors of blending, committed" '"blend.check_layer" "blend.kl" ' \
+    "$(tensors $tiny/profile.safetensors)"
+
 refused "--model DIR" --text "$work/text"
 refused "--text FILE" --model $tiny
 refused "--text FILE" --model $tiny --text "$work/text" --tokens "$work/tokens"

@@ -103,6 +103,11 @@ int calibration_bits_recipe(char *out, size_t out_bytes, const uint8_t *choice, 
  * model's weights, and from measuring. */
 int calibration_make_house(struct calibration *calibration, struct larder_profile_writer *writer);
 
+/* blend.check_layer: where CacheBlend looks which tokens to compute again. A model of one layer has
+ * none. */
+int calibration_choose_check_layer(struct calibration *calibration,
+                                   struct larder_profile_writer *writer);
+
 /* map.cachegenN: bins of each layer, and where differences to anchors gain. */
 int calibration_choose_cachegen(struct calibration *calibration,
                                 struct larder_profile_writer *writer);
