@@ -4,20 +4,14 @@
  */
 #include <argp.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <limits.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "base/bytes.h"
 #include "base/error.h"
 #include "base/limits.h"
 #include "base/mem.h"
-#include "codec/profile.h"
 #include "tools/eval/claims.h"
 #include "tools/eval/kvtuner.h"
 #include "tools/eval/measure.h"
@@ -25,12 +19,12 @@
 #include "tools/eval/recipes.h"
 #include "tools/eval/report.h"
 #include "tools/eval/summary.h"
+#include "tools/larder_eval.h"
 #include "tools/larder_text.h"
 
 #define RECIPES_MAX     256u
 #define SAMPLES_DEFAULT 64u
 #define SAMPLES_QUICK   8u
-#define MODEL_DEFAULT   "tests/models/tiny"
 
 const char *argp_program_version = "larder-eval " LARDER_VERSION;
 
@@ -59,7 +53,7 @@ enum {
 };
 
 static const struct argp_option options[] = {
-    {"model", 'm', "DIR", 0, "Model directory (" MODEL_DEFAULT ")", 0},
+    {"model", 'm', "DIR", 0, "Model directory (" EVAL_MODEL_DEFAULT ")", 0},
     {"text", 't', "FILE", 0, "Text the model never saw (DIR/heldout.txt)", 0},
     {"questions", 'Q', "FILE", 0, "Facts and questions (DIR/eval_samples.json, if it is there)", 0},
     {"profile", 'p', "FILE", 0, "Profile of the model (DIR/profile.safetensors, if it is there)",
@@ -75,17 +69,6 @@ static const struct argp_option options[] = {
     {"list", OPTION_LIST, NULL, 0, "List the table's recipes", 0},
     {0},
 };
-
-static uint32_t parse_number(struct argp_state *state, const char *name, const char *argument,
-                             uint32_t most)
-{
-    char *end;
-    errno = 0;
-    unsigned long value = strtoul(argument, &end, 10);
-    if (errno || *end || end == argument || argument[0] == '-' || value == 0 || value > most)
-        argp_error(state, "--%s=%s is not within 1..%u", name, argument, most);
-    return (uint32_t)value;
-}
 
 static void add_name(struct argp_state *state, const char **list, uint32_t *count, const char *name)
 {
@@ -127,10 +110,10 @@ static error_t parse_option(int key, char *argument, struct argp_state *state)
         add_name(state, line->families, &line->family_count, argument);
         return 0;
     case 'n':
-        line->samples = parse_number(state, "samples", argument, EVAL_SAMPLES_MAX);
+        line->samples = eval_option_number(state, "samples", argument, EVAL_SAMPLES_MAX);
         return 0;
     case 'J':
-        line->jobs = parse_number(state, "jobs", argument, EVAL_JOBS_MAX);
+        line->jobs = eval_option_number(state, "jobs", argument, EVAL_JOBS_MAX);
         return 0;
     case 'q':
         line->quick = true;
@@ -290,13 +273,10 @@ static int measure(struct eval_work *work, const struct larder_model_desc *model
 
 static int write_csv(const struct eval_report *report, const char *path)
 {
-    FILE *file = fopen(path, "w");
-    if (!file)
-        return larder_fail(-errno, "%s: %s", path, strerror(errno));
+    FILE *file;
+    LARDER_TRY(eval_create(&file, path));
     eval_print_csv(report, file);
-    bool failed = ferror(file) != 0;
-    failed = fclose(file) != 0 || failed;
-    return failed ? larder_fail(-EIO, "%s: cannot be written", path) : 0;
+    return eval_finish(file, path);
 }
 
 static int print(const struct eval_report *report, const struct command_line *line)
@@ -311,13 +291,7 @@ static int print(const struct eval_report *report, const struct command_line *li
             eval_claims_print(report->claims, stdout);
         return 0;
     }
-    json_t *json = eval_json(report);
-    if (!json)
-        return larder_fail(-ENOMEM, "no memory for JSON");
-    json_dumpf(json, stdout, JSON_INDENT(1) | JSON_REAL_PRECISION(6));
-    putchar('\n');
-    json_decref(json);
-    return 0;
+    return eval_print_json(eval_json(report));
 }
 
 static int report_all(const struct eval_work *work, const struct larder_model_desc *model,
@@ -338,67 +312,15 @@ static int report_all(const struct eval_work *work, const struct larder_model_de
 
 /* --- files ------------------------------------------------------------------------------------ */
 
-enum need {
-    IS_NEEDED,
-    IF_THERE, /* NULL when it is not */
-};
-
-/* Of the model's directory, unless an option names another; `out` is PATH_MAX bytes. */
-static const char *choose_file(char *out, const struct command_line *line, const char *named,
-                               const char *name, enum need need)
-{
-    if (named)
-        return named;
-    snprintf(out, PATH_MAX, "%s/%s", line->model, name);
-    return need == IS_NEEDED || access(out, F_OK) == 0 ? out : NULL;
-}
-
-/* A profile and the bytes that it reads from. */
-struct profile_file {
-    struct larder_profile *profile; /* NULL: none */
-    void *bytes;
-    size_t byte_count;
-};
-
-static int open_profile(struct profile_file *out, const char *path)
-{
-    *out = (struct profile_file){0};
-    if (!path)
-        return 0;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    struct stat stat;
-    if (fd < 0 || fstat(fd, &stat) < 0) {
-        int err = larder_fail(-errno, "%s: %s", path, strerror(errno));
-        if (fd >= 0)
-            close(fd);
-        return err;
-    }
-    out->byte_count = (size_t)stat.st_size;
-    out->bytes = mmap(NULL, out->byte_count, PROT_READ, MAP_PRIVATE, fd, 0);
-    int err = out->bytes == MAP_FAILED ? larder_fail(-errno, "%s: %s", path, strerror(errno)) : 0;
-    close(fd);
-    if (err < 0) {
-        out->bytes = NULL;
-        return err;
-    }
-    return larder_profile_open(&out->profile, out->bytes, out->byte_count);
-}
-
-static void close_profile(struct profile_file *file)
-{
-    larder_profile_close(file->profile);
-    if (file->bytes)
-        munmap(file->bytes, file->byte_count);
-}
-
 static int open_samples(struct eval_samples *out, const struct larder_model_config *config,
                         const struct command_line *line)
 {
     char text[PATH_MAX];
     char questions[PATH_MAX];
     return eval_samples_open(
-        out, config, choose_file(text, line, line->text, "heldout.txt", IS_NEEDED),
-        choose_file(questions, line, line->questions, "eval_samples.json", IF_THERE),
+        out, config, eval_choose_file(text, line->model, line->text, "heldout.txt", EVAL_IS_NEEDED),
+        eval_choose_file(questions, line->model, line->questions, "eval_samples.json",
+                         EVAL_IF_THERE),
         line->samples);
 }
 
@@ -407,10 +329,10 @@ static int run(const struct command_line *line)
     char path[PATH_MAX];
     struct eval_engine *engine; /* for what it says of the model */
     LARDER_TRY(eval_engine_open(&engine, line->model, 1));
-    struct profile_file profile;
+    struct eval_profile profile;
     struct eval_samples samples = {0};
-    int err = open_profile(&profile,
-                           choose_file(path, line, line->profile, "profile.safetensors", IF_THERE));
+    int err = eval_profile_open(&profile, eval_choose_file(path, line->model, line->profile,
+                                                           "profile.safetensors", EVAL_IF_THERE));
     if (err == 0)
         err = open_samples(&samples, eval_engine_config(engine), line);
     struct trials trials = {.subject = {.model = eval_engine_desc(engine),
@@ -432,7 +354,7 @@ static int run(const struct command_line *line)
         eval_trial_close(&trials.list[i]);
     larder_free(trials.list);
     eval_samples_close(&samples);
-    close_profile(&profile);
+    eval_profile_close(&profile);
     eval_engine_close(engine);
     return err;
 }
@@ -446,16 +368,17 @@ static void print_list(void)
 
 int main(int argc, char **argv)
 {
-    struct command_line line = {.model = MODEL_DEFAULT};
+    struct command_line line = {.model = EVAL_MODEL_DEFAULT};
     argp_err_exit_status = 2;
+    if (argc > 1 && strcmp(argv[1], "blend") == 0)
+        return eval_blend_command(argc - 1, argv + 1);
     argp_parse(&parser, argc, argv, 0, NULL, &line);
     if (line.list) {
         print_list();
         return 0;
     }
-    long cores = sysconf(_SC_NPROCESSORS_ONLN);
     if (line.jobs == 0)
-        line.jobs = cores > 0 ? (uint32_t)larder_min_u64((uint64_t)cores, EVAL_JOBS_MAX) : 1;
+        line.jobs = eval_jobs_default();
     if (line.samples == 0)
         line.samples = line.quick ? SAMPLES_QUICK : SAMPLES_DEFAULT;
     int err = run(&line);

@@ -14,7 +14,6 @@ const struct blend_method blend_cacheblend = {
     .params = params,
     .param_count = LARDER_COUNT_OF(params),
     .check = blend_deviation_check,
-    .share = blend_deviation_share,
     .choose = blend_deviation_choose,
     .before_layer = blend_deviation_filter,
 };

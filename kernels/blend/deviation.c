@@ -29,17 +29,6 @@ int blend_deviation_check(const struct blend_setting *setting, uint32_t layers)
     return 0;
 }
 
-double blend_deviation_share(const struct blend_setting *setting, uint64_t count, uint32_t layers)
-{
-    (void)count;
-    const struct blend_values *r = &setting->value[DEVIATION_R];
-    uint32_t first = (uint32_t)blend_number(setting, DEVIATION_LAYER);
-    double rows = first;
-    for (uint32_t layer = first; layer < layers; layer++)
-        rows += r->at[larder_min_u64(layer - first, r->count - 1)];
-    return rows / layers;
-}
-
 int blend_deviation_choose(struct larder_blend *blend)
 {
     for (uint32_t i = 0; i < blend->token_count; i++)

@@ -27,7 +27,6 @@ enum { DEVIATION_R, DEVIATION_LAYER, DEVIATION_SCORE, DEVIATION_CHECK, DEVIATION
     [DEVIATION_CHECK] = {.name = "check", .words = "strict paper"}
 
 int blend_deviation_check(const struct blend_setting *setting, uint32_t layers);
-double blend_deviation_share(const struct blend_setting *setting, uint64_t count, uint32_t layers);
 int blend_deviation_choose(struct larder_blend *blend);
 int blend_deviation_filter(struct larder_blend *blend, uint32_t layer);
 

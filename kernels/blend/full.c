@@ -10,16 +10,7 @@ static int choose_all(struct larder_blend *blend)
     return 0;
 }
 
-static double share_of(const struct blend_setting *setting, uint64_t count, uint32_t layers)
-{
-    (void)setting;
-    (void)count;
-    (void)layers;
-    return 1;
-}
-
 const struct blend_method blend_full = {
     .known = {.name = "full", .form = "full", .summary = "every token is computed again"},
-    .share = share_of,
     .choose = choose_all,
 };

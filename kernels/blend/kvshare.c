@@ -115,7 +115,6 @@ const struct blend_method blend_kvshare = {
     .params = params,
     .param_count = LARDER_COUNT_OF(params),
     .check = blend_deviation_check,
-    .share = blend_deviation_share,
     .choose = choose,
     .before_layer = blend_deviation_filter,
     .next = next,

@@ -3,11 +3,10 @@
  * KV was computed alone a chunk's first tokens drew the attention that has nowhere else to go;
  * behind other text they are no start any more, and computing them again ends that.
  */
-#include <math.h>
+#include "kernels/blend/method.h"
 
 #include "base/bytes.h"
 #include "base/limits.h"
-#include "kernels/blend/method.h"
 
 enum { PARAM_K };
 
@@ -28,18 +27,11 @@ static int choose_first(struct larder_blend *blend)
     return 0;
 }
 
-static double share_of(const struct blend_setting *setting, uint64_t count, uint32_t layers)
-{
-    (void)layers;
-    return fmin(blend_number(setting, PARAM_K), (double)count) / (double)count;
-}
-
 const struct blend_method blend_link = {
     .known = {.name = "link",
               .form = "link k=16",
               .summary = "the first k tokens of each chunk are computed again (EPIC)"},
     .params = params,
     .param_count = LARDER_COUNT_OF(params),
-    .share = share_of,
     .choose = choose_first,
 };

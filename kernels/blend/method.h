@@ -19,8 +19,6 @@ struct blend_method {
     uint32_t param_count;
     /* Do the values go together, for so many layers? May be NULL. -EINVAL with a message. */
     int (*check)(const struct blend_setting *setting, uint32_t layers);
-    /* Of the layers of `count` MOVED tokens in a row, the share that will be computed: 0..1. */
-    double (*share)(const struct blend_setting *setting, uint64_t count, uint32_t layers);
     /* Marks in `active` the MOVED tokens that run from layer 0 on. */
     int (*choose)(struct larder_blend *blend);
     /* With the stored rows of `layer` in the cache and in place, before it runs: may let rows go by

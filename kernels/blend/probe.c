@@ -39,13 +39,6 @@ static int choose_scored(struct larder_blend *blend)
     return err;
 }
 
-static double share_of(const struct blend_setting *setting, uint64_t count, uint32_t layers)
-{
-    (void)count;
-    (void)layers;
-    return blend_number(setting, PARAM_R);
-}
-
 const struct blend_method blend_probe = {
     .known = {.name = "probe",
               .form = "probe r=.15",
@@ -53,7 +46,6 @@ const struct blend_method blend_probe = {
                          "made when it was stored"},
     .params = params,
     .param_count = LARDER_COUNT_OF(params),
-    .share = share_of,
     .choose = choose_scored,
 };
 

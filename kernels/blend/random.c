@@ -40,19 +40,11 @@ static int choose_random(struct larder_blend *blend)
     return 0;
 }
 
-static double share_of(const struct blend_setting *setting, uint64_t count, uint32_t layers)
-{
-    (void)count;
-    (void)layers;
-    return blend_number(setting, PARAM_R);
-}
-
 const struct blend_method blend_random = {
     .known = {.name = "random",
               .form = "random r=.15",
               .summary = "tokens at random are computed again: a control"},
     .params = params,
     .param_count = LARDER_COUNT_OF(params),
-    .share = share_of,
     .choose = choose_random,
 };

@@ -17,11 +17,6 @@
 int larder_blend_check_spans(const struct larder_blend_span *spans, uint32_t span_count,
                              uint64_t tokens, uint64_t positions_max);
 
-/* What a method will compute of a MOVED span, for a plan: the share of its tokens' layers, 0..1, in
- * the mean where the choice is made later. -EINVAL for a method that is not known. */
-int larder_blend_expected_share(double *share, const char *method,
-                                const struct larder_blend_span *span, uint32_t layers);
-
 /* Keys [rows, heads, dims], rotated for positions from, from + 1, ..., rotated for to, to + 1, ...
  * instead, in place. Positions are below the table's. */
 void larder_blend_move_keys(const struct larder_rope_table *table, const struct larder_tensor *keys,

@@ -12,7 +12,6 @@
 #include "base/bytes.h"
 #include "base/error.h"
 #include "kernels/blend/method.h"
-#include "kernels/blend/select.h"
 
 static const struct blend_method *const methods[] = {
     &blend_none,    &blend_full,  &blend_link,   &blend_cacheblend,
@@ -134,15 +133,6 @@ int blend_setting_read(struct blend_setting *out, const char *text, uint32_t lay
         if (out->value[i].count == 0)
             out->value[i] = (struct blend_values){{out->method->params[i].missing}, 1};
     return out->method->check ? out->method->check(out, layers) : 0;
-}
-
-int larder_blend_expected_share(double *share, const char *method,
-                                const struct larder_blend_span *span, uint32_t layers)
-{
-    struct blend_setting setting;
-    LARDER_TRY(blend_setting_read(&setting, method, layers));
-    *share = setting.method->share(&setting, span->count, layers);
-    return 0;
 }
 
 int larder_blend_check_method(const char *text, uint32_t layers)

@@ -170,46 +170,6 @@ START_TEST(test_rows)
 }
 END_TEST
 
-/* What a plan expects is what is then computed, but for rounding and what is only looked at. */
-START_TEST(test_expected_share)
-{
-    static const char *const methods[] = {"none",
-                                          "full",
-                                          "link k=40",
-                                          "random r=.3",
-                                          "cacheblend r=.3 layer=2",
-                                          "cacheblend r=.6,.5,.2",
-                                          "kvshare r=.4 layer=0"};
-    struct scene scene;
-    scene_open(&scene, TINY, 0);
-    for (size_t i = 0; i < LARDER_COUNT_OF(methods); i++) {
-        const struct larder_blend_result *result = scene_run(&scene, methods[i]);
-        double expected = 0;
-        double computed = 0;
-        for (uint32_t j = 0; j < scene.span_count; j++) {
-            const struct larder_blend_span *span = &scene.spans[j];
-            if (span->source != LARDER_BLEND_MOVED)
-                continue;
-            double share;
-            ck_assert_int_eq(larder_blend_expected_share(&share, methods[i], span, result->layers),
-                             0);
-            expected += share * (double)span->count;
-            for (uint64_t k = 0; k < span->count; k++)
-                computed += result->layers_run[span->first + k] / (double)result->layers;
-        }
-        ck_assert_msg(fabs(expected - computed) <= 1, "%s: %g, not %g", methods[i], computed,
-                      expected);
-        larder_blend_close(scene.blend);
-    }
-    double share;
-    ck_assert_int_eq(larder_blend_expected_share(&share, "probe r=.25", &scene.spans[1], 6), 0);
-    ck_assert(share == .25);
-    ck_assert_int_eq(larder_blend_expected_share(&share, "cacheblend", &scene.spans[1], 1),
-                     -EINVAL);
-    scene_close(&scene);
-}
-END_TEST
-
 /* What is let go at a check layer: strict, as stored from there on; paper, its K and V of that
  * layer computed. What goes on is what deviates most. */
 START_TEST(test_check_forms)
@@ -536,7 +496,6 @@ int main(void)
     tcase_add_loop_test(all, test_everything_is_a_prefill, 0, LARDER_COUNT_OF(models));
     tcase_add_loop_test(all, test_none, 0, LARDER_COUNT_OF(models));
     tcase_add_test(all, test_rows);
-    tcase_add_test(all, test_expected_share);
     tcase_add_test(all, test_check_forms);
     tcase_add_test(all, test_no_later_token);
     tcase_add_test(all, test_wrong_methods);

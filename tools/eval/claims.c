@@ -4,7 +4,6 @@
 #include <assert.h>
 #include <errno.h>
 #include <math.h>
-#include <stdarg.h>
 #include <string.h>
 
 #include "base/bytes.h"
@@ -20,21 +19,6 @@ struct maker {
     const struct eval_rows *rows;
     struct eval_point *points; /* room for all rows, twice */
 };
-
-static struct eval_claim *add(struct maker *maker, const char *name, const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
-
-static struct eval_claim *add(struct maker *maker, const char *name, const char *format, ...)
-{
-    assert(maker->out->count < EVAL_CLAIMS_MAX);
-    struct eval_claim *claim = &maker->out->list[maker->out->count++];
-    *claim = (struct eval_claim){.name = name, .verdict = EVAL_UNKNOWN, .value = NAN};
-    va_list args;
-    va_start(args, format);
-    vsnprintf(claim->text, sizeof(claim->text), format, args);
-    va_end(args);
-    return claim;
-}
 
 static bool is_of(const struct eval_row *row, const char *family)
 {
@@ -93,8 +77,9 @@ static const struct eval_row *smallest(const struct eval_rows *rows, const char 
 static void claim_house(struct maker *maker, const char *name, const char *family, double kl)
 {
     struct eval_claim *claim =
-        add(maker, name, "at KL <= %g %s needs %.0f %% fewer bits than the hull of all others", kl,
-            family, 100 * HOUSE_SAVES);
+        eval_claim_add(&maker->out->list, name,
+                       "at KL <= %g %s needs %.0f %% fewer bits than the hull of all others", kl,
+                       family, 100 * HOUSE_SAVES);
     claim->limit = HOUSE_SAVES;
     size_t count = hull_of(maker, maker->points, family, OF_ALL_OTHERS, true);
     double others = eval_hull_bits(maker->points, count, kl);
@@ -113,7 +98,8 @@ static void claim_house(struct maker *maker, const char *name, const char *famil
 static void claim_kl(struct maker *maker, const char *name, const char *family, const char *recipe,
                      double limit)
 {
-    struct eval_claim *claim = add(maker, name, "%s %s: KL <= %g", family, recipe, limit);
+    struct eval_claim *claim =
+        eval_claim_add(&maker->out->list, name, "%s %s: KL <= %g", family, recipe, limit);
     const struct eval_row *row = find(maker->rows, family, recipe);
     claim->limit = limit;
     if (!row)
@@ -127,8 +113,9 @@ static void claim_kl(struct maker *maker, const char *name, const char *family, 
  * size of a 2-bit KIVI, against that KIVI; both with an entropy coder, or neither. */
 static void claim_order(struct maker *maker, const char *family, const char *kivi_name)
 {
-    struct eval_claim *claim = add(maker, "better_than_kivi2",
-                                   "%s is better than KIVI's '%s' at its size", family, kivi_name);
+    struct eval_claim *claim =
+        eval_claim_add(&maker->out->list, "better_than_kivi2",
+                       "%s is better than KIVI's '%s' at its size", family, kivi_name);
     const struct eval_row *kivi = find(maker->rows, "kivi", kivi_name);
     if (!kivi)
         return;
@@ -155,9 +142,10 @@ static void claim_order(struct maker *maker, const char *family, const char *kiv
 
 static void claim_cachegen(struct maker *maker)
 {
-    struct eval_claim *claim = add(maker, "cachegen_vs_uniform8",
-                                   "CacheGen's level 2 is half of 8-bit uniform or less, "
-                                   "at KL <= .05");
+    struct eval_claim *claim =
+        eval_claim_add(&maker->out->list, "cachegen_vs_uniform8",
+                       "CacheGen's level 2 is half of 8-bit uniform or less, "
+                       "at KL <= .05");
     const struct eval_row *cachegen = find(maker->rows, "cachegen", "level 2");
     const struct eval_row *uniform = find(maker->rows, "uniform", "8 bits");
     claim->limit = 2;
@@ -172,7 +160,8 @@ static void claim_cachegen(struct maker *maker)
 
 static void claim_exact(struct maker *maker)
 {
-    struct eval_claim *claim = add(maker, "exact_size", "exact: every bit, at most .72 of raw");
+    struct eval_claim *claim =
+        eval_claim_add(&maker->out->list, "exact_size", "exact: every bit, at most .72 of raw");
     const struct eval_row *exact = find(maker->rows, "exact", "exact");
     const struct eval_row *raw = find(maker->rows, "exact", "raw");
     claim->limit = .72;
@@ -242,19 +231,6 @@ int eval_claims_make(struct eval_claims *out, const struct eval_rows *rows)
     return 0;
 }
 
-static const char *verdict_name(enum eval_verdict verdict)
-{
-    switch (verdict) {
-    case EVAL_HOLDS:
-        return "holds";
-    case EVAL_FAILS:
-        return "fails";
-    case EVAL_UNKNOWN:
-        break;
-    }
-    return "not measured";
-}
-
 static void print_bits(double bits, FILE *out)
 {
     if (isfinite(bits))
@@ -274,28 +250,12 @@ void eval_claims_print(const struct eval_claims *claims, FILE *out)
         fputc('\n', out);
     }
     fputc('\n', out);
-    for (uint32_t i = 0; i < claims->count; i++) {
-        const struct eval_claim *claim = &claims->list[i];
-        fprintf(out, "%-12s  %s", verdict_name(claim->verdict), claim->text);
-        if (isfinite(claim->value))
-            fprintf(out, ": %.4g", claim->value);
-        fprintf(out, "%s%s\n", claim->note[0] ? " - " : "", claim->note);
-    }
+    eval_claim_list_print(&claims->list, out);
 }
 
 json_t *eval_claims_json(const struct eval_claims *claims)
 {
-    json_t *out = json_array();
-    for (uint32_t i = 0; i < claims->count; i++) {
-        const struct eval_claim *claim = &claims->list[i];
-        json_t *one = json_pack("{s:s, s:s, s:s, s:f, s:s}", "name", claim->name, "claim",
-                                claim->text, "verdict", verdict_name(claim->verdict), "limit",
-                                claim->limit, "note", claim->note);
-        if (isfinite(claim->value))
-            json_object_set_new(one, "value", json_real(claim->value));
-        json_array_append_new(out, one);
-    }
-    return out;
+    return eval_claim_list_json(&claims->list);
 }
 
 static json_t *bits_to_json(double bits)

@@ -7,28 +7,11 @@
 #define LARDER_TOOLS_EVAL_CLAIMS_H
 
 #include <jansson.h>
-#include <stdbool.h>
 #include <stdio.h>
 
+#include "tools/eval/claim.h"
 #include "tools/eval/summary.h"
 
-enum eval_verdict {
-    EVAL_HOLDS,
-    EVAL_FAILS,
-    EVAL_UNKNOWN, /* a recipe that it speaks of was not measured */
-};
-
-/* `value` stands beside `limit`; which is to be the larger one the text says. */
-struct eval_claim {
-    const char *name; /* for programs */
-    char text[160];
-    enum eval_verdict verdict;
-    double value;
-    double limit;
-    char note[300];
-};
-
-#define EVAL_CLAIMS_MAX   64u
 #define EVAL_FAMILIES_MAX 64u
 
 /* What limits ask for. */
@@ -44,8 +27,7 @@ struct eval_reach {
 };
 
 struct eval_claims {
-    struct eval_claim list[EVAL_CLAIMS_MAX];
-    uint32_t count;
+    struct eval_claim_list list;
     struct eval_reach reaches[EVAL_FAMILIES_MAX];
     uint32_t reach_count;
 };

@@ -11,6 +11,7 @@
 #include "base/key.h"
 #include "base/mem.h"
 #include "kernels/llama.h"
+#include "tools/eval/planes.h"
 #include "tools/eval/stats.h"
 
 #define RUN_LOGITS (EVAL_RUNS_MAX * EVAL_NEXT_TOKENS)
@@ -152,40 +153,18 @@ const double *eval_engine_energy(const struct eval_engine *engine)
 
 /* --- planes and the cache --------------------------------------------------------------------- */
 
-enum direction {
-    FROM_CACHE,
-    TO_CACHE,
-};
-
-static void move_plane(const struct eval_engine *engine, uint8_t *planes, uint32_t block,
-                       uint32_t layer, enum larder_kv kv, enum direction direction)
+static void take_planes(struct eval_engine *engine)
 {
-    const struct larder_kv_cache *cache = engine->cache;
-    uint64_t token_bytes = kv == LARDER_K ? cache->k_token_bytes : cache->v_token_bytes;
-    uint64_t row_bytes = token_bytes / cache->kv_heads;
-    uint8_t *rows =
-        (uint8_t *)larder_kv_cache_rows(cache, layer, kv) + block * EVAL_BLOCK_TOKENS * token_bytes;
-    for (uint32_t head = 0; head < cache->kv_heads; head++) {
-        for (uint32_t token = 0; token < EVAL_BLOCK_TOKENS; token++, planes += row_bytes) {
-            uint8_t *row = rows + token * token_bytes + head * row_bytes;
-            if (direction == FROM_CACHE)
-                memcpy(planes, row, row_bytes);
-            else
-                memcpy(row, planes, row_bytes);
-        }
-    }
+    for (uint32_t block = 0; block < EVAL_BLOCKS; block++)
+        eval_planes_take(engine->planes + block * engine->block_bytes, engine->cache,
+                         block * EVAL_BLOCK_TOKENS, EVAL_BLOCK_TOKENS);
 }
 
-static void move_planes(const struct eval_engine *engine, uint8_t *planes, enum direction direction)
+static void give_planes(struct eval_engine *engine, const uint8_t *planes)
 {
-    for (uint32_t block = 0; block < EVAL_BLOCKS; block++) {
-        for (uint32_t layer = 0; layer < engine->desc.layers; layer++) {
-            move_plane(engine, planes, block, layer, LARDER_K, direction);
-            planes += engine->plane_bytes[LARDER_K];
-            move_plane(engine, planes, block, layer, LARDER_V, direction);
-            planes += engine->plane_bytes[LARDER_V];
-        }
-    }
+    for (uint32_t block = 0; block < EVAL_BLOCKS; block++)
+        eval_planes_give(planes + block * engine->block_bytes, engine->cache,
+                         block * EVAL_BLOCK_TOKENS, EVAL_BLOCK_TOKENS);
 }
 
 /* --- how far apart ---------------------------------------------------------------------------- */
@@ -361,7 +340,7 @@ int eval_engine_load(struct eval_engine *engine, const struct eval_prefix *prefi
 {
     engine->prefix = prefix;
     LARDER_TRY(run_prefix(engine));
-    move_planes(engine, engine->planes, FROM_CACHE);
+    take_planes(engine);
     memset(engine->energy, 0, engine->config->layers * EVAL_PARTS * sizeof(*engine->energy));
     LARDER_TRY(run_reference(engine));
     LARDER_TRY(sum_planes(engine, engine->energy, engine->planes));
@@ -378,7 +357,7 @@ int eval_engine_compare(struct eval_engine *engine, const uint8_t *planes,
     uint32_t vocab = engine->config->vocab;
     memset(figures->error, 0, engine->config->layers * EVAL_PARTS * sizeof(*figures->error));
     LARDER_TRY(sum_planes(engine, figures->error, planes));
-    move_planes(engine, (uint8_t *)(uintptr_t)planes, TO_CACHE);
+    give_planes(engine, planes);
     for (uint32_t i = 0; i < prefix->run_count; i++) {
         const struct eval_run *run = &prefix->runs[i];
         LARDER_TRY(run_after(engine, run));

@@ -18,20 +18,15 @@
 #include "base/record.h"
 
 /* Shared by the threads of one measurement. */
-struct crew {
+struct shared {
     struct eval_work *work;
-    atomic_uint next; /* prefix */
-    atomic_uint done;
-    atomic_uint working; /* threads */
-    atomic_bool failed;
-    pthread_mutex_t mutex;
-    int err; /* the first, under mutex */
-    char message[256];
+    pthread_mutex_t mutex; /* of the trials' messages */
 };
 
 /* A thread's memory. */
 struct hand {
-    struct crew *crew;
+    struct shared *shared;
+    struct eval_crew *crew;
     struct eval_engine *engine;
     const struct larder_model_desc *model;
     uint8_t *decoded; /* planes of a prefix */
@@ -179,7 +174,7 @@ static int code_prefix(struct hand *hand, const struct eval_trial *trial,
 static struct eval_figures figures_of(const struct hand *hand, const struct eval_trial *trial,
                                       uint32_t prefix)
 {
-    const struct eval_samples *samples = hand->crew->work->samples;
+    const struct eval_samples *samples = hand->shared->work->samples;
     size_t first = samples->prefixes[prefix].is_question ? samples->text_scored : 0;
     return (struct eval_figures){
         .kl = trial->kl + first,
@@ -193,7 +188,7 @@ static struct eval_figures figures_of(const struct hand *hand, const struct eval
 static void copy_figures(const struct hand *hand, const struct eval_trial *to,
                          const struct eval_trial *from, uint32_t prefix)
 {
-    const struct eval_prefix *sample = &hand->crew->work->samples->prefixes[prefix];
+    const struct eval_prefix *sample = &hand->shared->work->samples->prefixes[prefix];
     struct eval_figures a = figures_of(hand, to, prefix);
     struct eval_figures b = figures_of(hand, from, prefix);
     memcpy(a.error, b.error, hand->model->layers * EVAL_PARTS * sizeof(*a.error));
@@ -210,7 +205,7 @@ static void copy_figures(const struct hand *hand, const struct eval_trial *to,
 
 static int run_twin(struct hand *hand, uint32_t index, uint32_t prefix)
 {
-    struct eval_trial *trial = &hand->crew->work->trials[index];
+    struct eval_trial *trial = &hand->shared->work->trials[index];
     struct eval_outcome *outcome = &trial->outcomes[prefix];
     copy_figures(hand, trial, trial - 1, prefix);
     hand->seen[index] = hand->seen[index - 1];
@@ -226,7 +221,7 @@ static int run_twin(struct hand *hand, uint32_t index, uint32_t prefix)
 
 static int run_trial(struct hand *hand, uint32_t index, uint32_t prefix)
 {
-    struct eval_work *work = hand->crew->work;
+    struct eval_work *work = hand->shared->work;
     struct eval_trial *trial = &work->trials[index];
     uint64_t bytes = eval_engine_planes_bytes(hand->engine);
     struct eval_outcome *outcome = &trial->outcomes[prefix];
@@ -246,18 +241,19 @@ static int run_trial(struct hand *hand, uint32_t index, uint32_t prefix)
 }
 
 /* A recipe that cannot encode this model's KV is left out, and says why. */
-static void note_failure(struct crew *crew, struct eval_trial *trial)
+static void note_failure(struct shared *shared, struct eval_trial *trial)
 {
-    pthread_mutex_lock(&crew->mutex);
+    pthread_mutex_lock(&shared->mutex);
     if (!trial->error[0])
         snprintf(trial->error, sizeof(trial->error), "%s", larder_error_message());
-    pthread_mutex_unlock(&crew->mutex);
+    pthread_mutex_unlock(&shared->mutex);
     atomic_store(&trial->failed, true);
 }
 
-static int run_prefix(struct hand *hand, uint32_t prefix)
+static int run_prefix(void *context, uint32_t prefix)
 {
-    struct eval_work *work = hand->crew->work;
+    struct hand *hand = context;
+    struct eval_work *work = hand->shared->work;
     uint64_t bytes = eval_engine_planes_bytes(hand->engine);
     size_t energies = (size_t)hand->model->layers * EVAL_PARTS;
     LARDER_TRY(eval_engine_load(hand->engine, &work->samples->prefixes[prefix]));
@@ -274,9 +270,9 @@ static int run_prefix(struct hand *hand, uint32_t prefix)
             if (err == -ENOMEM)
                 return err;
             if (err < 0)
-                note_failure(hand->crew, trial);
+                note_failure(hand->shared, trial);
         }
-        atomic_fetch_add(&hand->crew->done, 1);
+        eval_crew_step(hand->crew);
     }
     return 0;
 }
@@ -306,9 +302,9 @@ static int fill_tables(struct hand *hand, const struct eval_trial *trial)
     return 0;
 }
 
-static int open_hand(struct hand *hand)
+static int open_memory(struct hand *hand)
 {
-    const struct eval_work *work = hand->crew->work;
+    const struct eval_work *work = hand->shared->work;
     LARDER_TRY(eval_engine_open(&hand->engine, work->model_directory, 1));
     hand->model = eval_engine_desc(hand->engine);
     uint64_t encoded = 64;
@@ -338,8 +334,11 @@ static int open_hand(struct hand *hand)
     return 0;
 }
 
-static void close_hand(struct hand *hand)
+static void close_hand(void *context)
 {
+    struct hand *hand = context;
+    if (!hand)
+        return;
     larder_free(hand->seen);
     larder_free(hand->section_bytes);
     larder_free(hand->workspace);
@@ -348,67 +347,32 @@ static void close_hand(struct hand *hand)
     for (uint32_t i = 0; i < EVAL_BLOCKS; i++)
         larder_free(hand->tables[i]);
     eval_engine_close(hand->engine);
+    larder_free(hand);
 }
 
-static void *work_thread(void *context)
+static int open_hand(void **out, struct eval_crew *crew, void *context)
 {
-    struct crew *crew = context;
-    struct hand hand = {.crew = crew};
-    int err = open_hand(&hand);
-    while (err == 0 && !atomic_load(&crew->failed)) {
-        uint32_t prefix = atomic_fetch_add(&crew->next, 1);
-        if (prefix >= crew->work->samples->count)
-            break;
-        err = run_prefix(&hand, prefix);
-    }
-    close_hand(&hand);
-    if (err < 0) {
-        pthread_mutex_lock(&crew->mutex);
-        if (crew->err == 0) {
-            crew->err = err;
-            snprintf(crew->message, sizeof(crew->message), "%s", larder_error_message());
-        }
-        pthread_mutex_unlock(&crew->mutex);
-        atomic_store(&crew->failed, true);
-    }
-    atomic_fetch_sub(&crew->working, 1);
-    return NULL;
-}
-
-static void show_progress(struct crew *crew)
-{
-    const struct eval_work *work = crew->work;
-    const struct timespec pause = {.tv_nsec = 50 * 1000 * 1000};
-    uint64_t all = (uint64_t)work->samples->count * work->trial_count;
-    while (atomic_load(&crew->working) > 0) {
-        nanosleep(&pause, NULL);
-        work->progress.step(work->progress.context, atomic_load(&crew->done), all);
-    }
+    struct hand *hand = larder_alloc_zero(1, sizeof(*hand));
+    if (!hand)
+        return larder_fail(-ENOMEM, "no memory for an evaluation");
+    *out = hand;
+    hand->shared = context;
+    hand->crew = crew;
+    return open_memory(hand);
 }
 
 int eval_measure(struct eval_work *work)
 {
-    assert(work->jobs > 0);
-    assert(work->jobs <= EVAL_JOBS_MAX);
-    struct crew crew = {.work = work, .mutex = PTHREAD_MUTEX_INITIALIZER};
-    pthread_t threads[EVAL_JOBS_MAX];
-    uint32_t started = 0;
-    while (started < work->jobs) {
-        atomic_fetch_add(&crew.working, 1);
-        int err = pthread_create(&threads[started], NULL, work_thread, &crew);
-        if (err != 0) {
-            atomic_fetch_sub(&crew.working, 1);
-            atomic_store(&crew.failed, true);
-            pthread_mutex_lock(&crew.mutex);
-            crew.err = -err;
-            snprintf(crew.message, sizeof(crew.message), "a thread: %s", strerror(err));
-            pthread_mutex_unlock(&crew.mutex);
-            break;
-        }
-        started++;
-    }
-    show_progress(&crew);
-    for (uint32_t i = 0; i < started; i++)
-        pthread_join(threads[i], NULL);
-    return crew.err < 0 ? larder_fail(crew.err, "%s", crew.message) : 0;
+    struct shared shared = {.work = work, .mutex = PTHREAD_MUTEX_INITIALIZER};
+    const struct eval_crew_work crew = {
+        .open = open_hand,
+        .run = run_prefix,
+        .close = close_hand,
+        .context = &shared,
+        .items = work->samples->count,
+        .steps_of_item = work->trial_count,
+        .jobs = work->jobs,
+        .progress = work->progress,
+    };
+    return eval_crew_run(&crew);
 }

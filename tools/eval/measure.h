@@ -15,6 +15,7 @@
 #include <stdint.h>
 
 #include "codec/codec.h"
+#include "tools/eval/crew.h"
 #include "tools/eval/engine.h"
 #include "tools/eval/stats.h"
 
@@ -59,13 +60,6 @@ struct eval_subject {
 int eval_trial_open(struct eval_trial *out, const struct eval_subject *subject, const char *family,
                     const char *name, const char *text);
 void eval_trial_close(struct eval_trial *trial);
-
-struct eval_progress {
-    void (*step)(void *context, uint64_t done, uint64_t all);
-    void *context;
-};
-
-#define EVAL_JOBS_MAX 64u
 
 struct eval_work {
     const char *model_directory;

@@ -7,11 +7,11 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/wait.h>
 
 #include "base/bytes.h"
 #include "base/error.h"
 #include "base/mem.h"
+#include "tools/eval/gnuplot.h"
 #include "tools/eval/recipes.h"
 
 #define WIDTH      1500.0
@@ -385,13 +385,11 @@ static void write_plot(FILE *out, const struct picture *picture)
 
 int eval_plot(const struct eval_report *report, const char *path)
 {
-    if (strpbrk(path, "'\n"))
-        return larder_fail(-EINVAL, "'%s': gnuplot takes no path with a quote", path);
     struct picture picture;
+    FILE *out = NULL;
     int err = open_picture(&picture, report->rows);
-    FILE *out = err == 0 ? popen("gnuplot", "w") : NULL;
-    if (err == 0 && !out)
-        err = larder_fail(-errno, "gnuplot: %s", strerror(errno));
+    if (err == 0)
+        err = eval_gnuplot_open(&out, path);
     if (err == 0) {
         for (size_t i = 0; i < picture.family_count; i++)
             place_label(&picture, &picture.families[i]);
@@ -401,12 +399,7 @@ int eval_plot(const struct eval_report *report, const char *path)
         write_labels(out, &picture);
         fprintf(out, "set output '%s'\n", path);
         write_plot(out, &picture);
-        int status = pclose(out);
-        if (WIFEXITED(status) && WEXITSTATUS(status) == 127)
-            err = larder_fail(LARDER_EUNSUPPORTED,
-                              "a picture needs gnuplot; tools/setup test installs it");
-        else if (status != 0)
-            err = larder_fail(-EIO, "gnuplot could not write %s", path);
+        err = eval_gnuplot_close(out, path);
     }
     close_picture(&picture);
     return err;

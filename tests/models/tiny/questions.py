@@ -15,6 +15,9 @@ training, half of the follow-ups repeat the name (`named` questions), and half o
 cloze sentences ("Brialo keeps a green kite."): both make the task learnable at all.
 The people of one sample differ in every attribute and in the first letter of their names, so a
 guess between people is right one time in `pair_count`.
+
+tools/eval/facts.c makes such samples for `larder-eval blend`, with the same words and sentences:
+whoever changes one changes the other.
 """
 import random
 from dataclasses import dataclass
