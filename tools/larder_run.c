@@ -24,8 +24,8 @@
 #include "client/larder.h"
 #include "kernels/llama.h"
 #include "kernels/sampler.h"
+#include "tools/run_pieces.h"
 
-#define PROMPT_BYTES_MAX   (4u << 20)
 #define TOKENS_DEFAULT     64u
 #define CONTEXT_TOKENS_MAX (1u << 22)
 
@@ -46,6 +46,7 @@ struct options {
     bool no_store;
     bool durable;
     bool json;
+    struct run_pieces *pieces;
 };
 
 /* What a run was like. */
@@ -53,6 +54,7 @@ struct report {
     uint32_t prompt_tokens;
     uint64_t forwarded_first; /* before the first token */
     uint64_t forwarded_all;
+    uint64_t forwarded_pieces; /* to store them: on top */
     uint32_t generated;
     double ttft_ms;
     double load_ms; /* of that, the GET */
@@ -98,13 +100,22 @@ enum {
     OPTION_MAX_KL,
     OPTION_DURABLE,
     OPTION_JSON,
-    OPTION_THREADS
+    OPTION_THREADS,
+    OPTION_METHOD,
+    OPTION_DEADLINE
 };
 
 static const struct argp_option option_list[] = {
     {"model", 'm', "DIR", 0, "Model directory: config.json and .safetensors files", 0},
     {"prompt", 'p', "TEXT", 0, "Prompt", 0},
     {"prompt-file", 'f', "FILE", 0, "Prompt from a file, - for stdin", 0},
+    {"piece", 'i', "FILE", 0,
+     "A piece of the prompt, before --prompt; may be repeated. Pieces are stored apart, and "
+     "blended",
+     0},
+    {"method", OPTION_METHOD, "TEXT", 0,
+     "How to blend pieces: \"link k=16\" (the worker's default)", 0},
+    {"deadline-ms", OPTION_DEADLINE, "N", 0, "Of blending; then all is prefilled (60000)", 0},
     {"tokens", 'n', "N", 0, "Tokens to generate (64)", 0},
     {"temperature", OPTION_TEMPERATURE, "T", 0, "Sample at this temperature (0: greedy)", 0},
     {"top-k", OPTION_TOP_K, "K", 0, "Sample among the K likeliest (256)", 0},
@@ -148,6 +159,19 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
         return 0;
     case 'f':
         options->prompt_file = text;
+        return 0;
+    case 'i':
+        if (options->pieces->count == RUN_PIECES_MAX)
+            argp_error(state, "more than %u pieces", RUN_PIECES_MAX);
+        else
+            options->pieces->paths[options->pieces->count++] = text;
+        return 0;
+    case OPTION_METHOD:
+        options->pieces->method = text;
+        return 0;
+    case OPTION_DEADLINE:
+        options->pieces->deadline_ms =
+            (uint32_t)parse_number(state, "deadline-ms", text, UINT32_MAX);
         return 0;
     case 'n':
         options->tokens = (uint32_t)parse_number(state, "tokens", text, CONTEXT_TOKENS_MAX);
@@ -194,6 +218,8 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
             argp_error(state, "--model is needed");
         if (!options->prompt == !options->prompt_file)
             argp_error(state, "one of --prompt and --prompt-file is needed");
+        if (options->pieces->count == 0 && options->pieces->method)
+            argp_error(state, "--method is of pieces: --piece FILE");
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;
@@ -201,32 +227,6 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
 }
 
 /* --- the prompt ------------------------------------------------------------------------------ */
-
-static int read_prompt(char **out, size_t *out_bytes, const char *path)
-{
-    *out = NULL;
-    FILE *file = strcmp(path, "-") == 0 ? stdin : fopen(path, "rb");
-    if (!file)
-        return larder_fail(-errno, "%s: %s", path, strerror(errno));
-    char *text = larder_alloc(PROMPT_BYTES_MAX + 1);
-    int err = text ? 0 : larder_fail(-ENOMEM, "no memory for a prompt");
-    if (err == 0) {
-        *out_bytes = fread(text, 1, PROMPT_BYTES_MAX + 1, file);
-        if (ferror(file))
-            err = larder_fail(-EIO, "%s: cannot be read", path);
-        else if (*out_bytes > PROMPT_BYTES_MAX)
-            err = larder_fail(LARDER_ELIMIT, "%s: a prompt is at most %u bytes", path,
-                              PROMPT_BYTES_MAX);
-    }
-    if (file != stdin)
-        fclose(file);
-    if (err < 0) {
-        larder_free(text);
-        return err;
-    }
-    *out = text;
-    return 0;
-}
 
 /* The start token, then a token a byte; room for what is generated. */
 static int make_tokens(struct engine *engine, const char *text, size_t bytes)
@@ -349,21 +349,40 @@ static void add_text(struct engine *engine, struct report *report, uint32_t toke
     }
 }
 
+/* Stores the pieces that are not stored, and blends; false: all is still to be computed. */
+static int try_blend(struct engine *engine, struct report *report, bool *done)
+{
+    struct run_pieces *pieces = engine->options->pieces;
+    *done = false;
+    if (pieces->count == 0 || !engine->stored_model)
+        return 0;
+    LARDER_TRY(run_pieces_store(pieces, engine->stored_model, engine->model,
+                                engine->options->durable ? LARDER_DURABLE : LARDER_CACHED));
+    report->forwarded_pieces = larder_llama_forwarded(engine->model);
+    *done = run_pieces_blend(pieces, engine->stored_model, engine->cache, engine->logits,
+                             engine->tokens, engine->prompt_tokens, engine->model);
+    return 0;
+}
+
 static int generate(struct engine *engine, struct report *report)
 {
     const uint32_t vocab = engine->config->vocab;
     const uint32_t count = engine->prompt_tokens;
     report->daemon = engine->stored_model != NULL;
-    const double start = now_ms();
-    load_prompt(engine, report);
-    const uint32_t restored = engine->cache->count;
-    LARDER_TRY(larder_llama_forward(engine->model, engine->cache, engine->logits,
-                                    LARDER_LOGITS_LAST, engine->tokens + restored,
-                                    count - restored));
+    bool blended;
+    LARDER_TRY(try_blend(engine, report, &blended));
+    const double start = now_ms() - engine->options->pieces->blend_ms;
+    if (!blended) {
+        load_prompt(engine, report);
+        const uint32_t restored = engine->cache->count;
+        LARDER_TRY(larder_llama_forward(engine->model, engine->cache, engine->logits,
+                                        LARDER_LOGITS_LAST, engine->tokens + restored,
+                                        count - restored));
+    }
     uint32_t token = larder_sampler_pick(&engine->sampler, engine->logits, vocab);
     const double first = now_ms();
     report->ttft_ms = first - start;
-    report->forwarded_first = larder_llama_forwarded(engine->model);
+    report->forwarded_first = larder_llama_forwarded(engine->model) - report->forwarded_pieces;
     while (report->generated < engine->options->tokens && !is_end(engine->config, token)) {
         engine->tokens[count + report->generated++] = token;
         add_text(engine, report, token);
@@ -374,8 +393,10 @@ static int generate(struct engine *engine, struct report *report)
         token = larder_sampler_pick(&engine->sampler, engine->logits, vocab);
     }
     report->generate_ms = now_ms() - first;
-    report->forwarded_all = larder_llama_forwarded(engine->model);
-    store_prompt(engine, report);
+    report->forwarded_all = larder_llama_forwarded(engine->model) - report->forwarded_pieces;
+    /* Blended KV is not put as if it were computed. */
+    if (!blended)
+        store_prompt(engine, report);
     return 0;
 }
 
@@ -440,6 +461,12 @@ static int print_json(const struct engine *engine, const struct report *report)
         "stored_recipe", report->stored.recipe, "stored_kl", kl_json(report->stored.kl),
         "stored_unmeasured", (int)report->stored.unmeasured, "daemon", (int)report->daemon,
         "device", larder_device_describe(engine->device));
+    const struct run_pieces *pieces = engine->options->pieces;
+    if (json && pieces->count > 0 &&
+        json_object_set_new(json, "blend", run_pieces_json(pieces)) < 0) {
+        json_decref(json);
+        json = NULL;
+    }
     if (!json)
         return larder_fail(-ENOMEM, "no memory for a report");
     int err = json_dumpf(json, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(6));
@@ -448,7 +475,7 @@ static int print_json(const struct engine *engine, const struct report *report)
     return err < 0 ? larder_fail(-EIO, "the report cannot be written") : 0;
 }
 
-static void print_report(const struct report *report)
+static void print_report(const struct engine *engine, const struct report *report)
 {
     putchar('\n');
     fflush(stdout);
@@ -464,7 +491,8 @@ static void print_report(const struct report *report)
     if (report->loaded.kl > 0 && isfinite(report->loaded.kl))
         fprintf(stderr, "restored at      a KL of %.3g nats a token, as measured of its recipes\n",
                 (double)report->loaded.kl);
-    if (report->daemon)
+    run_pieces_print(engine->options->pieces);
+    if (report->daemon && !engine->options->pieces->blended)
         fprintf(stderr,
                 "stored           %" PRIu64 " tokens, %" PRIu64 " new: %" PRIu64
                 " bytes in %.1f ms%s%s%s\n",
@@ -521,7 +549,7 @@ static int run(const struct options *options, const char *text, size_t bytes)
     if (err == 0 && options->json)
         err = print_json(&engine, &report);
     else if (err == 0)
-        print_report(&report);
+        print_report(&engine, &report);
     close_engine(&engine);
     larder_free(report.text);
     return err;
@@ -535,15 +563,23 @@ int main(int argc, char **argv)
         .doc = "Generates text from a Llama-family model on the CPU; KV of prompts it has seen is "
                "restored from larder instead of computed.",
     };
-    struct options options = {.tokens = TOKENS_DEFAULT};
+    static struct run_pieces pieces;
+    struct options options = {.tokens = TOKENS_DEFAULT, .pieces = &pieces};
     argp_parse(&argp, argc, argv, 0, NULL, &options);
     char *file_text = NULL;
     size_t bytes = options.prompt ? strlen(options.prompt) : 0;
-    int err = options.prompt_file ? read_prompt(&file_text, &bytes, options.prompt_file) : 0;
+    int err = options.prompt_file ? run_read_prompt(&file_text, &bytes, options.prompt_file) : 0;
+    if (err == 0 && pieces.count > 0) {
+        char *prompt = file_text ? file_text : larder_strdup(options.prompt);
+        file_text = NULL;
+        err = prompt ? run_pieces_read(&pieces, &file_text, &bytes, prompt)
+                     : larder_fail(-ENOMEM, "no memory for a prompt");
+    }
     if (err == 0)
         err = run(&options, file_text ? file_text : options.prompt, bytes);
     if (err < 0)
         fprintf(stderr, "larder-run: %s\n", larder_error_message());
     larder_free(file_text);
+    run_pieces_close(&pieces);
     return err < 0 ? 1 : 0;
 }

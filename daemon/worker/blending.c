@@ -2,6 +2,7 @@
 /* blending.c - one blend: planned, loaded and computed side by side, written out. */
 #include <assert.h>
 #include <errno.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
@@ -16,8 +17,10 @@
 
 /* Runs that end because something planned is gone; then all that is left is computed. */
 #define TRIES_MAX 3u
-/* What a new measurement counts beside those before. */
-#define RATE_WEIGHT .5
+/* What a new measurement counts beside those before, and how far off it may be believed to be: on a
+ * machine that others use, one that is ten times off says nothing of the next. */
+#define RATE_WEIGHT .25
+#define RATE_OFF    2.
 
 struct run {
     struct worker *worker;
@@ -82,7 +85,9 @@ static void learn_rates(struct run *run, const struct larder_blend_result *resul
                        (rates->row_ns + rates->pair_ns * (i + 1));
     if (expected_ns <= 0)
         return;
-    const double factor = 1 + RATE_WEIGHT * ((double)run->compute_us * 1000 / expected_ns - 1);
+    double off = (double)run->compute_us * 1000 / expected_ns;
+    off = fmax(1 / RATE_OFF, fmin(off, RATE_OFF));
+    const double factor = pow(off, RATE_WEIGHT);
     rates->row_ns *= factor;
     rates->pair_ns *= factor;
 }

@@ -414,7 +414,7 @@ END_TEST
 static void *blend_aside(void *argument)
 {
     int *err = argument;
-    *err = blend_now();
+    __atomic_store_n(err, blend_now(), __ATOMIC_RELAXED);
     return NULL;
 }
 

@@ -29,6 +29,8 @@ slab_bytes = 16M
 ssd_bytes = 256M
 segment_bytes = 16M
 log_level = warn
+worker_threads = 1
+model tiny = $(realpath "$source/tests/models/tiny")
 CONF
 start() {
     rm -f "$LARDER_SOCKET"
@@ -77,6 +79,37 @@ same_text cold skipped
 answer longer 700 --durable
 expect longer restored_tokens 601
 expect longer forwarded_tokens 100
+
+# Pieces in an order of their own: stored once, blended from then on. Computed in full it is the very
+# text of the whole prompt.
+tail -c +3001 "$source/tests/models/tiny/heldout.txt" | head -c 400 >"$work/piece1"
+tail -c +1001 "$source/tests/models/tiny/heldout.txt" | head -c 300 >"$work/piece2"
+head -c 50 "$source/tests/models/tiny/heldout.txt" >"$work/question"
+cat "$work/piece1" "$work/piece2" "$work/question" >"$work/whole"
+ask() { # NAME ARGUMENTS...
+    "$build/larder-run" --model "$source/tests/models/tiny" --tokens 8 --json "${@:2}" \
+        >"$work/$1.json" 2>"$work/$1.log" || fail "$(cat "$work/$1.log")"
+}
+ask whole --prompt-file "$work/whole" --no-store
+pieces=(--piece "$work/piece1" --piece "$work/piece2" --prompt-file "$work/question")
+for _ in $(seq 100); do # until the worker has its weights
+    ask full "${pieces[@]}" --method full
+    [ "$(jq .blend.done "$work/full.json")" = true ] && break
+    sleep 0.1
+done
+same_text whole full
+expect full blend.quality 0
+ask moved "${pieces[@]}" --method "link k=8"
+expect moved blend.pieces_stored 0
+expect moved blend.prefix_tokens 401
+expect moved blend.moved_tokens 300
+expect moved blend.suffix_tokens 50
+expect moved blend.quality 2
+expect moved forwarded_tokens 0
+ask refused "${pieces[@]}" --method "guess"
+expect refused blend.done false
+same_text whole refused
+grep -q 'prefilling all' "$work/refused.log" || fail "it did not say that it could not blend"
 
 kill -9 "$daemon"
 wait "$daemon" 2>/dev/null || true
