@@ -4,11 +4,12 @@
  * Every segment is read head by head, stepping over sections. Verified whole are those in which
  * writes may have been cut short: the newest (space.c), and one without a header, which was written
  * with its first group and lost with it, or damaged since. Where no valid head stands (a hole that
- * was punched, damage) the next page that begins like a record is looked for. Of two
- * records of a key the newer one wins, after it was verified whole; tombstones remove what is older
- * than they are, and what is behind it; what has no parent goes. A record behind a place in the
- * newest segment where nothing sound stands may have lost the mark that was written before it: the
- * one of the record that it was put to holds for it then (recover_priv.h).
+ * was punched, damage) the next page that begins like a record is looked for. Of two records of a
+ * key with one number the newer one wins, after it was verified whole, and of two with one name;
+ * tombstones remove what is older than they are, and what is behind it; what has no parent goes. A
+ * record behind a place in the newest segment where nothing sound stands may have lost the mark
+ * that was written before it: the one of the record that it was put to holds for it then
+ * (recover_priv.h).
  *
  * A payload may hold bytes that look like a record. They are met only inside of a record whose own
  * head is damaged, and must then carry the right place and tags; those of plain stores do not

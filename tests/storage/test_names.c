@@ -362,7 +362,7 @@ int fdatasync(int fd)
     return (int)syscall(SYS_fdatasync, fd);
 }
 
-/* Should the write of the one fail, the other is back: two of one name, if it had been put again. */
+/* Should the write of the one fail, the other is back: two of one name, had it been put again. */
 START_TEST(what_is_being_replaced_is_not_put_again)
 {
     fixture_close(&fixture);
