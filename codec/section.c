@@ -214,14 +214,16 @@ int section_decode(const struct section *section, void *planes, const void *enco
     if (header.version != SECTION_VERSION)
         return larder_fail(LARDER_EVERSION, "a section of version %u; this release knows %u",
                            header.version, SECTION_VERSION);
+    if (header.form > FORM_EXACT || !larder_all_zero(header.reserved, sizeof(header.reserved)))
+        return larder_fail(LARDER_ECORRUPT,
+                           "a section's header has form %u, or a reserved byte that is not 0",
+                           header.form);
     const uint8_t *in = (const uint8_t *)encoded + sizeof(header);
     uint64_t bytes = encoded_bytes - sizeof(header);
     if (header.form == FORM_EXACT) {
         struct codec_shape shape = planes_shape(section);
         return codec_stage_byteplanes.decode(planes, &shape, in, bytes, workspace);
     }
-    if (header.form != FORM_TREE || !larder_all_zero(header.reserved, sizeof(header.reserved)))
-        return larder_fail(LARDER_ECORRUPT, "a section's header has form %u", header.form);
     struct codec_run run = {
         .block = section->block,
         .layer = section->layer,

@@ -405,6 +405,29 @@ START_TEST(cut_and_random_sections)
 }
 END_TEST
 
+/* Of a section by its recipe, and of one that is stored exact. */
+START_TEST(headers_that_are_none)
+{
+    for (int exact = 0; exact < 2; exact++) {
+        struct scene s;
+        scene_open(&s, "quant bits=4", LARDER_BF16, 2, 32, 20, 0, 0);
+        s.block.keep_bits = exact;
+        scene_encode(&s);
+        ck_assert_int_eq(scene_decode(&s, s.encoded, s.encoded_bytes), 0);
+        ck_assert_int_eq(s.encoded[1], exact);
+        for (uint32_t i = 0; i < 8; i++) {
+            s.encoded[i] ^= 2;
+            ck_assert_int_eq(scene_decode(&s, s.encoded, s.encoded_bytes),
+                             i == 0 ? LARDER_EVERSION : LARDER_ECORRUPT);
+            s.encoded[i] ^= 2;
+        }
+        for (uint64_t bytes = 0; bytes < s.encoded_bytes; bytes += 1 + bytes / 9)
+            ck_assert_int_eq(scene_decode(&s, s.encoded, bytes), LARDER_ECORRUPT);
+        scene_close(&s);
+    }
+}
+END_TEST
+
 START_TEST(what_a_model_cannot_have_is_said)
 {
     struct larder_model_desc model = {
@@ -502,6 +525,7 @@ int main(void)
     tcase_add_test(tests, sinks_are_kept_at_the_start_of_a_chain_only);
     tcase_add_test(tests, keys_decode_to_another_position);
     tcase_add_test(tests, cut_and_random_sections);
+    tcase_add_test(tests, headers_that_are_none);
     tcase_add_test(tests, what_a_model_cannot_have_is_said);
     tcase_add_test(tests, symbols_of_all_sizes);
     suite_add_tcase(suite, tests);
