@@ -36,6 +36,9 @@ bool larder_recipe_needs_profile(const struct larder_recipe *recipe);
 /* Whether some stage reads the profile that it was opened with: then a record made by it names
  * that profile, and is decoded with no other. Zeros when it does not. */
 bool larder_recipe_profile_name(const struct larder_recipe *recipe, uint8_t out[32]);
+/* Memory that it takes for as long as it is open: that of entropy tables, beside which all the rest
+ * is little. */
+uint64_t larder_recipe_memory_bytes(const struct larder_recipe *recipe);
 /* The text to store: presets stay names, spaces are normalised. Lives as long as the recipe. */
 const char *larder_recipe_text(const struct larder_recipe *recipe);
 /* Of what comes out of decode, when what went in was exact. */

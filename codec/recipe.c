@@ -124,6 +124,14 @@ bool larder_recipe_profile_name(const struct larder_recipe *recipe, uint8_t out[
     return recipe->profile;
 }
 
+uint64_t larder_recipe_memory_bytes(const struct larder_recipe *recipe)
+{
+    uint64_t bytes = sizeof(*recipe);
+    for (uint32_t i = 0; i < recipe->tree.node_count; i++)
+        bytes += symbol_tables_bytes(recipe->tree.nodes[i].tables);
+    return bytes;
+}
+
 /* --- for people ------------------------------------------------------------------------------ */
 
 static void say_value(struct text *text, const struct codec_param *param, double value)

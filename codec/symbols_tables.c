@@ -17,6 +17,7 @@
 #include "base/mem.h"
 
 struct symbol_tables {
+    uint64_t bytes; /* with all that follows */
     uint32_t layers;
     uint32_t levels;
     uint32_t groups;
@@ -99,11 +100,13 @@ int symbol_tables_bind(struct symbol_tables **out, const char *pipe,
     uint64_t models = larder_round_up(count * sizeof(struct rans_model), 64);
     uint64_t tables = count * sizeof(struct rans_table);
     uint64_t numbers = places * sizeof(uint32_t);
-    uint8_t *memory = larder_alloc_zero(1, head + models + tables + 2 * numbers + places);
+    uint64_t bytes = head + models + tables + 2 * numbers + places;
+    uint8_t *memory = larder_alloc_zero(1, bytes);
     if (!memory)
         return larder_fail(-ENOMEM, "no memory for %llu tables", (unsigned long long)count);
     struct symbol_tables *t = (void *)memory;
-    *t = (struct symbol_tables){.layers = layers,
+    *t = (struct symbol_tables){.bytes = bytes,
+                                .layers = layers,
                                 .levels = (uint32_t)shape[2],
                                 .groups = (uint32_t)shape[1],
                                 .channels = channels[1],
@@ -124,6 +127,11 @@ int symbol_tables_bind(struct symbol_tables **out, const char *pipe,
     }
     *out = t;
     return 0;
+}
+
+uint64_t symbol_tables_bytes(const struct symbol_tables *t)
+{
+    return t ? t->bytes : 0;
 }
 
 bool symbol_tables_of(struct symbol_tables_layer *out, const struct symbol_tables *t,

@@ -22,6 +22,9 @@ struct symbol_tables;
 int symbol_tables_bind(struct symbol_tables **out, const char *pipe,
                        const struct larder_profile *profile);
 
+/* Of memory; NULL: 0. */
+uint64_t symbol_tables_bytes(const struct symbol_tables *tables);
+
 /* Places are those of runs: channels by group, then by number, so that runs of one table stand
  * together and the table stays in the cache. */
 struct symbol_tables_layer {

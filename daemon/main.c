@@ -248,7 +248,7 @@ static int open_store(struct larderd *daemon)
     LARDER_TRY(larder_store_open(&daemon->store, &store));
     larderd_set_quotas(daemon);
     LARDER_TRY(profiles_open(&daemon->profiles, config->directory));
-    LARDER_TRY(recipes_open(&daemon->recipes, daemon->profiles));
+    LARDER_TRY(recipes_open(&daemon->recipes, daemon->profiles, RECIPES_IDLE_BYTES));
     return measures_open(&daemon->measures, daemon->store, config->directory);
 }
 

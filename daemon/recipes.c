@@ -27,6 +27,7 @@ struct opened {
 
 struct recipes {
     struct profiles *profiles;
+    uint64_t idle_bytes_max;
     pthread_mutex_t lock;
     struct opened *first; /* the latest used first */
 };
@@ -86,9 +87,15 @@ static int open_one(struct recipes *recipes, struct opened **out, const char *te
 static void close_idle(struct recipes *recipes)
 {
     uint32_t idle = 0;
+    uint64_t bytes = 0;
     for (struct opened **at = &recipes->first; *at;) {
         struct opened *opened = *at;
-        if (opened->users > 0 || ++idle <= IDLE_MAX) {
+        if (opened->users == 0) {
+            idle++;
+            bytes += larder_recipe_memory_bytes(opened->recipe);
+        }
+        if (opened->users > 0 || idle == 1 ||
+            (idle <= IDLE_MAX && bytes <= recipes->idle_bytes_max)) {
             at = &opened->next;
             continue;
         }
@@ -144,12 +151,13 @@ void recipes_forget(struct recipes *recipes, const uint8_t profile[32])
     pthread_mutex_unlock(&recipes->lock);
 }
 
-int recipes_open(struct recipes **out, struct profiles *profiles)
+int recipes_open(struct recipes **out, struct profiles *profiles, uint64_t idle_bytes_max)
 {
     *out = larder_alloc_zero(1, sizeof(**out));
     if (!*out)
         return larder_fail(-ENOMEM, "no memory for recipes");
     (*out)->profiles = profiles;
+    (*out)->idle_bytes_max = idle_bytes_max;
     pthread_mutex_init(&(*out)->lock, NULL);
     return 0;
 }

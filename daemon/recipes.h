@@ -15,7 +15,11 @@ struct larder_recipe;
 struct profiles;
 struct recipes;
 
-int recipes_open(struct recipes **out, struct profiles *profiles);
+/* Those that nobody uses are kept, the one used last always, others while they are few and their
+ * tables take at most so many bytes: whoever sends a PUT chooses its recipe, and may write one in
+ * many ways. */
+#define RECIPES_IDLE_BYTES (256ull << 20)
+int recipes_open(struct recipes **out, struct profiles *profiles, uint64_t idle_bytes_max);
 /* Nobody has one any more. */
 void recipes_close(struct recipes *recipes);
 

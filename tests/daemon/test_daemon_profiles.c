@@ -287,7 +287,7 @@ START_TEST(recipes_hold_their_profile)
     const struct larder_recipe *again;
     const struct larder_recipe *without;
     struct recipes *recipes;
-    ck_assert_int_eq(recipes_open(&recipes, profiles), 0);
+    ck_assert_int_eq(recipes_open(&recipes, profiles, RECIPES_IDLE_BYTES), 0);
     ck_assert_int_eq(recipes_take(recipes, &taken, "bfp4-ksort", name.bytes), LARDER_ENOPROFILE);
     ck_assert_int_eq(recipes_take(recipes, &taken, "nonsense", made.bytes), -EINVAL);
     ck_assert_int_eq(recipes_take(recipes, &taken, "bfp4-ksort", made.bytes), 0);
@@ -321,6 +321,36 @@ START_TEST(recipes_hold_their_profile)
 }
 END_TEST
 
+/* One recipe in many spellings, each with tables of its own: their memory counts, not their number
+ * alone. */
+START_TEST(recipes_with_tables_go_sooner)
+{
+    enum { IDLE_BYTES = 32 << 20 };
+    const struct larder_key made = add_made(1);
+    const struct larder_recipe *taken;
+    struct recipes *recipes;
+    uint64_t taken_bytes = 0;
+    uint32_t count = 0;
+    add(0);
+    ck_assert_int_eq(recipes_open(&recipes, profiles, IDLE_BYTES), 0);
+    ck_assert_int_eq(recipes_take(recipes, &taken, "bfp4-ksort", made.bytes), 0);
+    ck_assert_uint_lt(larder_recipe_memory_bytes(taken), 1 << 20);
+    recipes_give(recipes, taken);
+    for (; taken_bytes <= IDLE_BYTES; count++) {
+        ck_assert_int_eq(profiles_begin_removal(profiles, made.bytes), -EBUSY);
+        char text[64];
+        snprintf(text, sizeof(text), "cachegen2%*s", (int)count, "");
+        ck_assert_int_eq(recipes_take(recipes, &taken, text, name.bytes), 0);
+        taken_bytes += larder_recipe_memory_bytes(taken);
+        recipes_give(recipes, taken);
+    }
+    ck_assert_uint_lt(count, 32);
+    ck_assert_int_eq(profiles_begin_removal(profiles, made.bytes), 0);
+    ck_assert_int_eq(profiles_end_removal(profiles, made.bytes, true), 0);
+    recipes_close(recipes);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("daemon_profiles");
@@ -332,6 +362,7 @@ int main(void)
     tcase_add_test(tcase, each_model_has_its_default);
     tcase_add_test(tcase, odd_files_are_passed_over);
     tcase_add_test(tcase, recipes_hold_their_profile);
+    tcase_add_test(tcase, recipes_with_tables_go_sooner);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);
