@@ -91,10 +91,13 @@ void larder_store_release(struct larder_store *store, struct larder_lease *lease
     let_go_locked(store, lease);
     unlink_lease_locked(store, lease);
     lease->released = true;
+    bool own = lease->own;
     bool free_now = !lease->queued && !lease->calling;
     pthread_mutex_unlock(&store->lock);
     if (free_now)
         larder_free(lease);
+    if (own)
+        store_wake(store); /* a purge may wait for it */
 }
 
 /* Whether it was waiting for something. */
@@ -121,10 +124,25 @@ void larder_store_revoke(struct larder_store *store, struct larder_lease *lease)
         store_wake(store);
 }
 
+static bool lease_is_of_tenant_locked(const struct larder_store *store,
+                                      const struct larder_lease *lease, uint32_t tenant)
+{
+    return !lease->let_go && host_slot_tenant(&store->host, lease->refs[0].slot) == tenant;
+}
+
+bool lease_owns_tenant_locked(const struct larder_store *store, uint32_t tenant)
+{
+    for (const struct larder_lease *lease = store->leases; lease; lease = lease->next) {
+        if (lease->own && lease_is_of_tenant_locked(store, lease, tenant))
+            return true;
+    }
+    return false;
+}
+
 void lease_revoke_tenant_locked(struct larder_store *store, uint32_t tenant)
 {
     for (struct larder_lease *lease = store->leases; lease; lease = lease->next) {
-        if (!lease->let_go && host_slot_tenant(&store->host, lease->refs[0].slot) == tenant)
+        if (!lease->own && lease_is_of_tenant_locked(store, lease, tenant))
             (void)revoke_locked(store, lease);
     }
 }
@@ -417,6 +435,7 @@ int larder_store_lease(struct larder_store *store, struct larder_lease **out,
     lease->completion.run = run_lease;
     lease->done = done;
     lease->context = context;
+    lease->own = want->own;
 
     int err;
     for (;;) {

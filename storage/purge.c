@@ -2,7 +2,8 @@
 /* purge.c - the end of all that a tenant has.
  *
  *   draining  the tenant is closed: nothing of it is found, no put of it begins. Its leases are
- *             revoked; puts, reads and removals under way end.
+ *             revoked, but for this process's own, which end soon; puts, reads and removals under
+ *             way end.
  *   renewing  its id, its key and its data key are replaced in DIR/tenants, durably. This is the
  *             purge: from here on every record and every row of it is of a tenant that does not
  *             exist, in this life and after any crash, in a rebuild too.
@@ -50,7 +51,7 @@ static bool is_of_tenant(const struct larder_store *store, const struct load *lo
 static bool is_drained_locked(const struct larder_store *store, uint32_t tenant)
 {
     if (store->tenants[tenant].removals > 0 || store->tenants[tenant].growing ||
-        store->tenants[tenant].moves > 0)
+        store->tenants[tenant].moves > 0 || lease_owns_tenant_locked(store, tenant))
         return false;
     for (const struct larder_put *put = store->puts; put; put = put->all_next) {
         if (host_slot_tenant(&store->host, put->slot) == tenant)

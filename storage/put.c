@@ -15,7 +15,8 @@
 #include "base/mem.h"
 #include "storage/store_priv.h"
 
-struct variant_name put_name_locked(struct larder_store *store, const struct larder_put_desc *desc)
+static struct variant_name name_locked(struct larder_store *store,
+                                       const struct larder_put_desc *desc)
 {
     return (struct variant_name){
         .quality = desc->quality,
@@ -192,7 +193,7 @@ void larder_store_when_put(struct larder_store *store, const struct larder_put_d
     if (desc->beside) {
         pthread_mutex_lock(&store->lock);
         watch.is_named = true;
-        watch.name = put_name_locked(store, desc);
+        watch.name = name_locked(store, desc);
         pthread_mutex_unlock(&store->lock);
     }
     start_watch(store, &watch);
@@ -310,7 +311,7 @@ static int check_replaced_locked(const struct larder_store *store, uint32_t prim
 static int claim_beside_locked(struct larder_store *store, uint32_t *out, uint32_t primary,
                                const struct larder_put_desc *desc)
 {
-    const struct variant_name name = put_name_locked(store, desc);
+    const struct variant_name name = name_locked(store, desc);
     uint32_t same = variant_named(store, primary, &name);
     if (same != TABLE_NONE)
         return table_entry(&store->table, same)->flags & ENTRY_DOOMED
@@ -333,7 +334,7 @@ static int claim_beside_locked(struct larder_store *store, uint32_t *out, uint32
 static int claim_replaced_locked(struct larder_store *store, uint32_t *out, uint32_t primary,
                                  const struct larder_put_desc *desc)
 {
-    const struct variant_name name = put_name_locked(store, desc);
+    const struct variant_name name = name_locked(store, desc);
     LARDER_TRY(check_replaced_locked(store, primary, desc));
     uint32_t same = variant_named(store, primary, &name);
     *out = same == TABLE_NONE ? primary : same;
@@ -359,6 +360,8 @@ static int claim_entry_locked(struct larder_store *store, struct larder_put *put
         LARDER_TRY(desc->beside ? claim_beside_locked(store, &id, id, desc)
                                 : claim_replaced_locked(store, &id, id, desc));
         put->replaces = !desc->beside;
+    } else if (desc->idle_s > 0) {
+        return larder_fail(LARDER_ENOTFOUND, "what it was made of is not stored any more");
     } else {
         id = table_add(&store->table, &desc->key, parent, (uint16_t)desc->token_count);
         if (id == TABLE_NONE)
@@ -369,7 +372,7 @@ static int claim_entry_locked(struct larder_store *store, struct larder_put *put
     entry->flags |= ENTRY_PUTTING;
     entry->pending_quality = (uint8_t)desc->quality;
     /* Known by these while it is on its way. */
-    const struct variant_name name = put_name_locked(store, desc);
+    const struct variant_name name = name_locked(store, desc);
     put->variant.quality = (uint8_t)name.quality;
     put->variant.computed_on = (uint8_t)name.computed_on;
     put->variant.recipe = name.recipe;
@@ -400,7 +403,7 @@ static int reserve_locked(struct larder_store *store, struct larder_put *put,
     if (store->read_only)
         return larder_fail(LARDER_EREADONLY, "store is read-only after a failed sync; restart it");
     /* Else nobody would know that the profile is needed. */
-    if (measure_profile(desc->profile) != 0 && put_name_locked(store, desc).recipe == 0)
+    if (measure_profile(desc->profile) != 0 && name_locked(store, desc).recipe == 0)
         return larder_fail(LARDER_ELIMIT,
                            "%u recipes are known since larderd was started, the most there may be; "
                            "one with a profile cannot be added",

@@ -97,6 +97,7 @@ struct larder_lease {
     bool calling;  /* ... is being run */
     bool let_go;   /* the refs are not held any more */
     bool released; /* freed when not calling */
+    bool own;      /* a purge waits for it */
     larder_lease_done done;
     void *context;
     struct lease_ref refs[];

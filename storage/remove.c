@@ -150,17 +150,16 @@ static int find_removed_locked(struct larder_store *store, uint32_t *out, uint32
 }
 
 /* The record that goes because a smaller one stands for it. */
-static int find_demoted_locked(struct larder_store *store, uint32_t *out,
-                               const struct larder_put_desc *kept, uint64_t idle_s)
+static int find_demoted_locked(struct larder_store *store, uint32_t *out, uint32_t tenant,
+                               const struct larder_key *key, uint32_t kept, uint64_t idle_s)
 {
     const struct table *table = &store->table;
-    const struct variant_name name = put_name_locked(store, kept);
-    const uint32_t primary = table_find(table, &kept->key);
+    const uint32_t primary = table_find(table, key);
+    const uint32_t stays = table_find_variant(table, key, kept);
     *out = TABLE_NONE;
-    if (store->tenants[kept->tenant].closed)
+    if (store->tenants[tenant].closed)
         return larder_fail(-EBUSY, "the tenant is being purged; try again");
-    const uint32_t stays = primary != TABLE_NONE ? variant_named(store, primary, &name) : primary;
-    if (!find_sees(store, stays, kept->tenant))
+    if (!find_sees(store, stays, tenant))
         return larder_fail(LARDER_ENOTFOUND, "no record that could stay is stored");
     if (store->read_only)
         return larder_fail(LARDER_EREADONLY, "store is read-only after a failed sync; restart it");
@@ -171,7 +170,7 @@ static int find_demoted_locked(struct larder_store *store, uint32_t *out,
     uint32_t pages = table_entry(table, stays)->variant.record_pages;
     for (uint32_t id = primary; id != TABLE_NONE; id = table_next_variant(table, id)) {
         const struct entry *entry = table_entry(table, id);
-        if (!find_sees(store, id, kept->tenant))
+        if (!find_sees(store, id, tenant))
             continue;
         if ((entry->flags & ENTRY_PUTTING) || tiers_idle_s(store, id) < idle_s)
             return larder_fail(-EBUSY, "a record of the key is in use");
@@ -287,9 +286,9 @@ void larder_store_remove_variant(struct larder_store *store, uint32_t tenant,
     remove_record(store, tenant, key, variant, LARDER_KEEP_PINNED, done, context);
 }
 
-void larder_store_demote(struct larder_store *store, const struct larder_put_desc *kept,
-                         uint64_t idle_s, void (*done)(void *context, int err, uint64_t removed),
-                         void *context)
+void larder_store_demote(struct larder_store *store, uint32_t tenant, const struct larder_key *key,
+                         uint32_t kept, uint64_t idle_s,
+                         void (*done)(void *context, int err, uint64_t removed), void *context)
 {
     struct removal *removal = larder_alloc_zero(1, sizeof(*removal));
     if (!removal) {
@@ -301,7 +300,7 @@ void larder_store_demote(struct larder_store *store, const struct larder_put_des
     removal->context = context;
     uint32_t id;
     pthread_mutex_lock(&store->lock);
-    int err = find_demoted_locked(store, &id, kept, idle_s);
+    int err = find_demoted_locked(store, &id, tenant, key, kept, idle_s);
     if (err == 0)
         err = remove_subtree_locked(store, id, removal);
     pthread_mutex_unlock(&store->lock);

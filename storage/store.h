@@ -171,6 +171,9 @@ struct larder_want {
      * as no use. */
     bool peek;
     uint32_t variant;
+    /* The reader is of this process and ends soon: a purge waits for it, and does not take the
+     * memory from under it. */
+    bool own;
 };
 
 /* `parent` is key 0's: larder_key_root, or the key of some block. Its tails are named when no key
@@ -267,7 +270,8 @@ struct larder_put_desc {
      * better record replaces the key's best one, and a worse one is LARDER_EEXISTS. Variants of a
      * key differ in quality, computed_on or recipe. */
     bool beside;
-    /* Made of what is stored, which was used so long ago: this put is no use of it. */
+    /* Made of what is stored, which was used so long ago: this put is no use of it, and
+     * LARDER_ENOTFOUND when the key has gone meanwhile. 0: new. */
     uint32_t idle_s;
     struct larder_mark mark; /* made with the entry: no crash leaves the one without the other */
     /* Storing a longer block drops the shorter tail it extends: its siblings under the same parent
@@ -347,14 +351,14 @@ void larder_store_remove_variant(struct larder_store *store, uint32_t tenant,
                                  void (*done)(void *context, int err, uint64_t removed),
                                  void *context);
 
-/* Takes the largest of a key's variants away that is larger than `kept` (of which key, quality,
- * computed_on, recipe and profile count), for nobody used the block for `idle_s` seconds; *removed
- * is 1. LARDER_ENOTFOUND when there is none, or no `kept`; -EBUSY when one of them was used
- * meanwhile, is being put or leads nothing that could follow it, or when `kept` is not durable;
- * LARDER_EPINNED. Whoever reads the record goes on undisturbed. */
-void larder_store_demote(struct larder_store *store, const struct larder_put_desc *kept,
-                         uint64_t idle_s, void (*done)(void *context, int err, uint64_t removed),
-                         void *context);
+/* Takes the largest of a key's variants away that is larger than that of the number `kept`, for
+ * nobody used the block for `idle_s` seconds; *removed is 1. LARDER_ENOTFOUND when there is none,
+ * or no `kept`; -EBUSY when one of them was used meanwhile, is being put, or is the only one that
+ * may carry the chain now, or when `kept` is not durable; LARDER_EPINNED. Whoever reads the record
+ * goes on undisturbed. */
+void larder_store_demote(struct larder_store *store, uint32_t tenant, const struct larder_key *key,
+                         uint32_t kept, uint64_t idle_s,
+                         void (*done)(void *context, int err, uint64_t removed), void *context);
 
 /* One record: an entry with several variants is named once for each. */
 struct larder_entry_info {

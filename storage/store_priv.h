@@ -386,8 +386,6 @@ bool put_rewrite_locked(struct larder_store *store, uint32_t entry);
 /* A put that left the queue or its group: durable (err 0) or given up. */
 void put_finish_locked(struct larder_store *store, struct larder_put *put, int err);
 void put_watches_locked(struct larder_store *store, uint32_t entry, int err);
-/* What tells the variant that would be put apart from others of its key. */
-struct variant_name put_name_locked(struct larder_store *store, const struct larder_put_desc *desc);
 /* The entry is about to leave the table. */
 void put_orphan_locked(struct larder_store *store, uint32_t entry);
 
@@ -407,6 +405,8 @@ void load_check_tail_locked(struct larder_store *store, uint32_t tail, uint32_t 
 void lease_ref_done_locked(struct larder_store *store, struct lease_ref *ref, int err);
 void lease_free_all(struct larder_store *store);
 void lease_revoke_tenant_locked(struct larder_store *store, uint32_t tenant);
+/* Whether this process itself reads something of it. */
+bool lease_owns_tenant_locked(const struct larder_store *store, uint32_t tenant);
 
 /* remove.c */
 /* Dooms the entry's subtree and queues its removal. Of a further variant it is this one alone. */

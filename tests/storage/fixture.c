@@ -375,11 +375,13 @@ int fixture_remove_variant(struct fixture *fixture, uint64_t seed, uint32_t vari
     return waiter_wait(&waiter);
 }
 
-int fixture_demote(struct fixture *fixture, const struct larder_put_desc *kept, uint64_t idle_s)
+int fixture_demote(struct fixture *fixture, uint64_t seed, uint32_t kept, uint64_t idle_s)
 {
     struct waiter waiter;
     waiter_begin(&waiter);
-    larder_store_demote(fixture->store, kept, idle_s, remove_done, &waiter);
+    struct larder_key key = block_key(seed);
+    larder_store_demote(fixture->store, fixture->tenant.index, &key, kept, idle_s, remove_done,
+                        &waiter);
     return waiter_wait(&waiter);
 }
 

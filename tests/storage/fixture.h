@@ -84,7 +84,7 @@ int fixture_remove(struct fixture *fixture, uint64_t seed, uint64_t *removed);
 int fixture_remove_variant(struct fixture *fixture, uint64_t seed, uint32_t variant);
 /* The same although something is pinned. */
 int fixture_remove_pinned(struct fixture *fixture, uint64_t seed, uint64_t *removed);
-int fixture_demote(struct fixture *fixture, const struct larder_put_desc *kept, uint64_t idle_s);
+int fixture_demote(struct fixture *fixture, uint64_t seed, uint32_t kept, uint64_t idle_s);
 /* What `done` was told. */
 int fixture_mark(struct fixture *fixture, uint64_t seed, const struct larder_mark *mark);
 /* Of its first variant, as larder_store_move(). */

@@ -70,11 +70,16 @@ static void put_small(uint64_t seed, uint32_t idle_s, enum larder_wait wait)
 
 static int demote(uint64_t seed, uint64_t idle_s)
 {
-    const struct larder_put_desc kept = {.tenant = fixture.tenant.index,
-                                         .key = block_key(seed),
-                                         .quality = LARDER_QUALITY_LOSSY,
-                                         .recipe = "kivi2"};
-    return fixture_demote(&fixture, &kept, idle_s);
+    struct larder_entry_info all[LARDER_VARIANTS_MAX];
+    struct larder_key key = block_key(seed);
+    uint32_t count;
+    uint32_t kept = 7;
+    larder_store_variants(fixture.store, all, &count, &key);
+    for (uint32_t i = 0; i < count; i++) {
+        if (larder_store_is_recipe(&all[i], "kivi2"))
+            kept = all[i].variant;
+    }
+    return fixture_demote(&fixture, seed, kept, idle_s);
 }
 
 static struct larder_entry_info find(uint64_t seed)
@@ -162,6 +167,19 @@ START_TEST(what_must_not_go_stays)
 }
 END_TEST
 
+/* What was removed while a smaller record of it was made does not come back as that. */
+START_TEST(what_has_gone_stays_gone)
+{
+    uint64_t removed;
+    put_large(1);
+    ck_assert_int_eq(fixture_remove(&fixture, 1, &removed), 0);
+    struct block block = block_of(1, true);
+    block.idle_s = HOUR_S;
+    ck_assert_int_eq(fixture_put(&fixture, &block, LARDER_DURABLE), LARDER_ENOTFOUND);
+    ck_assert_uint_eq(find(1).variants, 0);
+}
+END_TEST
+
 static void never(void *context, uint32_t loaded, int err)
 {
     (void)context;
@@ -232,6 +250,7 @@ int main(void)
     tcase_add_checked_fixture(tests, begin, end);
     tcase_add_test(tests, the_larger_goes_and_the_chain_stays);
     tcase_add_test(tests, what_must_not_go_stays);
+    tcase_add_test(tests, what_has_gone_stays_gone);
     tcase_add_test(tests, a_reader_goes_on);
     tcase_add_test(tests, ages);
     suite_add_tcase(suite, tests);
