@@ -7,6 +7,7 @@
 #include <stdlib.h>
 
 #include "base/error.h"
+#include "base/larder_base.h"
 
 bool larder_all_zero(const void *bytes, size_t count)
 {
@@ -87,5 +88,21 @@ int larder_parse_bytes(uint64_t *out, const char *text)
     if (!ok)
         return larder_fail(-EINVAL, "'%s' is not a size; write for instance 4096, 64M or 2G", text);
     *out = (uint64_t)value << shift;
+    return 0;
+}
+
+int larder_parse_seconds(uint64_t *out, const char *text)
+{
+    static const char units[] = "smhd";
+    static const uint64_t seconds[] = {1, 60, 3600, 86400};
+    char *end;
+    errno = 0;
+    uint64_t number = strtoull(text, &end, 10);
+    const char *unit = *end ? strchr(units, *end) : units;
+    if (errno || end == text || *text < '0' || *text > '9' || !unit || (*end && end[1]) ||
+        number == 0 || number > LARDER_MARK_SECONDS_MAX / seconds[unit - units])
+        return larder_fail(-EINVAL,
+                           "'%s' is no time like 90s, 15m, 12h or 7d, of at most 100 years", text);
+    *out = number * seconds[unit - units];
     return 0;
 }

@@ -57,5 +57,7 @@ char *larder_human_bytes(char out[16], uint64_t bytes);
 
 /* Parses "4096", "64K", "2G", "1T" (powers of 1024); -EINVAL with a message. */
 int larder_parse_bytes(uint64_t *out, const char *text);
+/* "90", "90s", "15m", "12h", "7d": seconds, above 0; -EINVAL with a message. */
+int larder_parse_seconds(uint64_t *out, const char *text);
 
 #endif

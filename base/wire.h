@@ -81,6 +81,7 @@ enum wire_type {
     WIRE_ADMIN_PROFILE_RM = 132,  /* wire_profile     -> (nothing) */
     WIRE_ADMIN_MEASURE = 133,     /* wire_admin_measure + rows -> (nothing) */
     WIRE_ADMIN_MEASURES = 134,    /* wire_admin_index -> wire_measure */
+    WIRE_ADMIN_DEMOTE = 135,      /* wire_admin_scrub -> wire_admin_demote_ok */
     WIRE_ADMIN_STATUS_OK = 140,
     WIRE_ADMIN_LIST_OK = 141,
     WIRE_ADMIN_SHOW_OK = 142,
@@ -104,6 +105,7 @@ enum wire_type {
     WIRE_ADMIN_PROFILE_RM_OK = 172,
     WIRE_ADMIN_MEASURE_OK = 173,
     WIRE_ADMIN_MEASURES_OK = 174,
+    WIRE_ADMIN_DEMOTE_OK = 175,
 };
 
 struct wire_frame {
@@ -497,7 +499,8 @@ struct wire_admin_entry {
     uint8_t pinned;
     uint8_t held;           /* pinned, or before what is */
     int8_t priority;        /* now */
-    uint8_t reserved[7];    /* 0 */
+    uint8_t reserved[3];    /* 0 */
+    uint32_t idle_s;        /* since it was used, or put; over a restart as eviction has it */
     uint64_t expires_s;     /* this and the next two: Unix time; 0: never */
     uint64_t pin_expires_s; /* 0, too, when it is not pinned */
     uint64_t priority_expires_s;
@@ -597,8 +600,10 @@ struct wire_admin_status_ok {
     uint64_t bytes_hit_ssd;
     uint64_t fell_back;          /* sections stored exact: their recipe could not hold them */
     uint64_t slab_bytes_retired; /* on top of slab_bytes: kept by clients of those they went from */
+    uint64_t demote_entries;     /* kept smaller since nobody used them: blocks */
+    uint64_t demote_saved_bytes;
 };
-static_assert(sizeof(struct wire_admin_status_ok) == 704, "wire size");
+static_assert(sizeof(struct wire_admin_status_ok) == 720, "wire size");
 
 /* How long requests took: bucket i counts those above bound i - 1 and up to bound i, the last one
  * those above all bounds. */
@@ -795,6 +800,18 @@ struct wire_admin_gc_ok {
     uint64_t segments; /* now */
 };
 static_assert(sizeof(struct wire_admin_gc_ok) == 128, "wire size");
+
+struct wire_admin_demote_ok {
+    struct wire_admin_scrub_ok pass; /* bytes: read and written; bytes_all, bad, whole_s: 0 */
+    uint64_t demoted;                /* blocks, in this pass */
+    uint64_t saved_bytes;
+    uint64_t demoted_all; /* this and the next two: since the daemon started */
+    uint64_t saved_bytes_all;
+    uint64_t failed_all;
+    uint32_t lines; /* of the configuration that ask for it */
+    uint32_t reserved;
+};
+static_assert(sizeof(struct wire_admin_demote_ok) == 144, "wire size");
 
 /* Followed by `token_count` u32: which key would this block have? */
 struct wire_admin_derive {

@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "base/key.h"
 #include "base/mem.h"
+#include "daemon/demote.h"
 #include "daemon/session_priv.h"
 #include "daemon/workers.h"
 
@@ -46,6 +47,7 @@ static void copy_entry(struct wire_admin_entry *out, const struct larder_entry_i
     out->pinned = info->pinned;
     out->held = info->held;
     out->priority = info->priority;
+    out->idle_s = (uint32_t)larder_min_u64(info->idle_s, UINT32_MAX);
     out->expires_s = info->expires_s;
     out->pin_expires_s = info->pin_expires_s;
     out->priority_expires_s = info->priority_expires_s;
@@ -108,6 +110,8 @@ static int admin_status(struct session *session, const struct frame *frame)
         .bytes_hit_ssd = stats.bytes_hit_ssd,
         .fell_back = fell_back,
         .slab_bytes_retired = stats.slab_bytes_retired,
+        .demote_entries = daemon->demote.demote->demoted_all,
+        .demote_saved_bytes = daemon->demote.demote->saved_bytes_all,
     };
     snprintf(ok.version, sizeof(ok.version), "%s", LARDER_VERSION);
     snprintf(ok.directory, sizeof(ok.directory), "%.255s", daemon->config.directory);
@@ -156,6 +160,31 @@ static int admin_gc(struct session *session, const struct frame *frame)
                                         .segments_before = gc->segments_before,
                                         .segments = stats.segments};
     session_reply(session, WIRE_ADMIN_GC_OK, frame->request, &ok, sizeof(ok));
+    return 0;
+}
+
+static int admin_demote(struct session *session, const struct frame *frame)
+{
+    const struct wire_admin_scrub *wire = frame->body;
+    struct scrub *pass = &session->daemon->demote;
+    const struct config *config = &session->daemon->config;
+    uint32_t pause_s;
+    if (wire->action == WIRE_SCRUB_START && !demote_is_wanted(session->daemon, &pause_s))
+        return larder_fail(-EINVAL, "no demote line of larderd.conf says what to keep smaller");
+    if (wire->action == WIRE_SCRUB_START)
+        scrub_start(pass, wire->rate_bytes, 0);
+    else if (wire->action == WIRE_SCRUB_CANCEL)
+        scrub_cancel(pass);
+    const struct demote *demote = pass->demote;
+    struct wire_admin_demote_ok ok = {.pass = pass->state,
+                                      .demoted = demote->demoted,
+                                      .saved_bytes = demote->saved_bytes,
+                                      .demoted_all = demote->demoted_all,
+                                      .saved_bytes_all = demote->saved_bytes_all,
+                                      .failed_all = demote->failed_all};
+    for (uint32_t i = 0; i < config->demote_count; i++)
+        ok.lines += config->demotes[i].count > 0;
+    session_reply(session, WIRE_ADMIN_DEMOTE_OK, frame->request, &ok, sizeof(ok));
     return 0;
 }
 
@@ -486,6 +515,8 @@ int admin_request(struct session *session, const struct frame *frame)
         return admin_scrub(session, frame);
     case WIRE_ADMIN_GC:
         return admin_gc(session, frame);
+    case WIRE_ADMIN_DEMOTE:
+        return admin_demote(session, frame);
     case WIRE_ADMIN_DERIVE:
         return admin_derive(session, frame);
     default:

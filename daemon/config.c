@@ -82,6 +82,8 @@ static const struct key keys[] = {
     {"in_flight_max", VALUE_COUNT, CHANGE_RELOAD, FIELD(in_flight_max), 1, 1u << 20},
     {"scrub_interval_s", VALUE_COUNT, CHANGE_RELOAD, FIELD(scrub_interval_s), 0, UINT32_MAX},
     {"scrub_rate_bytes", VALUE_BYTES, CHANGE_RELOAD, FIELD(scrub_rate_bytes), 1u << 20, 1ull << 40},
+    {"demote_rate_bytes", VALUE_BYTES, CHANGE_RELOAD, FIELD(demote_rate_bytes), 1u << 20,
+     1ull << 40},
     {"log_level", VALUE_LEVEL, CHANGE_RELOAD, FIELD(log_level), 0, 0},
 };
 static_assert(LARDER_COUNT_OF(keys) <= LARDER_COUNT_OF(((struct config *)0)->lines),
@@ -115,6 +117,7 @@ void config_init(struct config *config)
     config->in_flight_max = LARDER_IN_FLIGHT_DEFAULT;
     config->scrub_interval_s = 7 * 86400;
     config->scrub_rate_bytes = 32u << 20;
+    config->demote_rate_bytes = 16u << 20;
     config->log_level = LARDER_LOG_INFO;
 }
 
@@ -132,6 +135,9 @@ void config_free(struct config *config)
     larder_free(config->models);
     config->models = NULL;
     config->model_count = 0;
+    larder_free(config->demotes);
+    config->demotes = NULL;
+    config->demote_count = 0;
 }
 
 static int set_number(void *field, const struct key *key, const char *value)
@@ -296,7 +302,7 @@ static int add_rule(struct config *config, const char *name, const char *value)
     return 0;
 }
 
-static char *trim(char *text)
+char *config_trim(char *text)
 {
     text += strspn(text, " \t\r");
     size_t length = strlen(text);
@@ -319,24 +325,27 @@ static void cut_comment(char *line)
 static int parse_line(struct config *config, char *line, uint32_t line_number)
 {
     cut_comment(line);
-    char *name = trim(line);
+    char *name = config_trim(line);
     if (!*name)
         return 0;
     char *equals = strchr(name, '=');
     if (!equals)
         return larder_fail(-EINVAL, "'%s' has no '='; write key = value", name);
     *equals = 0;
-    char *value = trim(equals + 1);
-    name = trim(name);
+    char *value = config_trim(equals + 1);
+    name = config_trim(name);
 
     if (strncmp(name, "tenant ", 7) == 0 || strncmp(name, "tenant\t", 7) == 0)
-        return add_rule(config, trim(name + 7), value);
+        return add_rule(config, config_trim(name + 7), value);
     if (strncmp(name, "quota ", 6) == 0 || strncmp(name, "quota\t", 6) == 0)
-        return config_add_quota(config, trim(name + 6), value);
+        return config_add_quota(config, config_trim(name + 6), value);
     if (strncmp(name, "recipe ", 7) == 0 || strncmp(name, "recipe\t", 7) == 0)
-        return config_add_recipe(config, trim(name + 7), value);
+        return config_add_recipe(config, config_trim(name + 7), value);
     if (strncmp(name, "model ", 6) == 0 || strncmp(name, "model\t", 6) == 0)
-        return config_add_model(config, trim(name + 6), value);
+        return config_add_model(config, config_trim(name + 6), value);
+    if (strcmp(name, "demote") == 0 || strncmp(name, "demote ", 7) == 0 ||
+        strncmp(name, "demote\t", 7) == 0)
+        return config_add_demote(config, config_trim(name + 6), value);
     const struct key *key = find_key(name);
     if (!key)
         return larder_fail(-EINVAL, "'%s' is not a key; larderd.conf(5) lists them", name);
@@ -507,7 +516,7 @@ int config_finish(struct config *config, const char *name)
     LARDER_TRY(check_sockets(config, name));
     if (config_check_recipe(&config->recipe) < 0)
         return larder_fail(LARDER_ECONFIG, "%s: recipe: %s", name, larder_error_message());
-    return 0;
+    return config_check_demotes(config, name);
 }
 
 static bool same_sockets(const struct config *a, const struct config *b)
@@ -552,6 +561,11 @@ void config_reload(struct config *config, struct config *fresh)
     config->recipe_count = fresh->recipe_count;
     fresh->recipes = NULL;
     fresh->recipe_count = 0;
+    larder_free(config->demotes);
+    config->demotes = fresh->demotes;
+    config->demote_count = fresh->demote_count;
+    fresh->demotes = NULL;
+    fresh->demote_count = 0;
     /* Rules name sockets that are being listened on: those stay until a restart. */
     if (!same_sockets(config, fresh) || !same_sockets(fresh, config)) {
         larder_log(LARDER_LOG_WARN, "reload: sockets of tenants have changed; restart larderd for "

@@ -50,10 +50,14 @@ struct recipe_choice {
     float max_kl; /* 0: the text is a recipe; else chosen by what was measured */
 };
 
-/* For whom; "*": everybody, every model. */
-struct recipe_rule {
+/* For whom a line is; "*": everybody, every model. */
+struct config_whom {
     char tenant[LARDER_TENANT_NAME_MAX];
     char model[72]; /* a name, or digits of a fingerprint */
+};
+
+struct recipe_rule {
+    struct config_whom whom;
     struct recipe_choice choice;
 };
 
@@ -62,6 +66,21 @@ struct served_model {
     char name[LARDER_MODEL_NAME_MAX];
     char directory[PATH_MAX];
     uint32_t kv_dtype; /* enum larder_dtype; 0: as the weights */
+};
+
+/* What a block that nobody used for so long is kept as. */
+struct demote_step {
+    uint64_t age_s;
+    char recipe[LARDER_RECIPE_BYTES_MAX + 1];
+};
+
+#define DEMOTE_STEPS_MAX 8u
+
+/* Ages rise, sizes fall. */
+struct demote_rule {
+    struct config_whom whom;
+    uint32_t count; /* 0: off */
+    struct demote_step steps[DEMOTE_STEPS_MAX];
 };
 
 struct config {
@@ -91,15 +110,18 @@ struct config {
     uint32_t connections_max; /* of a UID, as the next two */
     uint32_t leases_max;
     uint32_t in_flight_max;
-    uint64_t scrub_rate_bytes; /* a second */
-    uint32_t scrub_interval_s; /* 0: only by request */
-    uint32_t core_dumps;       /* 0: off */
-    uint32_t admission;        /* 0: off: all that is put is written */
+    uint64_t scrub_rate_bytes;  /* a second */
+    uint32_t scrub_interval_s;  /* 0: only by request */
+    uint64_t demote_rate_bytes; /* a second */
+    uint32_t core_dumps;        /* 0: off */
+    uint32_t admission;         /* 0: off: all that is put is written */
     enum larder_log_level log_level;
     uint32_t rule_count;
     struct tenant_rule *rules;
     uint32_t recipe_count;
     struct recipe_rule *recipes;
+    uint32_t demote_count;
+    struct demote_rule *demotes;
     uint32_t quota_count;
     struct tenant_quota *quotas;
     uint32_t model_count;
@@ -124,6 +146,15 @@ void config_reload(struct config *config, struct config *fresh);
 
 /* Of the files config*.c: is it 1 to 63 of the characters that a tenant's name may have? */
 int config_check_name(const char *name);
+/* Cuts spaces at both ends. */
+char *config_trim(char *text);
+/* "TENANT [MODEL]", taken apart; NULL: for everybody. `key`: of the line. */
+int config_parse_whom(struct config_whom *whom, char *names, const char *key);
+bool config_same_whom(const struct config_whom *a, const struct config_whom *b);
+/* One that names both comes before one that names the tenant, that before one for the model, that
+ * before one for all; -1: it is for others. */
+int config_rank_whom(const struct config_whom *whom, const char *tenant,
+                     const struct larder_model_desc *model, const struct larder_key *fingerprint);
 /* Takes `value` apart. */
 int config_add_quota(struct config *config, const char *name, char *value);
 
@@ -135,6 +166,14 @@ int config_check_recipe(struct recipe_choice *choice);
 int config_add_model(struct config *config, const char *name, const char *value);
 int config_set_model(struct config *config, const char *argument);
 bool config_same_models(const struct config *a, const struct config *b);
+
+/* The same of `demote [TENANT [MODEL]] = STEPS`; sizes are compared when all else is known. */
+int config_add_demote(struct config *config, char *names, char *value);
+int config_check_demotes(const struct config *config, const char *name);
+/* What becomes of a tenant's blocks of a model as they age; NULL: nothing. */
+const struct demote_rule *config_find_demote(const struct config *config, const char *tenant,
+                                             const struct larder_model_desc *model,
+                                             const struct larder_key *fingerprint);
 
 /* What a tenant's blocks of a model are encoded with unless it says otherwise. */
 const struct recipe_choice *config_find_recipe(const struct config *config, const char *tenant,

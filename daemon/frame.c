@@ -343,6 +343,8 @@ static const struct shape shapes[] = {
     {WIRE_ADMIN_PURGE, FRAME_CONTROL, false, sizeof(struct wire_admin_purge), 0, 0, 0, check_purge},
     {WIRE_ADMIN_ACT, FRAME_CONTROL, false, sizeof(struct wire_admin_act), 0, 0, 0, check_act},
     {WIRE_ADMIN_SCRUB, FRAME_CONTROL, false, sizeof(struct wire_admin_scrub), 0, 0, 0, check_scrub},
+    {WIRE_ADMIN_DEMOTE, FRAME_CONTROL, false, sizeof(struct wire_admin_scrub), 0, 0, 0,
+     check_scrub},
     {WIRE_ADMIN_GC, FRAME_CONTROL, false, sizeof(struct wire_admin_gc), 0, 0, 0, check_gc},
     {WIRE_ADMIN_DERIVE, FRAME_CONTROL, false, sizeof(struct wire_admin_derive),
      offsetof(struct wire_admin_derive, token_count), 4, LARDER_BLOCK_TOKENS_MAX, check_derive},

@@ -42,6 +42,7 @@ struct larderd {
     struct notify notify;
     struct scrub scrub;
     struct scrub gc;
+    struct scrub demote;
 
     struct session *sessions; /* open ones */
     uint32_t session_count;

@@ -258,8 +258,10 @@ static void shut_down(struct larderd *daemon)
     session_close_all(daemon);
     served_close(daemon->served);
     workers_close(daemon->workers);
+    daemon->workers = NULL;
     if (daemon->completions)
         completions_drain(daemon->completions);
+    scrub_close(&daemon->demote);
     assert(daemon->busy_count == 0);
     measures_close(daemon->measures);
     recipes_close(daemon->recipes);
@@ -269,6 +271,7 @@ static void shut_down(struct larderd *daemon)
     /* Nobody waited for the record that a scrub, or gc, was at: the store has ended that too. */
     if (daemon->completions)
         completions_drain(daemon->completions);
+    larder_free(daemon->demote.demote);
     completions_close(daemon->completions);
     if (daemon->events)
         event_base_free(daemon->events);
@@ -288,9 +291,10 @@ static int run(struct larderd *daemon)
     notify_tell(&daemon->notify, "STATUS=Opens %s", daemon->config.directory);
     LARDER_TRY(open_store(daemon));
     LARDER_TRY(workers_open(&daemon->workers, daemon->config.threads));
-    scrub_open(&daemon->scrub, daemon, SCRUB_CHECK);
-    scrub_open(&daemon->gc, daemon, SCRUB_MOVE);
     LARDER_TRY(served_open(&daemon->served, daemon));
+    LARDER_TRY(scrub_open(&daemon->scrub, daemon, SCRUB_CHECK));
+    LARDER_TRY(scrub_open(&daemon->gc, daemon, SCRUB_MOVE));
+    LARDER_TRY(scrub_open(&daemon->demote, daemon, SCRUB_DEMOTE));
     LARDER_TRY(server_open(&server, daemon, reload));
     tell_start(daemon);
     tell_serves(daemon);

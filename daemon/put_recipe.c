@@ -71,8 +71,10 @@ static int take(const struct asked *asked, const struct larder_recipe **out, con
         err = no_profile(asked, text);
     if (err == 0)
         err = check_fits(asked, *out);
-    if (err < 0)
+    if (err < 0) {
         recipes_give(asked->daemon->recipes, *out);
+        *out = NULL;
+    }
     return err;
 }
 
@@ -93,6 +95,13 @@ static int take_with_default(const struct asked *asked, const struct larder_reci
             return err;
     }
     return take(asked, out, text, NULL);
+}
+
+int put_recipe_take(const struct larder_recipe **out, struct larderd *daemon,
+                    const struct larder_model_desc *model, const char *text)
+{
+    const struct asked asked = {.daemon = daemon, .model = model};
+    return take_with_default(&asked, out, text);
 }
 
 /* For the table of what was measured. */

@@ -10,6 +10,7 @@
 
 #include "base/wire.h"
 
+struct larder_model_desc;
 struct larder_recipe;
 struct larderd;
 struct session_model;
@@ -25,5 +26,10 @@ struct put_recipe {
  * does not bring; LARDER_ENOPROFILE. */
 int put_recipe_choose(struct put_recipe *out, struct larderd *daemon,
                       const struct session_model *model, const struct wire_put *wire);
+
+/* The recipe of that text, with the model's default profile where it needs one or is better with
+ * it, for blocks that come without importance scores and q_max. Errors as above. */
+int put_recipe_take(const struct larder_recipe **out, struct larderd *daemon,
+                    const struct larder_model_desc *model, const char *text);
 
 #endif

@@ -16,6 +16,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/mem.h"
+#include "daemon/demote.h"
 #include "daemon/larderd.h"
 
 /* A longer pause (of the process, of the clock) is not made up for. */
@@ -64,6 +65,16 @@ static void end_pass(struct scrub *scrub)
     char read[16];
     if (!scrub->cancelled)
         state->passes++;
+    if (scrub->kind == SCRUB_DEMOTE) {
+        const struct demote *demote = scrub->demote;
+        larder_log(demote->demoted + state->failed > 0 ? LARDER_LOG_INFO : LARDER_LOG_DEBUG,
+                   "demote: %s: %llu of %llu entries are smaller now, %s saved; %llu failed",
+                   scrub->cancelled ? "ended early" : "done", (unsigned long long)demote->demoted,
+                   (unsigned long long)state->entries_done,
+                   larder_human_bytes(read, demote->saved_bytes),
+                   (unsigned long long)state->failed);
+        return;
+    }
     if (scrub->kind == SCRUB_MOVE) {
         larder_log(LARDER_LOG_INFO, "gc: %s: %llu of %llu entries moved, %s; %llu failed",
                    scrub->cancelled ? "cancelled" : "done", (unsigned long long)scrub->moved,
@@ -138,13 +149,54 @@ static void record_done(struct completion *completion)
     go_on(scrub);
 }
 
+static void note_demotion(struct scrub *scrub, int err)
+{
+    const uint64_t bytes = scrub->demote->demotion.bytes_moved;
+    scrub->state.bytes_done += bytes;
+    scrub->credit_bytes -= (int64_t)bytes;
+    switch (demote_note(scrub->demote, err)) {
+    case DEMOTE_DONE:
+        break;
+    case DEMOTE_BUSY: /* for a second */
+        scrub->credit_bytes -= (int64_t)scrub->state.rate_bytes;
+        break;
+    case DEMOTE_NO_ROOM:
+        scrub->state.failed++;
+        scrub->cancelled = true;
+        break;
+    case DEMOTE_FAILED:
+        scrub->state.failed++;
+        break;
+    }
+}
+
+static void demoted(void *context, int err)
+{
+    struct scrub *scrub = context;
+    scrub->next++;
+    scrub->busy = false;
+    scrub->state.entries_done++;
+    note_demotion(scrub, err);
+    go_on(scrub);
+}
+
+/* Whether the pass has to do with the entry. */
+static bool wants(struct scrub *scrub, const struct larder_entry_info *entry)
+{
+    if (entry->segment_id == 0)
+        return false;
+    return scrub->kind != SCRUB_DEMOTE || demote_prepare(scrub->demote, entry);
+}
+
 /* The next step, if there is one and it may be taken now. */
 static void go_on(struct scrub *scrub)
 {
     if (!scrub->state.running || scrub->busy || scrub->daemon->stopping)
         return;
-    while (scrub->next < scrub->count && scrub->entries[scrub->next].segment_id == 0)
+    while (scrub->next < scrub->count && !wants(scrub, &scrub->entries[scrub->next])) {
+        scrub->state.entries_done += scrub->entries[scrub->next].segment_id != 0;
         scrub->next++;
+    }
     bool more = scrub->next < scrub->count;
     if (scrub->cancelled || (!more && scrub->listed_all)) {
         end_pass(scrub);
@@ -158,6 +210,12 @@ static void go_on(struct scrub *scrub)
         workers_submit(scrub->daemon->workers, WORKERS_OWN, &scrub->job);
         return;
     }
+    if (scrub->kind == SCRUB_DEMOTE) {
+        scrub->demote->demotion.done = demoted;
+        scrub->demote->demotion.context = scrub;
+        demotion_start(&scrub->demote->demotion);
+        return;
+    }
     scrub->completion.run = record_done;
     const struct larder_entry_info *entry = &scrub->entries[scrub->next];
     if (scrub->kind == SCRUB_MOVE)
@@ -169,18 +227,30 @@ static void go_on(struct scrub *scrub)
 
 /* --- from outside ----------------------------------------------------------------------------- */
 
-void scrub_open(struct scrub *scrub, struct larderd *daemon, enum scrub_kind kind)
+int scrub_open(struct scrub *scrub, struct larderd *daemon, enum scrub_kind kind)
 {
+    if (kind == SCRUB_DEMOTE) {
+        scrub->demote = larder_alloc_zero(1, sizeof(*scrub->demote));
+        if (!scrub->demote)
+            return larder_fail(-ENOMEM, "no memory to demote entries");
+    }
     scrub->daemon = daemon;
     scrub->kind = kind;
     scrub->job.run = list_run;
     scrub->segments_max = GC_SEGMENTS_MAX;
-    if (kind == SCRUB_MOVE)
-        return;
+    if (kind != SCRUB_CHECK)
+        return 0;
     scrub->state.whole_s = read_stamp(scrub);
     /* A store that was never scrubbed has an interval from now. */
     if (scrub->state.whole_s == 0)
         scrub->state.whole_s = (uint64_t)time(NULL);
+    return 0;
+}
+
+void scrub_close(struct scrub *scrub)
+{
+    if (scrub->demote)
+        demotion_stop(&scrub->demote->demotion);
 }
 
 /* Use counts whole files only where the file system cannot punch. */
@@ -201,10 +271,23 @@ static bool gc_is_due(struct scrub *scrub)
     return !stats.read_only && (dead || many);
 }
 
+static bool demote_is_due(const struct scrub *scrub)
+{
+    uint32_t pause_s;
+    struct larder_store_stats stats;
+    if (!demote_is_wanted(scrub->daemon, &pause_s) ||
+        (uint64_t)time(NULL) - scrub->state.ended_s < pause_s)
+        return false;
+    larder_store_stats(scrub->daemon->store, &stats);
+    return !stats.read_only;
+}
+
 static bool is_due(struct scrub *scrub)
 {
     if (scrub->kind == SCRUB_MOVE)
         return gc_is_due(scrub);
+    if (scrub->kind == SCRUB_DEMOTE)
+        return demote_is_due(scrub);
     uint64_t interval_s = scrub->daemon->config.scrub_interval_s;
     uint64_t now_s = (uint64_t)time(NULL);
     uint64_t last_s =
@@ -232,7 +315,10 @@ void scrub_tick(struct scrub *scrub, uint64_t now_ms)
 void scrub_start(struct scrub *scrub, uint64_t rate_bytes, uint32_t live_percent)
 {
     struct wire_admin_scrub_ok *state = &scrub->state;
-    uint64_t rate = rate_bytes ? rate_bytes : scrub->daemon->config.scrub_rate_bytes;
+    const struct config *config = &scrub->daemon->config;
+    uint64_t rate = rate_bytes                    ? rate_bytes
+                    : scrub->kind == SCRUB_DEMOTE ? config->demote_rate_bytes
+                                                  : config->scrub_rate_bytes;
     if (state->running) {
         state->rate_bytes = rate;
         return;
@@ -249,6 +335,8 @@ void scrub_start(struct scrub *scrub, uint64_t rate_bytes, uint32_t live_percent
     scrub->live_percent = live_percent ? live_percent : GC_LIVE_PERCENT;
     scrub->moved = scrub->moved_bytes = 0;
     scrub->segments_before = stats.segments;
+    if (scrub->demote)
+        demote_begin_pass(scrub->demote, scrub->daemon);
     scrub->cancelled = false;
     scrub->listed_all = false;
     scrub->cursor = 0;

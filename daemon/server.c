@@ -209,6 +209,7 @@ static void on_tick(evutil_socket_t fd, short what, void *argument)
     served_tick(server->daemon->served, now_ms);
     scrub_tick(&server->daemon->scrub, now_ms);
     scrub_tick(&server->daemon->gc, now_ms);
+    scrub_tick(&server->daemon->demote, now_ms);
     tell_alarm(server);
     end_if_idle(server);
 }

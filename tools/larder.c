@@ -37,6 +37,7 @@ static const struct argp purge_parser;
 static const struct argp rm_parser;
 static const struct argp scrub_parser;
 static const struct argp gc_parser;
+static const struct argp demote_parser;
 static const struct argp top_parser;
 static const struct argp why_parser;
 static const struct argp pin_parser;
@@ -53,6 +54,7 @@ static const struct command commands[] = {
     {"scrub", "", "Check all entries on SSD slowly; drop bad ones", 0, 0, &scrub_parser,
      command_scrub},
     {"gc", "", "Empty segments of which little is live", 0, 0, &gc_parser, command_gc},
+    {"demote", "", "Keep smaller what nobody used for long", 0, 0, &demote_parser, command_demote},
     {"why", "[KEY]", "Why a lookup missed: of a key, or of --tokens", 0, 1, &why_parser,
      command_why},
     {"pin", "KEY...", "Keep entries, and all before them", 1, 1 << 16, &pin_parser, command_pin},
@@ -148,6 +150,15 @@ static const struct argp_option scrub_options[] = {
 static const struct argp_option gc_options[] = {
     {"live", OPTION_LIVE, "PERCENT", 0, "Of which less is live; default: 50", 0},
     {"rate", OPTION_RATE, "MB/S", 0, "Move so much a second; default: scrub_rate_bytes", 0},
+    {"background", OPTION_BACKGROUND, NULL, 0, "Start it, and do not wait", 0},
+    {"status", OPTION_STATUS, NULL, 0, "Only say how far it is, or how the last one ended", 0},
+    {"cancel", OPTION_CANCEL, NULL, 0, "End the one that runs", 0},
+    {0},
+};
+
+static const struct argp_option demote_options[] = {
+    {"rate", OPTION_RATE, "MB/S", 0, "Read and write so much a second; default: demote_rate_bytes",
+     0},
     {"background", OPTION_BACKGROUND, NULL, 0, "Start it, and do not wait", 0},
     {"status", OPTION_STATUS, NULL, 0, "Only say how far it is, or how the last one ended", 0},
     {"cancel", OPTION_CANCEL, NULL, 0, "End the one that runs", 0},
@@ -473,7 +484,7 @@ static error_t parse_marks(int key, char *argument, struct argp_state *state)
     long level;
     switch (key) {
     case OPTION_FOR:
-        if (text_parse_seconds(&input->options.seconds, argument) < 0)
+        if (larder_parse_seconds(&input->options.seconds, argument) < 0)
             argp_error(state, "%s", larder_error_message());
         return 0;
     case OPTION_LEVEL:
@@ -530,6 +541,7 @@ static const struct argp calibrate_parser = {.options = calibrate_options,
 static const struct argp import_parser = {.options = import_options, .parser = parse_import};
 static const struct argp fsck_parser = {.options = fsck_options, .parser = parse_fsck};
 static const struct argp scrub_parser = {.options = scrub_options, .parser = parse_scrub};
+static const struct argp demote_parser = {.options = demote_options, .parser = parse_scrub};
 static const struct argp gc_parser = {.options = gc_options, .parser = parse_gc};
 static const struct argp why_parser = {.options = why_options, .parser = parse_why};
 static const struct argp profile_parser = {.options = profile_options, .parser = parse_profile};

@@ -72,6 +72,7 @@ int command_verify(const struct command_options *options, int argc, char **argv)
 int command_fsck(const struct command_options *options, int argc, char **argv);
 int command_scrub(const struct command_options *options, int argc, char **argv);
 int command_gc(const struct command_options *options, int argc, char **argv);
+int command_demote(const struct command_options *options, int argc, char **argv);
 int command_export(const struct command_options *options, int argc, char **argv);
 int command_import(const struct command_options *options, int argc, char **argv);
 int command_why(const struct command_options *options, int argc, char **argv);

@@ -85,7 +85,7 @@ static json_t *entry_json(const struct wire_admin_entry *entry, const char *tena
     larder_hex(parent, entry->parent, 32);
     return json_pack(
         "{s:s, s:s, s:s, s:s, s:i, s:i, s:i, s:i, s:I, s:I, s:I, s:I, s:I, s:i, s:I, s:s, s:s, "
-        "s:b, s:b, s:b, s:b, s:i, s:I, s:I, s:I, s:i, s:i, s:s}",
+        "s:b, s:b, s:b, s:b, s:i, s:I, s:I, s:I, s:i, s:i, s:s, s:I}",
         "key", key, "parent", parent, "tenant", tenant, "model", model, "tokens",
         (int)entry->token_count, "depth", (int)entry->depth, "children", (int)entry->children,
         "leases", (int)entry->lease_count, "stored_bytes", (json_int_t)entry->record_bytes,
@@ -98,7 +98,8 @@ static json_t *entry_json(const struct wire_admin_entry *entry, const char *tena
         entry->held != 0, "priority", (int)entry->priority, "expires_s",
         (json_int_t)entry->expires_s, "pin_expires_s", (json_int_t)entry->pin_expires_s,
         "priority_expires_s", (json_int_t)entry->priority_expires_s, "variant", (int)entry->variant,
-        "variants", (int)entry->variants, "recipe", entry->recipe);
+        "variants", (int)entry->variants, "recipe", entry->recipe, "idle_s",
+        (json_int_t)entry->idle_s);
 }
 
 /* --- ls --------------------------------------------------------------------------------------- */
@@ -223,8 +224,8 @@ static void show_text(const struct wire_admin_show_ok *show)
     if (localtime_r(&created, &local) && strftime(when, sizeof(when), "%F %T", &local))
         printf("created      %s, %s ago\n", when, text_age(age, age_s(entry)));
     show_marks(entry);
-    printf("uses         %llu since larderd started, %u leases now\n",
-           (unsigned long long)entry->uses, entry->lease_count);
+    printf("uses         %llu since larderd started, %u leases now; unused for %s\n",
+           (unsigned long long)entry->uses, entry->lease_count, text_age(age, entry->idle_s));
 }
 
 /* All variants of a key, the one that leads too. */

@@ -255,6 +255,17 @@ int link_gc(struct link *link, struct wire_admin_gc_ok *out, const struct wire_a
     return 0;
 }
 
+int link_demote(struct link *link, struct wire_admin_demote_ok *out, enum wire_scrub_action action,
+                uint64_t rate_bytes)
+{
+    const struct wire_admin_scrub ask = {.action = action, .rate_bytes = rate_bytes};
+    const void *body;
+    LARDER_TRY(link_request(link, &body, WIRE_ADMIN_DEMOTE, &ask, sizeof(ask), WIRE_ADMIN_DEMOTE_OK,
+                            sizeof(*out)));
+    memcpy(out, body, sizeof(*out));
+    return 0;
+}
+
 /* --- entries ---------------------------------------------------------------------------------- */
 
 int link_each_entry(struct link *link, const uint8_t prefix[32], uint32_t digits,

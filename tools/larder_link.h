@@ -43,6 +43,8 @@ int link_model(struct link *link, struct wire_admin_model_ok *out, uint32_t inde
 int link_scrub(struct link *link, struct wire_admin_scrub_ok *out, enum wire_scrub_action action,
                uint64_t rate_bytes);
 int link_gc(struct link *link, struct wire_admin_gc_ok *out, const struct wire_admin_gc *ask);
+int link_demote(struct link *link, struct wire_admin_demote_ok *out, enum wire_scrub_action action,
+                uint64_t rate_bytes);
 int link_counters(struct link *link, struct wire_admin_counters_ok *out);
 
 /* Entries in pages, for as long as `visit` returns 0. Only keys that begin with `digits` hex digits

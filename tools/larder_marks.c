@@ -53,7 +53,7 @@ int command_unpin(const struct command_options *options, int argc, char **argv)
 int command_ttl(const struct command_options *options, int argc, char **argv)
 {
     struct larder_mark mark = {.fields = LARDER_MARK_TTL};
-    if (strcmp(argv[0], "never") != 0 && text_parse_seconds(&mark.ttl_s, argv[0]) < 0)
+    if (strcmp(argv[0], "never") != 0 && larder_parse_seconds(&mark.ttl_s, argv[0]) < 0)
         return command_failed(-EINVAL);
     return mark_all(options, &mark, "changed the time of", argc - 1, argv + 1);
 }

@@ -77,7 +77,9 @@ static json_t *number(uint64_t value)
     X(bytes_hit_host)                                                                              \
     X(bytes_hit_ssd)                                                                               \
     X(fell_back)                                                                                   \
-    X(slab_bytes_retired)
+    X(slab_bytes_retired)                                                                          \
+    X(demote_entries)                                                                              \
+    X(demote_saved_bytes)
 
 static json_t *status_json(const struct wire_admin_status_ok *status)
 {
@@ -110,6 +112,8 @@ static void print_tiers(const struct wire_admin_status_ok *status)
            larder_human_bytes(c, status->segment_bytes));
     printf("evicted     %llu from host, %llu from SSD; removed %llu\n", llu(status->evicted_host),
            llu(status->evicted_ssd), llu(status->removed));
+    printf("demoted     %llu entries not used for long are smaller now, %s saved\n",
+           llu(status->demote_entries), larder_human_bytes(a, status->demote_saved_bytes));
     printf("staging     %s\n", larder_human_bytes(d, status->staging_bytes));
 }
 

@@ -46,22 +46,6 @@ char *text_duration(char out[32], uint64_t seconds)
     return out;
 }
 
-int text_parse_seconds(uint64_t *out, const char *text)
-{
-    static const char units[] = "smhd";
-    static const uint64_t seconds[] = {1, 60, 3600, 86400};
-    char *end;
-    errno = 0;
-    uint64_t number = strtoull(text, &end, 10);
-    const char *unit = *end ? strchr(units, *end) : units;
-    if (errno || end == text || *text < '0' || *text > '9' || !unit || (*end && end[1]) ||
-        number == 0 || number > LARDER_MARK_SECONDS_MAX / seconds[unit - units])
-        return larder_fail(-EINVAL,
-                           "'%s' is no time like 90s, 15m, 12h or 7d, of at most 100 years", text);
-    *out = number * seconds[unit - units];
-    return 0;
-}
-
 char *text_marks(char out[8], const struct wire_admin_entry *entry)
 {
     char priority[8] = "";

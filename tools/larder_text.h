@@ -21,8 +21,6 @@ const char *text_dtype(uint32_t dtype);
 const char *text_rope(uint32_t kind);
 const char *text_tier(const struct wire_admin_entry *entry);
 
-/* "90", "90s", "15m", "12h", "7d": seconds, above 0; -EINVAL with a message. */
-int text_parse_seconds(uint64_t *out, const char *text);
 /* "Pt+3": pinned (h: before what is), with a time, a priority; "-" without marks. Returns out. */
 char *text_marks(char out[8], const struct wire_admin_entry *entry);
 

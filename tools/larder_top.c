@@ -227,6 +227,8 @@ static void show_machine(struct view *view, const struct sample *sample, const s
          text_rate(c, now->synced_groups - old->synced_groups, seconds));
     show_latency(view, sample, last);
     show_decisions(view, sample, last);
+    line(view, "demoted    %llu entries, %s saved", llu(now->demote_entries),
+         larder_human_bytes(a, now->demote_saved_bytes));
     line(view, "clients    %u connections, %u leases, %u requests in flight", now->connections,
          now->leases, now->in_flight);
     line(view, "errors     %llu corrupt, %llu I/O errors, %llu malformed frames", llu(now->corrupt),

@@ -54,6 +54,28 @@ START_TEST(parse)
 }
 END_TEST
 
+START_TEST(seconds)
+{
+    static const struct {
+        const char *text;
+        uint64_t seconds;
+    } good[] = {{"90", 90},     {"90s", 90},       {"15m", 900},
+                {"12h", 43200}, {"7d", 7 * 86400}, {"36600d", 36600ull * 86400}};
+    for (size_t i = 0; i < LARDER_COUNT_OF(good); i++) {
+        uint64_t number = 1;
+        ck_assert_int_eq(larder_parse_seconds(&number, good[i].text), 0);
+        ck_assert_uint_eq(number, good[i].seconds);
+    }
+    static const char *const bad[] = {
+        "", "0", "s", "-1s", "+1", " 1s", "1w", "1sm", "1.5h", "36601d", "18446744073709551616"};
+    for (size_t i = 0; i < LARDER_COUNT_OF(bad); i++) {
+        uint64_t number = 77;
+        ck_assert_int_eq(larder_parse_seconds(&number, bad[i]), -EINVAL);
+        ck_assert_uint_eq(number, 77);
+    }
+}
+END_TEST
+
 START_TEST(human)
 {
     static const struct {
@@ -130,6 +152,7 @@ int main(void)
     tcase_set_timeout(tests, 120);
     tcase_add_test(tests, parse);
     tcase_add_test(tests, human);
+    tcase_add_test(tests, seconds);
     tcase_add_test(tests, hex);
     tcase_add_test(tests, rounding_and_overflow);
     tcase_add_test(tests, zeros);

@@ -163,6 +163,22 @@ START_TEST(mistakes_are_named)
         {"model m = /a\nmodel m = /b", "f.conf:2: model m is there already, from /a"},
         {"model = /m", "f.conf:1: 'model' is not a key"},
         {"worker_threads = 257", "f.conf:1: worker_threads: 257 is outside 0..256"},
+        {"demote =", "f.conf:1: write AGE:RECIPE"},
+        {"demote = ,", "f.conf:1: there is no step in it"},
+        {"demote = kivi4", "f.conf:1: 'kivi4' is no AGE:RECIPE like 7d:kivi4"},
+        {"demote = 7d:", "f.conf:1: a recipe's text has 1 to 1024 bytes"},
+        {"demote = 7d:kivi99", "f.conf:1: recipe 'kivi99', character 1"},
+        {"demote = 7d:auto max_kl=1", "f.conf:1: auto is no recipe to demote to"},
+        {"demote = 7d:mikv-8-2", "f.conf:1: 'mikv-8-2' needs importance scores or q_max"},
+        {"demote = 0:kivi4", "f.conf:1: '0' is no time like"},
+        {"demote = 1d:kivi4, 24h:kivi2", "f.conf:1: age 24h is not above the one before it"},
+        {"demote = 1d:kivi2, 2d:kivi4", "f.conf: demote: 'kivi4' takes 5.00 bits an element"},
+        {"demote = 1d:kivi4, 2d:kivi4", "f.conf: demote: 'kivi4' takes 5.00 bits an element"},
+        {"demote = 1s:raw,2s:raw,3s:raw,4s:raw,5s:raw,6s:raw,7s:raw,8s:raw,9s:raw",
+         "f.conf:1: more than 8 steps"},
+        {"demote a b c = off", "f.conf:1: a demote is for a tenant, or a tenant and a model"},
+        {"demote = off\ndemote * = off", "f.conf:2: tenant * and model * have a demote line"},
+        {"demote_rate_bytes = 1K", "f.conf:1: demote_rate_bytes: 1K is outside"},
         {"tenant a = socket /run/larder/larder.sock", "f.conf: the socket of tenant 'a'"},
     };
     for (size_t i = 0; i < LARDER_COUNT_OF(cases); i++) {
@@ -173,6 +189,37 @@ START_TEST(mistakes_are_named)
                       cases[i][1]);
         config_free(&config);
     }
+}
+END_TEST
+
+START_TEST(steps_of_ages)
+{
+    struct config config;
+    struct config fresh;
+    struct larder_model_desc model = {.name = "tiny"};
+    const struct larder_key fingerprint = {{0xab, 0xcd, 0xef, 0x01, 0x23}};
+    ck_assert_int_eq(parse(&config, "demote = 1h : exact , 7d:  quant   bits=4 ,30d:kivi2\n"
+                                    "demote red = off\n"
+                                    "demote red tiny = 90:larder, 15m:larder-small\n"),
+                     0);
+    const struct demote_rule *rule = config_find_demote(&config, "blue", &model, &fingerprint);
+    ck_assert_uint_eq(rule->count, 3);
+    ck_assert_uint_eq(rule->steps[0].age_s, 3600);
+    ck_assert_str_eq(rule->steps[0].recipe, "exact");
+    ck_assert_uint_eq(rule->steps[1].age_s, 7 * 86400);
+    ck_assert_str_eq(rule->steps[1].recipe, "quant bits=4");
+    ck_assert_str_eq(rule->steps[2].recipe, "kivi2");
+    rule = config_find_demote(&config, "red", &model, &fingerprint);
+    ck_assert_uint_eq(rule->count, 2);
+    ck_assert_uint_eq(rule->steps[0].age_s, 90);
+    strcpy(model.name, "large");
+    ck_assert_ptr_null(config_find_demote(&config, "red", &model, &fingerprint));
+    ck_assert_int_eq(parse(&fresh, "demote red = 1d:kivi8\n"), 0);
+    config_reload(&config, &fresh);
+    ck_assert_ptr_null(config_find_demote(&config, "blue", &model, &fingerprint));
+    ck_assert_uint_eq(config_find_demote(&config, "red", &model, &fingerprint)->count, 1);
+    config_free(&fresh);
+    config_free(&config);
 }
 END_TEST
 
@@ -374,6 +421,7 @@ int main(void)
     tcase_add_test(tests, models_of_workers);
     tcase_add_test(tests, mistakes_are_named);
     tcase_add_test(tests, recipes_of_tenants_and_models);
+    tcase_add_test(tests, steps_of_ages);
     tcase_add_test(tests, texts_that_are_none);
     tcase_add_test(tests, rules_pick_tenants);
     tcase_add_test(tests, sample_is_the_default);

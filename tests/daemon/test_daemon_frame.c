@@ -103,6 +103,7 @@ static size_t make(uint16_t type)
         bytes += sizeof(struct wire_admin_act);
         break;
     case WIRE_ADMIN_SCRUB:
+    case WIRE_ADMIN_DEMOTE:
         bytes += sizeof(struct wire_admin_scrub);
         break;
     case WIRE_ADMIN_GC:

@@ -37,7 +37,7 @@ static void setup(void)
     larderd.config.scrub_rate_bytes = 1ull << 30;
     ck_assert_int_eq(completions_open(&larderd.completions), 0);
     ck_assert_int_eq(workers_open(&larderd.workers, 1), 0);
-    scrub_open(&larderd.gc, &larderd, SCRUB_MOVE);
+    ck_assert_int_eq(scrub_open(&larderd.gc, &larderd, SCRUB_MOVE), 0);
     now_ms = TICK_MS;
 }
 

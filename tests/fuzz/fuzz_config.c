@@ -48,10 +48,19 @@ static void check_finished(struct config *config)
     assert(config_check_recipe(&config->recipe) == 0);
     for (uint32_t i = 0; i < config->recipe_count; i++) {
         const struct recipe_rule *rule = &config->recipes[i];
-        check_text(rule->tenant, sizeof(rule->tenant));
-        check_text(rule->model, sizeof(rule->model));
+        check_text(rule->whom.tenant, sizeof(rule->whom.tenant));
+        check_text(rule->whom.model, sizeof(rule->whom.model));
         assert(config_check_recipe(&config->recipes[i].choice) == 0);
-        assert(rule->tenant[0] && rule->model[0]);
+        assert(rule->whom.tenant[0] && rule->whom.model[0]);
+    }
+    for (uint32_t i = 0; i < config->demote_count; i++) {
+        const struct demote_rule *rule = &config->demotes[i];
+        check_text(rule->whom.tenant, sizeof(rule->whom.tenant));
+        assert(rule->count <= DEMOTE_STEPS_MAX);
+        for (uint32_t at = 0; at < rule->count; at++) {
+            check_text(rule->steps[at].recipe, sizeof(rule->steps[at].recipe));
+            assert(rule->steps[at].age_s > (at > 0 ? rule->steps[at - 1].age_s : 0));
+        }
     }
 
     struct config running;

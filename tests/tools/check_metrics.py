@@ -114,6 +114,8 @@ PLAIN = {
     "bytes_written": "larder_written_bytes_total",
     "bytes_not_admitted": "larder_not_admitted_bytes_total",
     "bytes_demoted": "larder_demoted_bytes_total",
+    "demote_entries": "larder_demote_entries_total",
+    "demote_saved_bytes": "larder_demote_saved_bytes_total",
     "bytes_read": "larder_read_bytes_total",
     "io_errors": "larder_io_errors_total",
     "frames_refused": "larder_refused_frames_total",
