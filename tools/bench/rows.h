@@ -40,6 +40,10 @@ int row_lookups_64(const struct bench *bench, struct bench_result *out);
 /* rows_stall.c */
 int row_stall(const struct bench *bench, struct bench_result *out);
 
+/* rows_blend.c */
+int row_blend_link(const struct bench *bench, struct bench_result *out);
+int row_blend_cacheblend(const struct bench *bench, struct bench_result *out);
+
 /* rows_start.c */
 int row_start(const struct bench *bench, struct bench_result *out);
 
