@@ -25,6 +25,26 @@ bool rans_model_set(struct rans_model *out, const uint16_t *frequency, uint32_t 
     return sum == RANS_SCALE;
 }
 
+/* Sums and products alone, so that a model is the same with every C library: ln of what is left
+ * when powers of two are taken out, by atanh's series; z is at most .172, and what is left out
+ * below 1e-17. */
+#define LN2       0x1.62e42fefa39efp-1
+#define LAST_TERM 21
+static double natural_log(double x)
+{
+    int exponent;
+    double rest = frexp(x, &exponent);
+    if (rest < 0x1.6a09e667f3bcdp-1) { /* sqrt(1 / 2) */
+        rest *= 2;
+        exponent--;
+    }
+    double z = (rest - 1) / (rest + 1);
+    double sum = 0;
+    for (int term = LAST_TERM; term > 0; term -= 2)
+        sum = sum * z * z + 1.0 / term;
+    return 2 * z * sum + exponent * LN2;
+}
+
 /* Rounded shares, then the difference goes to or comes from the symbols that it costs least: one
  * part at a time, by what it changes in bits. */
 void rans_model_fit(struct rans_model *out, const uint64_t *counts, uint32_t levels)
@@ -52,7 +72,7 @@ void rans_model_fit(struct rans_model *out, const uint64_t *counts, uint32_t lev
             double frequency = frequencies[i];
             if (frequency == 0 || frequency + step < 1)
                 continue;
-            double gain = (double)counts[i] * log((frequency + step) / frequency);
+            double gain = (double)counts[i] * natural_log((frequency + step) / frequency);
             if (gain > best_gain) {
                 best_gain = gain;
                 best = i;
@@ -71,8 +91,8 @@ double rans_model_bits(const struct rans_model *model, const uint64_t *counts)
     double bits = 0;
     for (uint32_t i = 0; i < model->levels; i++) {
         if (counts[i] > 0)
-            bits +=
-                (double)counts[i] * ((double)RANS_SCALE_BITS - log2((double)model->frequency[i]));
+            bits += (double)counts[i] *
+                    (RANS_SCALE_BITS - natural_log((double)model->frequency[i]) / LN2);
     }
     return bits;
 }

@@ -105,7 +105,7 @@ static const struct row rows[] = {
     {"rans_scalar", "rans, scalar, symbols", "memcpy", "G/s", AIM_NONE, 0, row_rans_scalar, NULL},
 };
 
-/* Those, and behind them each preset that needs nothing but K and V. */
+/* Those, and behind them each preset that needs no profile. */
 struct row_list {
     struct row rows[LARDER_COUNT_OF(rows) + 2 * PRESETS_MAX];
     size_t count;
@@ -153,7 +153,7 @@ static void add_presets(void)
         struct larder_recipe *recipe;
         if (larder_recipe_open(&recipe, name, NULL) < 0)
             continue;
-        bool alone = !larder_recipe_needs_profile(recipe) && larder_recipe_needs(recipe) == 0;
+        bool alone = !larder_recipe_needs_profile(recipe);
         larder_recipe_close(recipe);
         if (!alone || strcmp(name, "raw") == 0)
             continue;

@@ -29,6 +29,8 @@ struct codec_bench {
     uint8_t *encoded; /* `bound` apart */
     uint64_t *encoded_bytes;
     uint8_t *decoded;
+    float *importance; /* what may come with a PUT */
+    float *q_max;
     void *tables;
     void *workspace;
     uint64_t workspace_bytes;
@@ -41,18 +43,38 @@ static void codec_close(struct codec_bench *codec)
     bench_unmap(codec->encoded, codec->section_count * codec->bound);
     bench_unmap(codec->raw, all);
     larder_free(codec->encoded_bytes);
+    larder_free(codec->importance);
+    larder_free(codec->q_max);
     larder_free(codec->tables);
     larder_free(codec->workspace);
     larder_recipe_close(codec->recipe);
+}
+
+/* Uniform numbers. */
+static int fill_inputs(struct codec_bench *codec)
+{
+    uint64_t heads = (uint64_t)codec->model.layers * codec->model.kv_heads;
+    uint64_t scores = heads * BLOCK_TOKENS;
+    uint64_t channels = heads * codec->model.k_dims;
+    codec->importance = larder_alloc(scores * sizeof(float));
+    codec->q_max = larder_alloc(channels * sizeof(float));
+    if (!codec->importance || !codec->q_max)
+        return larder_fail(-ENOMEM, "no memory");
+    uint32_t state = 1;
+    for (uint64_t i = 0; i < scores; i++)
+        codec->importance[i] = (float)(state = state * 1664525u + 1013904223u) * 0x1p-32f;
+    for (uint64_t i = 0; i < channels; i++)
+        codec->q_max[i] = 1 + (float)(state = state * 1664525u + 1013904223u) * 0x1p-32f;
+    return 0;
 }
 
 static int open_recipe(struct codec_bench *codec, const char *text)
 {
     LARDER_TRY(larder_recipe_open(&codec->recipe, text, NULL));
     LARDER_TRY(larder_recipe_fits(codec->recipe, &codec->model));
-    if (larder_recipe_needs(codec->recipe))
-        return larder_fail(LARDER_EUNSUPPORTED,
-                           "'%s' needs more than K and V; larder-eval measures it", text);
+    if (larder_recipe_needs(codec->recipe) & LARDER_INPUT_PROFILE)
+        return larder_fail(LARDER_EUNSUPPORTED, "'%s' needs a profile; larder-eval measures it",
+                           text);
     uint64_t bytes = larder_recipe_tables_bytes(codec->recipe, &codec->model, BLOCK_TOKENS);
     codec->tables = larder_alloc_aligned(64, larder_max_u64(bytes, 64));
     if (!codec->tables)
@@ -60,7 +82,9 @@ static int open_recipe(struct codec_bench *codec, const char *text)
     codec->block = (struct larder_block){.model = &codec->model,
                                          .position = POSITION,
                                          .tables = codec->tables,
-                                         .token_count = BLOCK_TOKENS};
+                                         .token_count = BLOCK_TOKENS,
+                                         .importance = codec->importance,
+                                         .q_max = codec->q_max};
     return larder_recipe_fill_tables(codec->recipe, codec->tables, &codec->model, POSITION,
                                      BLOCK_TOKENS);
 }
@@ -93,7 +117,9 @@ static int codec_open(const struct bench *bench, struct codec_bench *out)
 {
     *out = (struct codec_bench){0};
     bench_model_large(&out->model);
-    int err = open_recipe(out, bench->recipe);
+    int err = fill_inputs(out);
+    if (err == 0)
+        err = open_recipe(out, bench->recipe);
     if (err == 0)
         err = open_memory(out, bench->corpus_bytes / 16);
     if (err < 0)

@@ -213,9 +213,11 @@ int eval_claims_make(struct eval_claims *out, const struct eval_rows *rows)
         const char *recipe;
         double kl;
     } kept[] = {
-        {"kivi", "4 bits", .01},         {"quarot", "int4", .01},    {"turboquant", "4 bits", .01},
-        {"rotatekv", "4 bits", .01},     {"kvquant", "4 bits", .01}, {"gear", "4 bits", .01},
-        {"gear-l", "4 bits", .01},       {"mxfp4", "4 bits", .01},   {"bfp", "4 bits", .01},
+        {"kivi", "4 bits", .01},         {"quarot", "int4", .01},
+        {"turboquant", "4 bits", .01},   {"rotatekv", "4 bits", .01},
+        {"kvquant", "4 bits", .01},      {"gear", "4 bits", .01},
+        {"gear-l", "4 bits", .01},       {"mxfp4", "4 bits", .01},
+        {"bfp", "4 bits", .01},          {"bfp", "4 bits, K sorted", .01},
         {"turboquant", "3.5 bits", .02}, {"kvquant", "3 bits", .02},
     };
     for (size_t i = 0; i < LARDER_COUNT_OF(kept); i++)
