@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "tools/chain_file.h"
 
+#include <math.h>
 #include <string.h>
 
 /* For a state on the stack. */
@@ -46,8 +47,8 @@ static int check_head(const struct chain_head *head)
     if (head->version != CHAIN_FILE_VERSION)
         return larder_fail(LARDER_EVERSION, "chain file: version %u, this release knows %u",
                            head->version, CHAIN_FILE_VERSION);
-    if (head->reserved || head->reserved2)
-        return bad("reserved", head->reserved ? head->reserved : head->reserved2, "must be 0");
+    if (head->reserved2)
+        return bad("reserved", head->reserved2, "must be 0");
     if (head->token_count < 1 || head->token_count > LARDER_PROMPT_TOKENS_MAX)
         return bad("token_count", head->token_count, "must be 1 to 4194304");
     if (head->piece_tokens < 1)
@@ -56,6 +57,12 @@ static int check_head(const struct chain_head *head)
         return bad("extra_bytes", head->extra_bytes, "must be at most 1024");
     if (head->quality > LARDER_QUALITY_BLENDED)
         return bad("quality", head->quality, "must be an enum larder_quality");
+    if (!isfinite(head->kl) || head->kl < 0 ||
+        (head->kl > 0 && head->quality != LARDER_QUALITY_LOSSY))
+        return larder_fail(LARDER_EFORMAT,
+                           "chain file: kl=%g is not valid: must be a number from 0 on, and 0 of "
+                           "what is not lossy",
+                           (double)head->kl);
     if (!memchr(head->model.name, 0, sizeof(head->model.name)))
         return bad("model name", 0, "must end with a NUL");
     return larder_model_check(&head->model);

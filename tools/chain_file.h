@@ -24,7 +24,7 @@ struct chain_head {
     uint32_t piece_tokens;          /* 016-019  of every piece but the last, shorter one */
     uint32_t extra_bytes;           /* 020-023 */
     uint32_t quality;               /* 024-027  worst of its blocks */
-    uint32_t reserved;              /* 028-031 */
+    float kl;                       /* 028-031  worst of theirs; 0: exact, or not known */
     uint64_t data_offset;           /* 032-039 */
     uint64_t data_bytes;            /* 040-047 */
     uint64_t created_s;             /* 048-055 */

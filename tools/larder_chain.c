@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <jansson.h>
+#include <math.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -199,6 +200,13 @@ static int make_file(const char *path, uint64_t bytes, void **map)
     return 0;
 }
 
+/* Of the worst block, as far as it was measured; null: nobody knows. */
+static json_t *kl_json(const struct chain_head *head)
+{
+    const bool known = head->quality == LARDER_QUALITY_EXACT || head->kl > 0;
+    return known ? json_real((double)head->kl) : json_null();
+}
+
 static int fetch(struct engine *engine, const struct chain *chain, const struct chain_head *head,
                  uint8_t *file, const struct chain_layout *layout)
 {
@@ -217,6 +225,8 @@ static int fetch(struct engine *engine, const struct chain *chain, const struct 
                            (unsigned long long)result.tokens, head->token_count);
     memcpy(file, head, sizeof(*head));
     ((struct chain_head *)file)->quality = result.quality;
+    if (result.quality == LARDER_QUALITY_LOSSY && isfinite(result.kl))
+        ((struct chain_head *)file)->kl = result.kl;
     memcpy(file + layout->extra, chain->extra, chain->extra_bytes);
     memcpy(file + layout->tokens, chain->tokens, 4ull * head->token_count);
     struct progress progress;
@@ -265,6 +275,7 @@ static int write_chain(struct engine *engine, const struct chain *chain, const c
         if (err == 0 && msync(map, layout.bytes, MS_SYNC) < 0)
             err = larder_fail(-errno, "cannot write %s: %m", part);
         head->quality = ((struct chain_head *)map)->quality;
+        head->kl = ((struct chain_head *)map)->kl;
         munmap(map, layout.bytes);
         if (err == 0 && rename(part, path) < 0)
             err = larder_fail(-errno, "cannot replace %s: %m", path);
@@ -303,10 +314,11 @@ static int export_chain(const struct command_options *options, struct chain *cha
     close_engine(&engine);
     LARDER_TRY(err);
     if (options->json)
-        return print_json(json_pack(
-            "{s:s, s:s, s:I, s:I, s:I, s:s}", "tenant", chain->tenant, "model", chain->model.name,
-            "tokens", (json_int_t)head.token_count, "tokens_asked", (json_int_t)chain->token_count,
-            "bytes", (json_int_t)head.data_bytes, "quality", text_quality(head.quality)));
+        return print_json(
+            json_pack("{s:s, s:s, s:I, s:I, s:I, s:s, s:o}", "tenant", chain->tenant, "model",
+                      chain->model.name, "tokens", (json_int_t)head.token_count, "tokens_asked",
+                      (json_int_t)chain->token_count, "bytes", (json_int_t)head.data_bytes,
+                      "quality", text_quality(head.quality), "kl", kl_json(&head)));
     char bytes[16];
     printf("%s: %u of %zu tokens of tenant %s, model %s, %s, %s of KV\n", options->output,
            head.token_count, chain->token_count, chain->tenant, chain->model.name,
@@ -379,7 +391,8 @@ static int store_chain(struct engine *engine, struct larder_put_result *result, 
         .extra_bytes = head->extra_bytes};
     const struct larder_put_options put = {.wait = LARDER_DURABLE,
                                            .recipe = recipe ? recipe : "exact",
-                                           .computed_on = (enum larder_quality)head->quality};
+                                           .computed_on = (enum larder_quality)head->quality,
+                                           .computed_on_kl = head->kl};
     struct larder_layout memory;
     /* A put only reads. */
     token_layout(&memory, &head->model, (void *)(uintptr_t)(file + layout->data),
@@ -404,11 +417,11 @@ static int import_file(const struct command_options *options, const void *file,
     close_engine(&engine);
     LARDER_TRY(err);
     if (options->json)
-        return print_json(json_pack("{s:s, s:s, s:I, s:I, s:I, s:s}", "tenant", tenant.name,
+        return print_json(json_pack("{s:s, s:s, s:I, s:I, s:I, s:s, s:o}", "tenant", tenant.name,
                                     "model", head->model.name, "tokens", (json_int_t)result.tokens,
                                     "tokens_new", (json_int_t)result.tokens_new, "stored_bytes",
                                     (json_int_t)result.bytes_stored, "quality",
-                                    text_quality(head->quality)));
+                                    text_quality(head->quality), "kl", kl_json(head)));
     char bytes[16];
     printf("%llu tokens for tenant %s, model %s: %llu new, %s stored\n",
            (unsigned long long)result.tokens, tenant.name, head->model.name,

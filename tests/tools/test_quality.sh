@@ -112,6 +112,25 @@ expect "nothing so good" "exact true" \
 larder ls | grep exact >/dev/null
 forget
 
+# --- a chain in a file keeps its KL
+run .stored_tokens --recipe kivi2 >/dev/null
+key=$(larder ls --json | jq -r 'max_by(.depth) | .key')
+expect "exported KL" "lossy 40" \
+    "$(larder export "$key" -o "$work/chain" --json | jq -r '"\(.quality) \(.kl * 1000 | round)"')"
+forget
+expect "imported KL" 40 "$(larder import "$work/chain" --json | jq '.kl * 1000 | round')"
+expect "measured again" "$restored" "$(run .restored_tokens --max-kl 0.05)"
+expect "and not better" 0 "$(run .restored_tokens --max-kl 0.03)"
+forget
+# It is under the check of the head.
+python3 - "$work/chain" <<'PYTHON'
+import sys
+with open(sys.argv[1], "r+b") as file:
+    file.seek(28)
+    file.write(bytes(4))
+PYTHON
+fails_with 1 "check of its head" larder import "$work/chain"
+
 # --- defaults of a tenant and a model
 stop_daemon
 echo "recipe uid-$(id -u) tiny = auto max_kl=0.01" >>"$work/larderd.conf"
