@@ -82,6 +82,7 @@ enum wire_type {
     WIRE_ADMIN_MEASURE = 133,     /* wire_admin_measure + rows -> (nothing) */
     WIRE_ADMIN_MEASURES = 134,    /* wire_admin_index -> wire_measure */
     WIRE_ADMIN_DEMOTE = 135,      /* wire_admin_scrub -> wire_admin_demote_ok */
+    WIRE_ADMIN_WORKERS = 136,     /* wire_admin_index -> wire_admin_worker_ok */
     WIRE_ADMIN_STATUS_OK = 140,
     WIRE_ADMIN_LIST_OK = 141,
     WIRE_ADMIN_SHOW_OK = 142,
@@ -106,6 +107,7 @@ enum wire_type {
     WIRE_ADMIN_MEASURE_OK = 173,
     WIRE_ADMIN_MEASURES_OK = 174,
     WIRE_ADMIN_DEMOTE_OK = 175,
+    WIRE_ADMIN_WORKER_OK = 176,
 };
 
 struct wire_frame {
@@ -737,6 +739,26 @@ struct wire_admin_measure {
     uint32_t reserved;
 };
 static_assert(sizeof(struct wire_admin_measure) == 8, "wire size");
+
+enum wire_worker_state {
+    WIRE_WORKER_DOWN,    /* ended; to be started again */
+    WIRE_WORKER_LOADING, /* started, not yet ready */
+    WIRE_WORKER_READY,
+};
+
+/* A model of the configuration and its worker. */
+struct wire_admin_worker_ok {
+    uint32_t index;
+    uint32_t state;          /* enum wire_worker_state */
+    uint64_t pid;            /* 0: none */
+    uint64_t starts;         /* since larderd started */
+    uint64_t blends;         /* done */
+    uint64_t failures;       /* blends that were answered by an error */
+    uint64_t busy_us;        /* with a blend at the worker, until its client had it */
+    uint8_t fingerprint[32]; /* zeros, as the model in what follows: it was never ready */
+    struct wire_worker_ok worker;
+};
+static_assert(sizeof(struct wire_admin_worker_ok) == 240, "wire size");
 
 /* From here on the connection is one of that tenant's on the engine socket. */
 struct wire_admin_act {

@@ -282,7 +282,8 @@ enum larder_start {
     LARDER_START_TOKEN = 2, /* start_token */
 };
 
-/* What becomes of the blended KV in the store. */
+/* What becomes of the blended KV in the store. Blocks that are stored at its quality already stay
+ * as they are, and so those of an earlier blend. */
 enum larder_keep {
     LARDER_KEEP_NOT = 0,
     LARDER_KEEP_CACHED = 1, /* put as the whole prompt's chain, at the quality that it has */

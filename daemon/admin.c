@@ -14,6 +14,7 @@
 #include "base/key.h"
 #include "base/mem.h"
 #include "daemon/demote.h"
+#include "daemon/served.h"
 #include "daemon/session_priv.h"
 #include "daemon/workers.h"
 
@@ -252,6 +253,15 @@ static int admin_tenants(struct session *session, const struct frame *frame)
     return 0;
 }
 
+static int admin_workers(struct session *session, const struct frame *frame)
+{
+    const struct wire_admin_index *wire = frame->body;
+    struct wire_admin_worker_ok ok;
+    LARDER_TRY(served_at(session->daemon->served, &ok, wire->index));
+    session_reply(session, WIRE_ADMIN_WORKER_OK, frame->request, &ok, sizeof(ok));
+    return 0;
+}
+
 /* Of a body that begins with a key. */
 static int find(struct session *session, struct larder_entry_info *info, const struct frame *frame)
 {
@@ -485,6 +495,8 @@ int admin_request(struct session *session, const struct frame *frame)
         return admin_models(session, frame);
     case WIRE_ADMIN_TENANTS:
         return admin_tenants(session, frame);
+    case WIRE_ADMIN_WORKERS:
+        return admin_workers(session, frame);
     case WIRE_ADMIN_COUNTERS:
         return admin_counters(session, frame);
     case WIRE_ADMIN_HISTORY:

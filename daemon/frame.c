@@ -338,6 +338,8 @@ static const struct shape shapes[] = {
      LARDER_ADMIN_MEASURES_MAX, check_measure},
     {WIRE_ADMIN_MEASURES, FRAME_CONTROL, false, sizeof(struct wire_admin_index), 0, 0, 0,
      check_index},
+    {WIRE_ADMIN_WORKERS, FRAME_CONTROL, false, sizeof(struct wire_admin_index), 0, 0, 0,
+     check_index},
     {WIRE_ADMIN_SECTIONS, FRAME_CONTROL, false, sizeof(struct wire_admin_variant), 0, 0, 0,
      check_variant},
     {WIRE_ADMIN_PURGE, FRAME_CONTROL, false, sizeof(struct wire_admin_purge), 0, 0, 0, check_purge},

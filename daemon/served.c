@@ -55,8 +55,13 @@ struct served {
     uint32_t waiting;
     uint32_t tenant_last;
     struct blend *current; /* at the worker */
+    uint64_t current_us;   /* since when */
     uint64_t end_ms;       /* when WORK_END was sent for it */
     uint64_t serials;
+    uint64_t starts; /* and further counts: base/wire.h */
+    uint64_t blends;
+    uint64_t failures;
+    uint64_t busy_us;
 };
 
 struct served_models {
@@ -123,14 +128,24 @@ static void fail_blend(struct blend *blend, int code, const char *message)
 {
     struct wire_error error = {.code = code};
     snprintf(error.message, sizeof(error.message), "%s", message);
+    blend->served->failures++;
     blend_answer(blend, &error, NULL);
+}
+
+/* Nothing is at the worker any more. */
+static struct blend *take_current(struct served *served)
+{
+    struct blend *blend = served->current;
+    if (blend)
+        served->busy_us += larderd_now_us() - served->current_us;
+    served->current = NULL;
+    return blend;
 }
 
 /* What the worker was doing is done once more, unless it may be what killed it. */
 static void drop_current(struct served *served)
 {
-    struct blend *blend = served->current;
-    served->current = NULL;
+    struct blend *blend = take_current(served);
     if (!blend)
         return;
     if (!blend->answered && !blend->let_go && blend->tries == 0) {
@@ -143,7 +158,7 @@ static void drop_current(struct served *served)
     snprintf(error.message, sizeof(error.message),
              "the worker of this model ended meanwhile; larderd's log says why; ask again");
     if (!blend->answered)
-        blend_answer(blend, &error, NULL);
+        fail_blend(blend, error.code, error.message);
     else if (blend->state == BLEND_READING)
         blend_read_answer(blend, &error);
     blend_free(blend);
@@ -220,9 +235,7 @@ static int take_ready(struct served *served, const struct work_ready *ready)
 /* The current blend is at its end at the worker. */
 static void end_current(struct served *served)
 {
-    struct blend *blend = served->current;
-    served->current = NULL;
-    blend_free(blend);
+    blend_free(take_current(served));
 }
 
 static int take_error(struct served *served, const struct wire_error *error)
@@ -236,7 +249,7 @@ static int take_error(struct served *served, const struct wire_error *error)
         return 0;
     }
     if (!blend->answered)
-        blend_answer(blend, error, NULL);
+        fail_blend(blend, error->code, error->message);
     end_current(served);
     return 0;
 }
@@ -250,6 +263,7 @@ static int take_blend_ok(struct served *served, const struct work_blend_ok *answ
         !are_rates(&answer->rates))
         return larder_fail(LARDER_EPROTO, "it sent a malformed answer");
     served->ready.rates = answer->rates;
+    served->blends++;
     blend->state = BLEND_HELD;
     blend->held_ms = larderd_now_ms();
     if (!blend->answered)
@@ -305,6 +319,7 @@ static void start(struct served *served)
 {
     struct larderd *daemon = served->daemon;
     int err = served_spawn(&daemon->config, served->model, &served->pid, &served->fd);
+    served->starts++;
     if (err == 0) {
         served->event =
             event_new(daemon->events, served->fd, EV_READ | EV_PERSIST, on_readable, served);
@@ -338,6 +353,7 @@ static void begin(struct served *served, struct blend *blend)
     blend->serial = ++served->serials;
     blend->wait_us = larderd_now_us() - blend->began_us;
     served->current = blend;
+    served->current_us = larderd_now_us();
     served->tenant_last = session->tenant.index;
     if (served_send(served->fd, WORK_BLEND, blend->serial, &body, sizeof(body), blend->staging_fd) <
         0)
@@ -494,6 +510,26 @@ void served_describe(const struct served *served, struct wire_worker_ok *out)
                                    .pair_ns = served->ready.rates.pair_ns};
     memcpy(out->name, served->model->name, sizeof(out->name));
     memcpy(out->device, served->ready.device, sizeof(out->device));
+}
+
+int served_at(const struct served_models *models, struct wire_admin_worker_ok *out, uint32_t index)
+{
+    if (index >= models->count)
+        return larder_fail(LARDER_ENOTFOUND, "there are %u models with a worker", models->count);
+    const struct served *served = &models->all[index];
+    *out = (struct wire_admin_worker_ok){
+        .index = index,
+        .state = served->state == WORKER_READY     ? WIRE_WORKER_READY
+                 : served->state == WORKER_LOADING ? WIRE_WORKER_LOADING
+                                                   : WIRE_WORKER_DOWN,
+        .pid = (uint64_t)served->pid,
+        .starts = served->starts,
+        .blends = served->blends,
+        .failures = served->failures,
+        .busy_us = served->busy_us + (served->current ? larderd_now_us() - served->current_us : 0)};
+    memcpy(out->fingerprint, served->fingerprint.bytes, sizeof(out->fingerprint));
+    served_describe(served, &out->worker);
+    return 0;
 }
 
 /* --- life ------------------------------------------------------------------------------------- */

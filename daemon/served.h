@@ -69,6 +69,8 @@ void served_tick(struct served_models *models, uint64_t now_ms);
 int served_find(struct served_models *models, struct served **out, const char *name,
                 const struct larder_key *fingerprint);
 void served_describe(const struct served *served, struct wire_worker_ok *out);
+/* By index; LARDER_ENOTFOUND behind the last one. */
+int served_at(const struct served_models *models, struct wire_admin_worker_ok *out, uint32_t index);
 
 /* Queues a blend; -EBUSY when enough wait. */
 int served_submit(struct served *served, struct blend *blend);

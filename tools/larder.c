@@ -72,6 +72,8 @@ static const struct command commands[] = {
     {"fsck", "DIR", "Check a store that no larderd uses", 1, 1, &fsck_parser, command_fsck},
     {"models", "", "List models", 0, 0, NULL, command_models},
     {"tenants", "", "List tenants and what each holds", 0, 0, NULL, command_tenants},
+    {"workers", "", "List models that can be blended, and how their workers do", 0, 0, NULL,
+     command_workers},
     {"calibrate", "", "Make a model's profile from a text", 0, 0, &calibrate_parser,
      command_calibrate},
     {"profile", "add FILE | ls | show | rm", "Profiles that recipes read; --default: of its model",

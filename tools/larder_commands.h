@@ -64,6 +64,7 @@ struct command_options {
 int command_status(const struct command_options *options, int argc, char **argv);
 int command_models(const struct command_options *options, int argc, char **argv);
 int command_tenants(const struct command_options *options, int argc, char **argv);
+int command_workers(const struct command_options *options, int argc, char **argv);
 int command_metrics(const struct command_options *options, int argc, char **argv);
 int command_top(const struct command_options *options, int argc, char **argv);
 int command_ls(const struct command_options *options, int argc, char **argv);

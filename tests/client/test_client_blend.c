@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
@@ -745,6 +746,41 @@ START_TEST(kept_too_long)
 }
 END_TEST
 
+/* What an operator sees of it. */
+START_TEST(workers_are_listed)
+{
+    struct peer peer;
+    struct wire_admin_index index = {.index = 0};
+    char program[512], command[1024];
+    begin();
+    blend("full");
+    larder_blended_free(&blended);
+    prompt.request.method = "guess";
+    expect_refused(-EINVAL, "an unknown method");
+    peer_connect(&peer, world.fixture.control_socket);
+    peer_say_hello(&peer);
+    uint64_t request = peer_send(&peer, WIRE_ADMIN_WORKERS, &index, sizeof(index), NULL, 0);
+    const struct wire_admin_worker_ok *row =
+        peer_expect(&peer, &answer, WIRE_ADMIN_WORKER_OK, request);
+    ck_assert_uint_eq(row->state, WIRE_WORKER_READY);
+    ck_assert_int_eq((pid_t)row->pid, world_worker(&world));
+    ck_assert_uint_eq(row->starts, 1);
+    ck_assert_uint_eq(row->blends, 1);
+    ck_assert_uint_eq(row->failures, 1);
+    ck_assert(row->busy_us > 0);
+    ck_assert_str_eq(row->worker.name, "tiny");
+    index.index = 1;
+    peer_expect_error(&peer, peer_send(&peer, WIRE_ADMIN_WORKERS, &index, sizeof(index), NULL, 0),
+                      LARDER_ENOTFOUND);
+    peer_close(&peer);
+    fixture_program(program, "larder");
+    snprintf(command, sizeof(command), "%s --socket %s workers | grep -q '^tiny .* ready '",
+             program, world.fixture.control_socket);
+    ck_assert_int_eq(system(command), 0);
+    end();
+}
+END_TEST
+
 /* Chunks are removed and put again while they are blended: never wrong, whatever was there. */
 START_TEST(pieces_that_come_and_go)
 {
@@ -812,6 +848,7 @@ int main(void)
     tcase_add_test(frames, requests_that_are_wrong);
     tcase_add_test(frames, reads_that_are_wrong);
     tcase_add_test(frames, kept_too_long);
+    tcase_add_test(frames, workers_are_listed);
     suite_add_tcase(suite, frames);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);

@@ -139,6 +139,7 @@ static size_t make(uint16_t type)
     case WIRE_ADMIN_TENANTS:
     case WIRE_ADMIN_PROFILES:
     case WIRE_ADMIN_MEASURES:
+    case WIRE_ADMIN_WORKERS:
         bytes += sizeof(struct wire_admin_index);
         break;
     default:
@@ -339,6 +340,7 @@ START_TEST(each_rule)
     BREAKS(WIRE_ADMIN_LIST, list->prefix[0] = 1);
     BREAKS(WIRE_ADMIN_LIST, (list->prefix_digits = 1, list->prefix[0] = 0xab));
     BREAKS(WIRE_ADMIN_MODELS, index->reserved = 1);
+    BREAKS(WIRE_ADMIN_WORKERS, index->reserved = 1);
 
     /* What a RELEASE carries as its request is not looked at. */
     size_t bytes = make(WIRE_RELEASE);
