@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "fixture.h"
 
+#include <check.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -15,6 +16,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/slab.h"
+#include "sim_disk.h"
 
 _Noreturn void must_fail(const char *condition, const char *file, int line)
 {
@@ -98,11 +100,22 @@ const char *fixture_make_key(struct fixture *fixture)
     return fixture->key_path;
 }
 
+struct sim_disk *fixture_use_disk(struct fixture *fixture)
+{
+    must(freopen("/dev/null", "w", stderr));
+    fixture->disk = sim_disk_create(1);
+    return fixture->disk;
+}
+
 int fixture_open(struct fixture *fixture)
 {
+    if (fixture->disk && !fixture->options.io_override)
+        fixture->options.io_override = sim_disk_open_io(fixture->disk);
     int err = larder_store_open(&fixture->store, &fixture->options);
-    if (err < 0)
+    if (err < 0) {
+        fixture->options.io_override = NULL;
         return err;
+    }
     struct larder_model_desc desc = some_model();
     must(larder_store_tenant(fixture->store, &fixture->tenant, "a") == 0);
     must(larder_store_model(fixture->store, &fixture->model, &desc) == 0);
@@ -114,6 +127,7 @@ void fixture_close(struct fixture *fixture)
     if (fixture->store)
         larder_store_close(fixture->store);
     fixture->store = NULL;
+    fixture->options.io_override = NULL; /* it was the store's */
 }
 
 void fixture_reopen(struct fixture *fixture)
@@ -132,8 +146,34 @@ void fixture_end(struct fixture *fixture)
     if (fixture->store)
         fixture_check(fixture);
     fixture_close(fixture);
+    if (fixture->disk)
+        sim_disk_destroy(fixture->disk);
+    fixture->disk = NULL;
     scratch_remove(fixture->path);
 }
+
+/* --- around each test ------------------------------------------------------------------------- */
+
+static struct fixture *around;
+
+static void begin_test(void)
+{
+    fixture_begin(around);
+    must(fixture_open(around) == 0);
+}
+
+static void end_test(void)
+{
+    fixture_end(around);
+}
+
+void fixture_add(struct TCase *tcase, struct fixture *fixture)
+{
+    around = fixture;
+    tcase_add_checked_fixture(tcase, begin_test, end_test);
+}
+
+/* --- the store's answers ---------------------------------------------------------------------- */
 
 struct larder_store_stats fixture_stats(struct fixture *fixture)
 {

@@ -11,6 +11,9 @@
 #include "scratch.h"
 #include "storage/store.h"
 
+struct TCase;
+struct sim_disk;
+
 /* What a test asserts in threads: Check's own assertions are for its one thread. */
 #define must(condition)                                                                            \
     do {                                                                                           \
@@ -23,6 +26,7 @@ struct fixture {
     char path[SCRATCH_PATH_BYTES];
     char key_path[SCRATCH_PATH_BYTES + 16];
     struct larder_store_options options;
+    struct sim_disk *disk; /* NULL: real files */
     struct larder_store *store;
     struct larder_tenant_info tenant;
     struct larder_model_info model;
@@ -31,6 +35,11 @@ struct fixture {
 /* Small sizes: 4 MiB of host tier in slabs of 1 MiB, 16 MiB of SSD in segments of 1 MiB. Encrypted
  * when LARDER_TEST_ENCRYPTED is in the environment: the suites of the store run both ways. */
 void fixture_begin(struct fixture *fixture);
+/* Each test of the case finds a store that is open, and leaves one that is checked. */
+void fixture_add(struct TCase *tcase, struct fixture *fixture);
+/* Its segments lie on a simulated disk from the next opening on, unless options.io_override says
+ * otherwise for that one; and nothing is logged: what goes wrong there does so on purpose. */
+struct sim_disk *fixture_use_disk(struct fixture *fixture);
 /* Makes a key file, beside the store's own files, and gives its path. */
 const char *fixture_make_key(struct fixture *fixture);
 /* Opens with fixture->options; the tenant "a" and the model are there then. */

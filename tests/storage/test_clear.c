@@ -27,13 +27,6 @@
 static struct fixture f;
 static struct sim_disk *disk;
 
-static void reopen(void)
-{
-    fixture_close(&f);
-    f.options.io_override = sim_disk_open_io(disk);
-    ck_assert_int_eq(fixture_open(&f), 0);
-}
-
 static void pin(uint64_t seed)
 {
     const struct larder_mark change = {.fields = LARDER_MARK_PIN};
@@ -44,8 +37,8 @@ static void pin(uint64_t seed)
 static void setup(void)
 {
     fixture_begin(&f);
-    disk = sim_disk_create(1);
-    reopen();
+    disk = fixture_use_disk(&f);
+    fixture_reopen(&f);
     fixture_put_chain(&f, PINNED, 2, 20000, LARDER_DURABLE);
     pin(PINNED + 1);
     fixture_put_chain(&f, OTHERS, 30, 50000, LARDER_DURABLE);
@@ -54,7 +47,6 @@ static void setup(void)
 static void teardown(void)
 {
     fixture_end(&f);
-    sim_disk_destroy(disk);
 }
 
 /* --- many at once ----------------------------------------------------------------------------- */
@@ -131,11 +123,11 @@ static void all_is_there(void)
 static void all_is_there_in_every_life(void)
 {
     all_is_there();
-    reopen();
+    fixture_reopen(&f);
     all_is_there();
     fixture_close(&f);
     fixture_remove_index(&f);
-    reopen();
+    fixture_reopen(&f);
     ck_assert_uint_eq(fixture_stats(&f).index_rebuilt, 1);
     all_is_there();
 }
@@ -205,7 +197,7 @@ static void all_are_marked(void)
 START_TEST(many_marks_of_one_segment_move)
 {
     f.options.ssd_bytes = 32 << 20;
-    reopen();
+    fixture_reopen(&f);
     for (uint32_t chain = 0; chain < CHAINS; chain++)
         fixture_put_chain(&f, MARKED + chain * 1000, LONG, 64, LARDER_DURABLE);
     mark_all();

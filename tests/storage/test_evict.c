@@ -27,17 +27,6 @@ static uint64_t draw(uint64_t limit)
     return random_state % limit;
 }
 
-static void setup(void)
-{
-    fixture_begin(&f);
-    ck_assert_int_eq(fixture_open(&f), 0);
-}
-
-static void teardown(void)
-{
-    fixture_end(&f);
-}
-
 /* By recency: what was put last must be there. */
 static void by_recency(void)
 {
@@ -497,7 +486,7 @@ int main(void)
 {
     Suite *suite = suite_create("evict");
     TCase *tcase = tcase_create("evict");
-    tcase_add_checked_fixture(tcase, setup, teardown);
+    fixture_add(tcase, &f);
     tcase_set_timeout(tcase, 120);
     tcase_add_test(tcase, host_tier_turns_over);
     tcase_add_test(tcase, ssd_evicts_leaves_first_and_gives_space_back);

@@ -22,26 +22,16 @@
 static struct fixture f;
 static struct sim_disk *disk;
 
-static void reopen(void)
-{
-    fixture_close(&f);
-    f.options.io_override = sim_disk_open_io(disk);
-    ck_assert_int_eq(fixture_open(&f), 0);
-}
-
 static void setup(void)
 {
     fixture_begin(&f);
-    /* The errors are on purpose here. */
-    ck_assert_ptr_nonnull(freopen("/dev/null", "w", stderr));
-    disk = sim_disk_create(1);
-    reopen();
+    disk = fixture_use_disk(&f);
+    fixture_reopen(&f);
 }
 
 static void teardown(void)
 {
     fixture_end(&f);
-    sim_disk_destroy(disk);
 }
 
 static void set_faults(struct sim_faults faults)
@@ -59,7 +49,7 @@ START_TEST(one_failed_read_is_tried_again)
 {
     int err;
     fixture_put_chain(&f, 1, 4, 20000, LARDER_DURABLE);
-    reopen();
+    fixture_reopen(&f);
     set_faults((struct sim_faults){.error_at = 1, .error_op = LARDER_IO_READ});
     ck_assert_uint_eq(fixture_get_chain(&f, 1, 4, &err), 4);
     ck_assert_uint_eq(fixture_stats(&f).corrupt, 0);
@@ -71,7 +61,7 @@ START_TEST(short_transfers_are_continued)
     int err;
     set_faults((struct sim_faults){.short_permille = 300});
     fixture_put_chain(&f, 1, 4, 60000, LARDER_DURABLE);
-    reopen();
+    fixture_reopen(&f);
     ck_assert_uint_eq(fixture_get_chain(&f, 1, 4, &err), 4);
 }
 END_TEST
@@ -89,7 +79,7 @@ START_TEST(a_failed_write_fails_its_put_only)
     ck_assert_int_eq(fixture_when(&f, 50, LARDER_DURABLE), 0);
     /* A child whose parent is not durable takes it along. */
     fixture_put_chain(&f, 60, 2, 20000, LARDER_DURABLE);
-    reopen();
+    fixture_reopen(&f);
     ck_assert_uint_eq(fixture_get_chain(&f, 1, 2, &err), 2);
     ck_assert_uint_eq(fixture_get_chain(&f, 50, 1, &err), 1);
     ck_assert_uint_eq(fixture_get_chain(&f, 60, 2, &err), 2);
@@ -105,7 +95,7 @@ START_TEST(a_durable_child_takes_its_parent_along)
     block.parent = block_key(1);
     ck_assert_int_eq(fixture_put(&f, &block, LARDER_DURABLE), 0);
     fixture_check(&f);
-    reopen();
+    fixture_reopen(&f);
     int err;
     ck_assert_uint_eq(fixture_get_chain(&f, 1, 2, &err), 2);
 }
@@ -133,7 +123,7 @@ START_TEST(small_records_are_written_over_zeros)
     ck_assert_uint_lt(few, 20u * LARDER_PAGE_BYTES);
     ck_assert_uint_eq(put_small(7, 34), 34);
     ck_assert_uint_gt(fixture_stats(&f).bytes_written - before, 64u * LARDER_PAGE_BYTES);
-    reopen();
+    fixture_reopen(&f);
     for (uint64_t i = 0; i < 40; i++) {
         int err;
         ck_assert_uint_eq(fixture_get_chain(&f, 1000 * (i + 1), 1, &err), 1);
@@ -152,16 +142,15 @@ START_TEST(what_is_written_over_zeros_survives)
     bool failed = true;
     for (uint64_t step = 1; failed; step++) {
         fixture_end(&f);
-        sim_disk_destroy(disk);
         fixture_begin(&f);
-        disk = sim_disk_create(step);
-        reopen();
+        f.disk = disk = sim_disk_create(step);
+        fixture_reopen(&f);
         sim_disk_fail_power_at(disk, sim_disk_steps(disk) + step);
         uint32_t stored = put_small(1, 14);
         failed = sim_disk_power_failed(disk);
         fixture_close(&f);
         sim_disk_crash(disk);
-        reopen();
+        fixture_reopen(&f);
         for (uint64_t i = 0; i < stored; i++) {
             int err;
             ck_assert_uint_eq(fixture_get_chain(&f, 1000 * (i + 1), 1, &err), 1);
@@ -187,7 +176,7 @@ START_TEST(a_failed_sync_ends_writing)
     ck_assert_int_eq(fixture_when(&f, 50, LARDER_DURABLE), LARDER_EREADONLY);
     int err;
     ck_assert_uint_eq(fixture_get_chain(&f, 1, 2, &err), 2);
-    reopen();
+    fixture_reopen(&f);
     ck_assert_uint_eq(fixture_stats(&f).read_only, 0);
     ck_assert_uint_eq(fixture_get_chain(&f, 1, 2, &err), 2);
     fixture_put_chain(&f, 60, 2, 20000, LARDER_DURABLE);
@@ -205,7 +194,7 @@ START_TEST(a_failed_commit_of_the_index_ends_writing)
     answer = 0;
     f.options.index_gate = refuse;
     f.options.index_gate_context = &answer;
-    reopen();
+    fixture_reopen(&f);
     fixture_put_chain(&f, 1, 2, 20000, LARDER_DURABLE);
     fixture_commit(&f);
     answer = -EIO;
@@ -218,7 +207,7 @@ START_TEST(a_failed_commit_of_the_index_ends_writing)
     answer = 0;
     block.seed = 51;
     ck_assert_int_eq(fixture_put(&f, &block, LARDER_DURABLE), LARDER_EREADONLY);
-    reopen();
+    fixture_reopen(&f);
     int err;
     ck_assert_uint_eq(fixture_get_chain(&f, 1, 2, &err), 2);
     ck_assert_uint_eq(fixture_stats(&f).recovered_from_tail, 1);
@@ -254,7 +243,7 @@ START_TEST(an_index_without_memory_is_tried_again)
     ck_assert_int_eq(atomic_load(&index_puts_that_fail), 0);
     fixture_commit(&f);
     ck_assert_uint_eq(fixture_stats(&f).read_only, 0);
-    reopen();
+    fixture_reopen(&f);
     int err;
     ck_assert_uint_eq(fixture_stats(&f).recovered_from_tail, 0);
     ck_assert_uint_eq(fixture_get_chain(&f, 10, 2, &err), 2);
@@ -279,7 +268,7 @@ START_TEST(a_full_disk_evicts)
     ck_assert_uint_gt(fixture_stats(&f).evicted_ssd, 20);
     int err;
     ck_assert_uint_eq(fixture_get_chain(&f, 990, 1, &err), 1);
-    reopen();
+    fixture_reopen(&f);
     fixture_check(&f);
     ck_assert_uint_eq(fixture_get_chain(&f, 990, 1, &err), 1);
 }
@@ -313,7 +302,7 @@ START_TEST(wrong_pages_are_never_believed)
 {
     fixture_put_chain(&f, 1, 5, 30000, LARDER_DURABLE);
     fixture_put_chain(&f, 100, 5, 30000, LARDER_DURABLE);
-    reopen();
+    fixture_reopen(&f);
     set_faults((struct sim_faults){.misdirect_permille = 300, .stale_permille = 100});
     int err;
     /* The fixture compares every byte of what is said to be good. */
@@ -350,7 +339,7 @@ START_TEST(no_memory_is_an_error_and_nothing_else)
         ck_assert(err == 0 || err == -ENOMEM || err == LARDER_ENOTFOUND);
         fixture_check(&f);
     }
-    reopen();
+    fixture_reopen(&f);
     int err;
     ck_assert_uint_eq(fixture_get_chain(&f, 1, 3, &err), 3);
 }
@@ -369,7 +358,7 @@ START_TEST(no_memory_at_open_leaks_nothing)
             fixture_close(&f);
         ck_assert_ptr_null(f.store);
     }
-    reopen();
+    fixture_reopen(&f);
     int err;
     ck_assert_uint_eq(fixture_get_chain(&f, 1, 3, &err), 3);
 }

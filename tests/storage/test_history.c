@@ -17,17 +17,6 @@
 
 static struct fixture f;
 
-static void setup(void)
-{
-    fixture_begin(&f);
-    ck_assert_int_eq(fixture_open(&f), 0);
-}
-
-static void teardown(void)
-{
-    fixture_end(&f);
-}
-
 static enum larder_event last_event(uint64_t seed)
 {
     struct larder_key key = block_key(seed);
@@ -169,7 +158,7 @@ int main(void)
 {
     Suite *suite = suite_create("history");
     TCase *tests = tcase_create("history");
-    tcase_add_checked_fixture(tests, setup, teardown);
+    fixture_add(tests, &f);
     tcase_set_timeout(tests, 60);
     tcase_add_test(tests, the_ring_keeps_the_latest);
     tcase_add_test(tests, each_way_out_has_its_reason);

@@ -41,9 +41,7 @@ static void unmap_slabs(void)
 static void reopen(void)
 {
     unmap_slabs();
-    fixture_close(&f);
-    f.options.io_override = sim_disk_open_io(disk);
-    ck_assert_int_eq(fixture_open(&f), 0);
+    fixture_reopen(&f);
 }
 
 static void setup(void)
@@ -51,9 +49,7 @@ static void setup(void)
     fixture_begin(&f);
     f.options.slab_bytes = 2 << 20;
     f.options.segment_bytes = 4 << 20;
-    /* The errors are on purpose here. */
-    ck_assert_ptr_nonnull(freopen("/dev/null", "w", stderr));
-    disk = sim_disk_create(1);
+    disk = fixture_use_disk(&f);
     reopen();
 }
 
@@ -61,7 +57,6 @@ static void teardown(void)
 {
     unmap_slabs();
     fixture_end(&f);
-    sim_disk_destroy(disk);
 }
 
 /* --- records ---------------------------------------------------------------------------------- */

@@ -15,17 +15,6 @@
 
 static struct fixture fixture;
 
-static void begin(void)
-{
-    fixture_begin(&fixture);
-    ck_assert_msg(fixture_open(&fixture) == 0, "%s", larder_error_message());
-}
-
-static void end(void)
-{
-    fixture_end(&fixture);
-}
-
 static void tell(const char *recipe, const uint8_t *profile, float kl)
 {
     ck_assert_int_eq(
@@ -286,7 +275,7 @@ int main(void)
     Suite *suite = suite_create("measures");
     TCase *tcase = tcase_create("measures");
     tcase_set_timeout(tcase, 120);
-    tcase_add_checked_fixture(tcase, begin, end);
+    fixture_add(tcase, &fixture);
     tcase_add_test(tcase, what_keeps_it_is_given);
     tcase_add_test(tcase, of_lossy_ones_the_best);
     tcase_add_test(tcase, another_model_or_profile_is_another_measure);

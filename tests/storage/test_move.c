@@ -18,17 +18,6 @@
 
 static struct fixture f;
 
-static void setup(void)
-{
-    fixture_begin(&f);
-    ck_assert_int_eq(fixture_open(&f), 0);
-}
-
-static void teardown(void)
-{
-    fixture_end(&f);
-}
-
 static bool stays(uint64_t seed)
 {
     return seed % 8 == 0;
@@ -208,7 +197,7 @@ int main(void)
 {
     Suite *suite = suite_create("move");
     TCase *tcase = tcase_create("move");
-    tcase_add_checked_fixture(tcase, setup, teardown);
+    fixture_add(tcase, &f);
     tcase_set_timeout(tcase, 120);
     tcase_add_test(tcase, almost_empty_segments_go);
     tcase_add_test(tcase, what_need_not_move_stays);

@@ -21,17 +21,6 @@
 
 static struct fixture fixture;
 
-static void begin(void)
-{
-    fixture_begin(&fixture);
-    ck_assert_msg(fixture_open(&fixture) == 0, "%s", larder_error_message());
-}
-
-static void end(void)
-{
-    fixture_end(&fixture);
-}
-
 static struct block block_of(uint64_t seed, const char *recipe)
 {
     bool exact = strcmp(recipe, "raw") == 0;
@@ -424,7 +413,7 @@ int main(void)
     Suite *suite = suite_create("names");
     TCase *tcase = tcase_create("names");
     tcase_set_timeout(tcase, 120);
-    tcase_add_checked_fixture(tcase, begin, end);
+    fixture_add(tcase, &fixture);
     tcase_add_test(tcase, rows_that_do_not_belong_are_dropped);
     tcase_add_test(tcase, a_removed_one_takes_its_older_name_along);
     tcase_add_test(tcase, a_rebuild_keeps_the_newer);

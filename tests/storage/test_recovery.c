@@ -21,17 +21,6 @@
 
 static struct fixture f;
 
-static void setup(void)
-{
-    fixture_begin(&f);
-    ck_assert_int_eq(fixture_open(&f), 0);
-}
-
-static void teardown(void)
-{
-    fixture_end(&f);
-}
-
 /* Every entry, for a comparison across a rebuild. */
 static uint32_t list_all(struct larder_entry_info *out, uint32_t count_max)
 {
@@ -666,7 +655,7 @@ int main(void)
 {
     Suite *suite = suite_create("recovery");
     TCase *tcase = tcase_create("recovery");
-    tcase_add_checked_fixture(tcase, setup, teardown);
+    fixture_add(tcase, &f);
     tcase_set_timeout(tcase, 60);
     tcase_add_test(tcase, rebuild_equals_index);
     tcase_add_loop_test(tcase, a_flipped_byte_is_a_miss, 0, sizeof(flips) / sizeof(flips[0]));

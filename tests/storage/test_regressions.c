@@ -23,33 +23,23 @@
 static struct fixture f;
 static struct sim_disk *disk;
 
-static void reopen(void)
-{
-    fixture_close(&f);
-    f.options.io_override = sim_disk_open_io(disk);
-    ck_assert_int_eq(fixture_open(&f), 0);
-}
-
 static void setup(void)
 {
     fixture_begin(&f);
-    /* The errors are on purpose here. */
-    ck_assert_ptr_nonnull(freopen("/dev/null", "w", stderr));
-    disk = sim_disk_create(1);
-    reopen();
+    disk = fixture_use_disk(&f);
+    fixture_reopen(&f);
 }
 
 static void teardown(void)
 {
     fixture_end(&f);
-    sim_disk_destroy(disk);
 }
 
 /* Where a test counts on what was put first going first. */
 static void reopen_by_recency(void)
 {
     f.options.eviction = "lru";
-    reopen();
+    fixture_reopen(&f);
 }
 
 static void set_faults(struct sim_faults faults)
@@ -266,7 +256,7 @@ START_TEST(a_removal_that_fails_later_leaves_the_upper_part)
     fixture_check(&f);
     int err;
     ck_assert_uint_eq(fixture_get_chain(&f, 1, COUNT, &err), COUNT - removed);
-    reopen();
+    fixture_reopen(&f);
     ck_assert_uint_eq(fixture_get_chain(&f, 1, COUNT, &err), COUNT - removed);
 }
 END_TEST
@@ -352,7 +342,7 @@ START_TEST(a_rebuild_reads_what_is_between_holes_once)
     fixture_remove_index(&f);
     struct sim_stats before, after;
     sim_disk_stats(disk, &before);
-    reopen();
+    fixture_reopen(&f);
     sim_disk_stats(disk, &after);
     ck_assert_uint_eq(fixture_stats(&f).index_rebuilt, 1);
     ck_assert_uint_eq(fixture_stats(&f).entries, BLOCKS / 2);
@@ -664,12 +654,12 @@ START_TEST(a_chain_replaced_from_its_end_is_linked)
         ck_assert_int_eq(fixture_put(&f, &block, LARDER_DURABLE), 0);
     }
     int err;
-    reopen();
+    fixture_reopen(&f);
     fixture_check(&f);
     ck_assert_uint_eq(fixture_get_chain(&f, 1, BLOCKS, &err), BLOCKS);
     fixture_close(&f);
     fixture_remove_index(&f);
-    reopen();
+    fixture_reopen(&f);
     ck_assert_uint_eq(fixture_stats(&f).index_rebuilt, 1);
     fixture_check(&f);
     ck_assert_uint_eq(fixture_get_chain(&f, 1, BLOCKS, &err), BLOCKS);
@@ -733,11 +723,11 @@ START_TEST(a_record_for_longer_segments_is_refused)
     f.options.slab_bytes = 2 << 20;
     f.options.segment_bytes = 2 << 20;
     f.options.ssd_bytes = 6 << 20;
-    reopen();
+    fixture_reopen(&f);
     fixture_put_chain(&f, 1, 1, 600000, LARDER_DURABLE);
     fixture_close(&f);
     f.options.segment_bytes = 1 << 20;
-    reopen();
+    fixture_reopen(&f);
     struct told loaded;
     sem_init(&loaded.over, 0, 0);
     struct larder_key key = block_key(1);

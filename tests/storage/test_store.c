@@ -16,17 +16,6 @@
 
 static struct fixture f;
 
-static void setup(void)
-{
-    fixture_begin(&f);
-    ck_assert_int_eq(fixture_open(&f), 0);
-}
-
-static void teardown(void)
-{
-    fixture_end(&f);
-}
-
 static void tell(void *context, int err)
 {
     *(int *)context = err;
@@ -437,7 +426,7 @@ int main(void)
 {
     Suite *suite = suite_create("store");
     TCase *tcase = tcase_create("store");
-    tcase_add_checked_fixture(tcase, setup, teardown);
+    fixture_add(tcase, &f);
     tcase_set_timeout(tcase, 60);
     tcase_add_test(tcase, put_get_reopen_get);
     tcase_add_test(tcase, cached_becomes_durable);

@@ -16,17 +16,6 @@
 
 static struct fixture fixture;
 
-static void begin(void)
-{
-    fixture_begin(&fixture);
-    ck_assert_msg(fixture_open(&fixture) == 0, "%s", larder_error_message());
-}
-
-static void end(void)
-{
-    fixture_end(&fixture);
-}
-
 /* Kinds of variants: what they are, and how long their sections. */
 static const struct kind {
     enum larder_quality quality;
@@ -497,7 +486,7 @@ int main(void)
     Suite *suite = suite_create("variants");
     TCase *tcase = tcase_create("variants");
     tcase_set_timeout(tcase, 120);
-    tcase_add_checked_fixture(tcase, begin, end);
+    fixture_add(tcase, &fixture);
     tcase_add_test(tcase, each_reader_gets_its_variant);
     tcase_add_test(tcase, a_better_one_beside_takes_the_lead);
     tcase_add_test(tcase, a_lookup_says_what_a_lease_gives);
