@@ -215,7 +215,7 @@ START_TEST(steps_of_ages)
 {
     struct block blocks[2];
     struct wire_admin_entry all[LARDER_VARIANTS_MAX];
-    start("demote = 1s:exact, 3s:" Q5 ", 7s:" Q4 "\nrecipe = raw\n");
+    start("demote = 1s:exact, 6s:" Q5 ", 14s:" Q4 "\nrecipe = raw\n");
     measure(Q5, 0.25f);
     measure(Q4, 0.5f);
     peer_chain(&peer, blocks, 2, 1);
@@ -343,10 +343,10 @@ END_TEST
 START_TEST(what_is_used_stays)
 {
     struct block blocks[2];
-    start("demote = 2s:" Q4 "\n");
+    start("demote = 4s:" Q4 "\n");
     peer_chain(&peer, blocks, 2, 1);
     put_chain(blocks, 2, "exact");
-    for (int i = 0; i < 25; i++) {
+    for (int i = 0; i < 32; i++) {
         ck_assert(read_error(&blocks[0], 1) == 0);
         pause_ms(200);
     }

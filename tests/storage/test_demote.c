@@ -4,6 +4,8 @@
  * Method: a store under a clock of the test. */
 #include <check.h>
 #include <errno.h>
+#include <poll.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -210,6 +212,51 @@ START_TEST(a_reader_goes_on)
 }
 END_TEST
 
+static void *purge(void *argument)
+{
+    uint64_t removed = 0;
+    int *err = argument;
+    *err = larder_store_purge(fixture.store, fixture.tenant.index, &removed);
+    must(*err < 0 || removed == 2);
+    return NULL;
+}
+
+/* A reader of this process is not cut off by a purge: that waits, and nothing new begins. */
+START_TEST(a_purge_waits_for_own_readers)
+{
+    struct larder_lease *lease;
+    struct larder_ref ref;
+    uint32_t count;
+    bool ready;
+    pthread_t thread;
+    int err = 1;
+    put_large(1);
+    put_large(2);
+    const struct larder_key key = block_key(1);
+    const struct larder_want want = {
+        .tenant = fixture.tenant.index, .keys = &key, .key_count = 1, .peek = true, .own = true};
+    ck_assert_int_eq(
+        larder_store_lease(fixture.store, &lease, &ref, &count, &ready, &want, never, NULL), 0);
+    ck_assert(ready && count == 1);
+    const struct larder_record *record =
+        larder_store_ref_record(fixture.store, fixture.tenant.index, &ref);
+    ck_assert_int_eq(pthread_create(&thread, NULL, purge, &err), 0);
+    while (find(1).variants > 0)
+        poll(NULL, 0, 1);
+    struct block block = block_of(1, true);
+    block.idle_s = 1;
+    ck_assert_int_eq(fixture_put(&fixture, &block, LARDER_DURABLE), -EBUSY);
+    for (int i = 0; i < 20; i++) {
+        ck_assert(record_is(record, 1));
+        poll(NULL, 0, 2);
+    }
+    larder_store_release(fixture.store, lease);
+    pthread_join(thread, NULL);
+    ck_assert_int_eq(err, 0);
+    ck_assert_uint_eq(find(2).variants, 0);
+}
+END_TEST
+
 START_TEST(ages)
 {
     put_large(1);
@@ -252,6 +299,7 @@ int main(void)
     tcase_add_test(tests, what_must_not_go_stays);
     tcase_add_test(tests, what_has_gone_stays_gone);
     tcase_add_test(tests, a_reader_goes_on);
+    tcase_add_test(tests, a_purge_waits_for_own_readers);
     tcase_add_test(tests, ages);
     suite_add_tcase(suite, tests);
     SRunner *runner = srunner_create(suite);
