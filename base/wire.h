@@ -370,10 +370,11 @@ struct wire_worker_ok {
     uint32_t start;         /* the model's start token, or WIRE_TOKEN_NONE */
     double row_ns;          /* measured: a token through all layers, without its attention */
     double pair_ns;         /* a query's look at one key, in all layers */
-    char name[LARDER_MODEL_NAME_MAX];    /* of the configuration; NUL-terminated */
-    char device[LARDER_DEVICE_TEXT_MAX]; /* for people; NUL-terminated */
+    char name[LARDER_MODEL_NAME_MAX];     /* of the configuration; NUL-terminated */
+    char device[LARDER_DEVICE_TEXT_MAX];  /* for people; NUL-terminated */
+    char method[LARDER_METHOD_BYTES_MAX]; /* of blends that name none; NUL-terminated */
 };
-static_assert(sizeof(struct wire_worker_ok) == 160, "wire size");
+static_assert(sizeof(struct wire_worker_ok) == 288, "wire size");
 
 enum wire_blend_flag {
     WIRE_BLEND_SMALLEST = 1 << 0, /* as of wire_keys */
@@ -758,7 +759,7 @@ struct wire_admin_worker_ok {
     uint8_t fingerprint[32]; /* zeros, as the model in what follows: it was never ready */
     struct wire_worker_ok worker;
 };
-static_assert(sizeof(struct wire_admin_worker_ok) == 240, "wire size");
+static_assert(sizeof(struct wire_admin_worker_ok) == 368, "wire size");
 
 /* From here on the connection is one of that tenant's on the engine socket. */
 struct wire_admin_act {

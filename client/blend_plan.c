@@ -116,7 +116,8 @@ int blend_ask_worker(struct larder_model *model, struct wire_worker_ok *out)
     if (err == 0)
         err = client_call(link, &call, NULL, &part, 1);
     if (err == 0 && (call.answer_bytes != sizeof(*out) || !(out->row_ns >= 0) ||
-                     !(out->pair_ns >= 0) || !isfinite(out->row_ns) || !isfinite(out->pair_ns)))
+                     !memchr(out->method, 0, sizeof(out->method)) || !(out->pair_ns >= 0) ||
+                     !isfinite(out->row_ns) || !isfinite(out->pair_ns)))
         err = client_malformed(link, "WORKER");
     client_link_release(link);
     return err;
@@ -228,10 +229,17 @@ static int plan_spans(struct plan_run *run)
 
 /* --- what it takes --------------------------------------------------------------------------- */
 
+/* The last of the values that a key has: r=.5,.15 goes down to .15. */
 static double number_of(const char *method, const char *key, double missing)
 {
     const char *at = strstr(method, key);
-    return at ? strtod(at + strlen(key), NULL) : missing;
+    if (!at)
+        return missing;
+    char *end;
+    double value = strtod(at + strlen(key), &end);
+    while (*end == ',')
+        value = strtod(end + 1, &end);
+    return value;
 }
 
 static bool is_method(const char *method, const char *name)
@@ -242,18 +250,17 @@ static bool is_method(const char *method, const char *name)
 
 /* Of the layers of a moved span's tokens, the share that will be computed; the worker reads the
  * text in earnest. */
-static double repaired_share(const struct plan_run *run, const struct larder_blend_span *span)
+static double repaired_share(const char *method, double layers,
+                             const struct larder_blend_span *span)
 {
-    const char *method = run->request->method ? run->request->method : "cacheblend";
-    const double layers = run->model->desc.layers;
     if (is_method(method, "none"))
         return 0;
     if (is_method(method, "link"))
         return fmin(number_of(method, " k=", 16), (double)span->count) / (double)span->count;
-    if (is_method(method, "random"))
+    if (is_method(method, "random") || is_method(method, "probe"))
         return fmin(number_of(method, " r=", .15), 1);
     /* All tokens as far as the check layer, to choose. */
-    if (is_method(method, "cacheblend")) {
+    if (is_method(method, "cacheblend") || is_method(method, "kvshare")) {
         const double check = fmin(number_of(method, " layer=", 1), layers);
         return (check + (layers - check) * fmin(number_of(method, " r=", .15), 1)) / layers;
     }
@@ -270,6 +277,7 @@ static void estimate(struct plan_run *run, const struct wire_worker_ok *worker)
 {
     struct larder_blend_plan *plan = run->plan;
     const uint64_t suffix = run->prompt.firsts[run->prompt.piece_count];
+    const char *method = run->request->method ? run->request->method : worker->method;
     double context = 0, compute_ns = 0, prefill_ns = 0;
     bool all_computed = true;
     for (uint32_t i = 0; i < plan->span_count; i++) {
@@ -277,7 +285,9 @@ static void estimate(struct plan_run *run, const struct wire_worker_ok *worker)
         const uint64_t end = span->first + span->count;
         if (span->source == LARDER_BLEND_PREFIX)
             continue;
-        const double share = span->source == LARDER_BLEND_MOVED ? repaired_share(run, span) : 1;
+        const double share = span->source == LARDER_BLEND_MOVED
+                                 ? repaired_share(method, run->model->desc.layers, span)
+                                 : 1;
         const double ns =
             worker->row_ns * (double)span->count + worker->pair_ns * pairs(span->first, end);
         compute_ns += share * ns;

@@ -294,7 +294,7 @@ struct larder_blend_request {
     const struct larder_prompt *pieces; /* none empty */
     size_t piece_count;
     struct larder_prompt suffix; /* at least one token; its `extra` is the whole prompt's */
-    /* "none", "link k=16", "cacheblend r=.15", ...: docs/BLENDING.md; NULL: its default. */
+    /* "none", "link k=16", "cacheblend r=.15", ...: docs/BLENDING.md; NULL: what is configured. */
     const char *method;
     enum larder_quality worst; /* of stored KV that is used; as for a get, as the next */
     float max_kl;

@@ -65,7 +65,8 @@ struct recipe_rule {
 struct served_model {
     char name[LARDER_MODEL_NAME_MAX];
     char directory[PATH_MAX];
-    uint32_t kv_dtype; /* enum larder_dtype; 0: as the weights */
+    uint32_t kv_dtype;                    /* enum larder_dtype; 0: as the weights */
+    char method[LARDER_METHOD_BYTES_MAX]; /* of blends that name none */
 };
 
 /* What a block that nobody used for so long is kept as. */
@@ -162,7 +163,7 @@ int config_add_quota(struct config *config, const char *name, char *value);
 int config_add_recipe(struct config *config, char *names, const char *value);
 int config_check_recipe(struct recipe_choice *choice);
 
-/* The same of `model NAME = DIR [kv=DTYPE]`; of a command line's --model NAME=DIR. */
+/* The same of `model NAME = DIR [kv=DTYPE] [method=TEXT]`; of a command line's --model NAME=DIR. */
 int config_add_model(struct config *config, const char *name, const char *value);
 int config_set_model(struct config *config, const char *argument);
 bool config_same_models(const struct config *a, const struct config *b);

@@ -6,8 +6,10 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "base/bytes.h"
 #include "base/mem.h"
 #include "daemon/config.h"
+#include "kernels/blend/blend.h"
 
 static int check_name(const char *name)
 {
@@ -22,32 +24,56 @@ static int check_name(const char *name)
     return 0;
 }
 
-/* "DIR", or "DIR kv=f16". */
-static int parse_place(struct served_model *out, const char *value)
+/* What follows `key` in the text, which is cut there; NULL: it is not there. */
+static const char *cut_option(char *text, const char *key)
+{
+    char *at = strstr(text, key);
+    if (!at)
+        return NULL;
+    const char *value = at + strlen(key);
+    while (at > text && at[-1] == ' ')
+        at--;
+    *at = 0;
+    return value;
+}
+
+static int set_dtype(struct served_model *out, const char *name)
 {
     static const struct {
         const char *text;
         uint32_t dtype;
     } dtypes[] = {{"f32", LARDER_F32}, {"f16", LARDER_F16}, {"bf16", LARDER_BF16}};
-    const char *kv = strstr(value, " kv=");
-    size_t length = kv ? (size_t)(kv - value) : strlen(value);
-    while (length > 0 && value[length - 1] == ' ')
-        length--;
-    if (value[0] != '/')
-        return larder_fail(-EINVAL, "folder '%s' of a model is relative; start it with '/'", value);
-    if (length >= sizeof(out->directory))
-        return larder_fail(-EINVAL, "a folder's path of %zu bytes is longer than %zu", length,
-                           sizeof(out->directory) - 1);
-    memcpy(out->directory, value, length);
-    if (!kv)
-        return 0;
     for (size_t i = 0; i < LARDER_COUNT_OF(dtypes); i++) {
-        if (strcmp(kv + strlen(" kv="), dtypes[i].text) == 0)
+        if (strcmp(name, dtypes[i].text) == 0)
             out->kv_dtype = dtypes[i].dtype;
     }
     return out->kv_dtype
                ? 0
-               : larder_fail(-EINVAL, "'%s' is not one of kv=f32, kv=f16, kv=bf16", kv + 1);
+               : larder_fail(-EINVAL, "'kv=%s' is not one of kv=f32, kv=f16, kv=bf16", name);
+}
+
+/* "DIR", "DIR kv=f16", "DIR method=link k=16", "DIR kv=f16 method=link k=16". */
+static int parse_place(struct served_model *out, const char *value)
+{
+    char text[PATH_MAX + 256];
+    if (strlen(value) >= sizeof(text))
+        return larder_fail(-EINVAL, "a model's text of %zu bytes is longer than %zu", strlen(value),
+                           sizeof(text) - 1);
+    strcpy(text, value);
+    const char *method = cut_option(text, " method=");
+    const char *kv = cut_option(text, " kv=");
+    if (text[0] != '/')
+        return larder_fail(-EINVAL, "folder '%s' of a model is relative; start it with '/'", text);
+    if (strlen(text) >= sizeof(out->directory))
+        return larder_fail(-EINVAL, "a folder's path of %zu bytes is longer than %zu", strlen(text),
+                           sizeof(out->directory) - 1);
+    strcpy(out->directory, text);
+    if (!method)
+        method = LARDER_BLEND_METHOD_DEFAULT;
+    if (!method[0] || strlen(method) >= sizeof(out->method))
+        return larder_fail(-EINVAL, "a method's text has 1 to %zu bytes", sizeof(out->method) - 1);
+    strcpy(out->method, method);
+    return kv ? set_dtype(out, kv) : 0;
 }
 
 int config_add_model(struct config *config, const char *name, const char *value)
@@ -93,6 +119,7 @@ bool config_same_models(const struct config *a, const struct config *b)
     for (uint32_t i = 0; i < a->model_count; i++) {
         if (strcmp(a->models[i].name, b->models[i].name) != 0 ||
             strcmp(a->models[i].directory, b->models[i].directory) != 0 ||
+            strcmp(a->models[i].method, b->models[i].method) != 0 ||
             a->models[i].kv_dtype != b->models[i].kv_dtype)
             return false;
     }

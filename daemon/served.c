@@ -510,6 +510,7 @@ void served_describe(const struct served *served, struct wire_worker_ok *out)
                                    .pair_ns = served->ready.rates.pair_ns};
     memcpy(out->name, served->model->name, sizeof(out->name));
     memcpy(out->device, served->ready.device, sizeof(out->device));
+    memcpy(out->method, served->model->method, sizeof(out->method));
 }
 
 int served_at(const struct served_models *models, struct wire_admin_worker_ok *out, uint32_t index)

@@ -75,8 +75,10 @@ int served_spawn(const struct config *config, const struct served_model *model, 
                                             "--control-socket",
                                             config->control_socket,
                                             "--threads",
-                                            threads};
-    int count = 9;
+                                            threads,
+                                            "--method",
+                                            model->method};
+    int count = 11;
     if (model->kv_dtype) {
         arguments[count++] = "--kv";
         arguments[count++] = dtype_name(model->kv_dtype);

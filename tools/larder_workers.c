@@ -19,13 +19,13 @@ static json_t *worker_json(const struct wire_admin_worker_ok *row)
     char fingerprint[65];
     const struct wire_worker_ok *worker = &row->worker;
     larder_hex(fingerprint, row->fingerprint, sizeof(row->fingerprint));
-    return json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:i, s:i, s:f, s:f, s:s}", "name",
-                     worker->name, "fingerprint", fingerprint, "state", state_name(row->state),
-                     "pid", (json_int_t)row->pid, "starts", (json_int_t)row->starts, "blends",
-                     (json_int_t)row->blends, "failures", (json_int_t)row->failures, "busy_us",
-                     (json_int_t)row->busy_us, "waiting", (int)worker->waiting, "positions_max",
-                     (int)worker->positions_max, "row_ns", worker->row_ns, "pair_ns",
-                     worker->pair_ns, "device", worker->device);
+    return json_pack(
+        "{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:i, s:i, s:f, s:f, s:s, s:s}", "name",
+        worker->name, "fingerprint", fingerprint, "state", state_name(row->state), "pid",
+        (json_int_t)row->pid, "starts", (json_int_t)row->starts, "blends", (json_int_t)row->blends,
+        "failures", (json_int_t)row->failures, "busy_us", (json_int_t)row->busy_us, "waiting",
+        (int)worker->waiting, "positions_max", (int)worker->positions_max, "row_ns", worker->row_ns,
+        "pair_ns", worker->pair_ns, "device", worker->device, "method", worker->method);
 }
 
 static void print_row(const struct wire_admin_worker_ok *row)

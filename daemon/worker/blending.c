@@ -237,8 +237,7 @@ static int blend(struct run *run, struct wire_blend_ok *ok)
         return larder_fail(LARDER_ELIMIT,
                            "blend: a prompt of %u tokens is longer than the model's %u positions",
                            run->request.token_count, worker->config->positions_max);
-    if (run->request.blend.method)
-        LARDER_TRY(larder_blend_check_method(run->request.blend.method, worker->config->layers));
+    LARDER_TRY(larder_blend_check_method(run->request.blend.method, worker->config->layers));
     LARDER_TRY(larder_blend_plan(worker->model, &run->plan, &run->request.blend));
     run->logits = larder_alloc(worker->desc.vocab * sizeof(*run->logits));
     if (!run->logits)

@@ -18,11 +18,13 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "daemon/worker/worker.h"
+#include "kernels/blend/blend.h"
 
 const char *argp_program_version = "larder-worker " LARDER_VERSION;
 
 enum {
     OPTION_KV = 256,
+    OPTION_METHOD,
     OPTION_CORE_DUMPS,
 };
 
@@ -32,6 +34,7 @@ static const struct argp_option option_list[] = {
     {"control-socket", 's', "PATH", 0, "Larderd's control socket", 0},
     {"threads", 't', "N", 0, "Threads to compute with; 0: one a CPU", 0},
     {"kv", OPTION_KV, "DTYPE", 0, "Type of K and V: f32, f16, bf16; as the weights", 0},
+    {"method", OPTION_METHOD, "TEXT", 0, "Of blends that name none", 0},
     {"core-dumps", OPTION_CORE_DUMPS, NULL, 0, "Allow core dumps", 0},
     {0},
 };
@@ -64,6 +67,9 @@ static error_t parse_option(int key, char *argument, struct argp_state *state)
         options->kv_dtype = parse_dtype(argument);
         if (!options->kv_dtype)
             argp_error(state, "--kv=%s is not one of f32, f16, bf16", argument);
+        return 0;
+    case OPTION_METHOD:
+        options->method = argument;
         return 0;
     case OPTION_CORE_DUMPS:
         options->core_dumps = true;
@@ -285,6 +291,7 @@ static int open_model(struct worker *worker)
                                   &(struct larder_device_options){.threads = options->threads}));
     LARDER_TRY(larder_llama_open(&worker->llama, worker->device, options->directory));
     worker->config = larder_llama_config(worker->llama);
+    LARDER_TRY(larder_blend_check_method(options->method, worker->config->layers));
     LARDER_TRY(larder_llama_describe(worker->llama, &worker->desc, options->kv_dtype));
     return worker_measure(worker);
 }
@@ -310,7 +317,7 @@ int main(int argc, char **argv)
         .doc = "larder-worker - computes blends for larderd, which starts it for each model of its "
                "configuration. See larder-worker(8).",
     };
-    struct worker_options options = {0};
+    struct worker_options options = {.method = LARDER_BLEND_METHOD_DEFAULT};
     struct worker worker = {.options = &options};
     argp_parse(&argp, argc, argv, 0, NULL, &options);
     settle(&options);

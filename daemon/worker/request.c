@@ -90,7 +90,7 @@ int worker_request_read(struct worker_request *out, const struct worker *worker,
     struct larder_blend_request *blend = &out->blend;
     blend->pieces = out->pieces;
     blend->piece_count = wire->piece_count;
-    blend->method = wire->method[0] ? wire->method : NULL;
+    blend->method = wire->method[0] ? wire->method : worker->options->method;
     blend->worst = (enum larder_quality)(
         wire->worst | (wire->flags & WIRE_BLEND_SMALLEST ? LARDER_QUALITY_SMALLEST : 0));
     blend->max_kl = wire->max_kl;

@@ -23,7 +23,8 @@ struct worker_options {
     const char *name;
     const char *directory;
     const char *control_socket;
-    uint32_t threads; /* 0: one a CPU */
+    const char *method; /* of blends that name none */
+    uint32_t threads;   /* 0: one a CPU */
     uint32_t kv_dtype;
     bool core_dumps;
 };

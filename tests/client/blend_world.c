@@ -53,7 +53,8 @@ void world_open(struct world *world, const char *config)
     memset(world, 0, sizeof(*world));
     read_text(world);
     ck_assert_ptr_nonnull(realpath(MODEL, folder));
-    snprintf(text, sizeof(text), "model tiny = %s\nworker_threads = 1\n%s", folder, config);
+    snprintf(text, sizeof(text), "model tiny = %s method=link k=5\nworker_threads = 1\n%s", folder,
+             config);
     fixture_start(&world->fixture, text);
     ck_assert_int_eq(
         larder_device_open(&world->device, "cpu", &(struct larder_device_options){.threads = 1}),

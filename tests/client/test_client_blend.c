@@ -200,7 +200,7 @@ START_TEST(a_method_recomputes_some)
     ck_assert_uint_eq(computed, 2 * 4);
     ck_assert_uint_eq(blended.quality, LARDER_QUALITY_BLENDED);
     larder_blended_free(&blended);
-    blend(NULL);
+    blend("cacheblend r=.15");
     ck_assert(blended.share > 0);
     ck_assert(blended.share < 1);
     larder_blended_free(&blended);
@@ -752,7 +752,11 @@ START_TEST(workers_are_listed)
     struct peer peer;
     struct wire_admin_index index = {.index = 0};
     char program[512], command[1024];
-    begin();
+    begin_with("");
+    world_store_pieces(&world, &prompt);
+    blend(NULL); /* by the model's own method */
+    ck_assert_double_eq_tol(blended.share, 10. / 162, 1e-9);
+    larder_blended_free(&blended);
     blend("full");
     larder_blended_free(&blended);
     prompt.request.method = "guess";
@@ -765,10 +769,11 @@ START_TEST(workers_are_listed)
     ck_assert_uint_eq(row->state, WIRE_WORKER_READY);
     ck_assert_int_eq((pid_t)row->pid, world_worker(&world));
     ck_assert_uint_eq(row->starts, 1);
-    ck_assert_uint_eq(row->blends, 1);
+    ck_assert_uint_eq(row->blends, 2);
     ck_assert_uint_eq(row->failures, 1);
     ck_assert(row->busy_us > 0);
     ck_assert_str_eq(row->worker.name, "tiny");
+    ck_assert_str_eq(row->worker.method, "link k=5");
     index.index = 1;
     peer_expect_error(&peer, peer_send(&peer, WIRE_ADMIN_WORKERS, &index, sizeof(index), NULL, 0),
                       LARDER_ENOTFOUND);

@@ -82,8 +82,8 @@ expect longer forwarded_tokens 100
 
 # Pieces in an order of their own: stored once, blended from then on. Computed in full it is the very
 # text of the whole prompt.
-tail -c +3001 "$source/tests/models/tiny/heldout.txt" | head -c 400 >"$work/piece1"
-tail -c +1001 "$source/tests/models/tiny/heldout.txt" | head -c 300 >"$work/piece2"
+head -c 3400 "$source/tests/models/tiny/heldout.txt" | tail -c 400 >"$work/piece1"
+head -c 1300 "$source/tests/models/tiny/heldout.txt" | tail -c 300 >"$work/piece2"
 head -c 50 "$source/tests/models/tiny/heldout.txt" >"$work/question"
 cat "$work/piece1" "$work/piece2" "$work/question" >"$work/whole"
 ask() { # NAME ARGUMENTS...

@@ -82,14 +82,19 @@ START_TEST(models_of_workers)
     ck_assert_str_eq(config.models[1].name, "b-8B");
     ck_assert_str_eq(config.models[1].directory, "/srv/b b");
     ck_assert_uint_eq(config.models[1].kv_dtype, LARDER_F16);
+    ck_assert_str_eq(config.models[1].method, "cacheblend r=.15");
     ck_assert_int_eq(parse(&other, "model a = /srv/a\n"), 0);
     ck_assert(!config_same_models(&config, &other));
     ck_assert_int_eq(config_set_model(&other, "b-8B=/srv/b b kv=f16"), 0);
     ck_assert(config_same_models(&config, &other));
+    ck_assert_int_eq(config_set_model(&other, "c=/c  kv=f32 method=link k=16"), 0);
+    ck_assert_str_eq(other.models[2].directory, "/c");
+    ck_assert_str_eq(other.models[2].method, "link k=16");
+    ck_assert_uint_eq(other.models[2].kv_dtype, LARDER_F32);
     ck_assert_int_eq(config_set_model(&other, "a=/srv/c"), LARDER_ECONFIG);
     ck_assert_int_eq(config_set_model(&other, "=/srv/c"), LARDER_ECONFIG);
     ck_assert_int_eq(config_set_model(&other, "c"), LARDER_ECONFIG);
-    for (int i = 0; i < 14; i++) {
+    for (int i = 0; i < 13; i++) {
         char text[32];
         snprintf(text, sizeof(text), "m%d=/m", i);
         ck_assert_int_eq(config_set_model(&other, text), 0);
@@ -159,6 +164,7 @@ START_TEST(mistakes_are_named)
         {"model m = models/m", "f.conf:1: folder 'models/m' of a model is relative"},
         {"model m =", "f.conf:1: folder '' of a model is relative"},
         {"model m = /m kv=int8", "f.conf:1: 'kv=int8' is not one of kv=f32, kv=f16, kv=bf16"},
+        {"model m = /m method=", "f.conf:1: a method's text has 1 to 127 bytes"},
         {"model a b = /m", "f.conf:1: model 'a b': a name has no spaces"},
         {"model m = /a\nmodel m = /b", "f.conf:2: model m is there already, from /a"},
         {"model = /m", "f.conf:1: 'model' is not a key"},
