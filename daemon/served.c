@@ -210,16 +210,29 @@ static bool are_rates(const struct work_rates *rates)
            rates->pair_ns >= 0;
 }
 
+/* Those that wait were asked of other weights. */
+static void refuse_waiting(struct served *served)
+{
+    while (served->first) {
+        fail_blend(served->first, LARDER_EMODEL,
+                   "the weights of this model are others since its worker was started again");
+        blend_let_go(served->first);
+    }
+}
+
 static int take_ready(struct served *served, const struct work_ready *ready)
 {
+    struct larder_key fingerprint;
     if (served->state != WORKER_LOADING)
         return larder_fail(LARDER_EPROTO, "it is ready twice");
     if (!memchr(ready->device, 0, sizeof(ready->device)) ||
-        !memchr(ready->desc.name, 0, sizeof(ready->desc.name)) || !isfinite(ready->rates.row_ns) ||
-        !isfinite(ready->rates.pair_ns))
+        !memchr(ready->desc.name, 0, sizeof(ready->desc.name)) || !are_rates(&ready->rates))
         return larder_fail(LARDER_EPROTO, "what it says of itself cannot be");
     LARDER_TRY(larder_model_check(&ready->desc));
-    LARDER_TRY(larder_model_fingerprint(&served->fingerprint, &ready->desc));
+    LARDER_TRY(larder_model_fingerprint(&fingerprint, &ready->desc));
+    if (served->known && !larder_key_equal(&served->fingerprint, &fingerprint))
+        refuse_waiting(served);
+    served->fingerprint = fingerprint;
     served->ready = *ready;
     served->known = true;
     served->failed = false;

@@ -28,6 +28,7 @@ static struct world world;
 static struct world_prompt prompt;
 static struct larder_blended blended;
 static struct larder_kv_cache *got;
+static struct answer answer;
 
 static const uint32_t firsts[] = {100, 1000, 3000};
 static const uint32_t counts[] = {50, 71, 40};
@@ -442,6 +443,69 @@ START_TEST(a_killed_worker_is_replaced)
 }
 END_TEST
 
+static void shell(const char *form, const char *folder)
+{
+    char command[1024];
+    snprintf(command, sizeof(command), form, folder);
+    ck_assert_int_eq(system(command), 0);
+}
+
+/* Pid of the worker of the configuration's second model. */
+static pid_t second_worker(void)
+{
+    struct peer peer;
+    struct wire_admin_index index = {.index = 1};
+    peer_connect(&peer, world.fixture.control_socket);
+    peer_say_hello(&peer);
+    uint64_t request = peer_send(&peer, WIRE_ADMIN_WORKERS, &index, sizeof(index), NULL, 0);
+    const struct wire_admin_worker_ok *row =
+        peer_expect(&peer, &answer, WIRE_ADMIN_WORKER_OK, request);
+    const pid_t pid = (pid_t)row->pid;
+    peer_close(&peer);
+    return pid;
+}
+
+/* Weights are exchanged and the worker ends with a blend under way: its successor must not do with
+ * its weights what was asked of others. */
+START_TEST(a_worker_with_other_weights)
+{
+    char folder[] = "/tmp/larder-weights-XXXXXX", config[128];
+    struct larder_model_desc desc;
+    struct larder_model *model, *first;
+    ck_assert_ptr_nonnull(mkdtemp(folder));
+    shell("ln -s \"$PWD\"/tests/models/tiny/*.safetensors %s", folder);
+    shell("cp tests/models/tiny/config.json %s", folder);
+    snprintf(config, sizeof(config), "model other = %s kv=f32\n", folder);
+    begin_with(config);
+    larder_kv_cache_close(got);
+    ck_assert_int_eq(larder_llama_cache_open(world.llama, &got, WORLD_TOKENS_MAX, LARDER_F32), 0);
+    ck_assert_int_eq(larder_llama_describe(world.llama, &desc, LARDER_F32), 0);
+    ck_assert_int_eq(larder_model_open(world.larder, &model, &desc), 0);
+    first = world.model;
+    world.model = model;
+    world_wait_ready(&world);
+    blend("full");
+    larder_blended_free(&blended);
+
+    pthread_t thread;
+    int err = 1;
+    const pid_t worker = second_worker();
+    ck_assert_int_gt(worker, 0);
+    kill(worker, SIGSTOP);
+    pthread_create(&thread, NULL, blend_aside, &err);
+    sleep_ms(100);
+    shell("sed -i s/10000.0/20000.0/ %s/config.json", folder);
+    kill(worker, SIGKILL);
+    pthread_join(thread, NULL);
+    ck_assert_int_eq(err, LARDER_EMODEL);
+    expect_refused(LARDER_EMODEL, "other weights");
+    larder_model_close(model);
+    world.model = first;
+    shell("rm -r %s", folder);
+    end();
+}
+END_TEST
+
 /* Whatever is done to workers, the request ends with a word, and larderd serves on. */
 START_TEST(workers_that_keep_dying)
 {
@@ -601,8 +665,6 @@ START_TEST(no_model_no_blend)
 END_TEST
 
 /* --- frames of its own ----------------------------------------------------------------------- */
-
-static struct answer answer;
 
 static void open_peer(struct peer *peer)
 {
@@ -842,6 +904,7 @@ int main(void)
     TCase *trouble = tcase_create("trouble");
     tcase_set_timeout(trouble, 120);
     tcase_add_test(trouble, a_killed_worker_is_replaced);
+    tcase_add_test(trouble, a_worker_with_other_weights);
     tcase_add_test(trouble, workers_that_keep_dying);
     tcase_add_test(trouble, a_deadline_is_said_to_be_missed);
     tcase_add_test(trouble, clients_that_die);
