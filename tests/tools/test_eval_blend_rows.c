@@ -175,7 +175,7 @@ START_TEST(promises_are_judged_by_numbers)
     ck_assert_int_eq(verdict(&claims, "beats_random"), EVAL_HOLDS);
     ck_assert_int_eq(verdict(&claims, "beats_random_at_share"), EVAL_HOLDS);
     ck_assert_int_eq(verdict(&claims, "lossy_chunks"), EVAL_FAILS);
-    ck_assert_int_eq(verdict(&claims, "lossy_chunks_more"), EVAL_UNKNOWN);
+    ck_assert_int_eq(verdict(&claims, "own_lossy_chunks"), EVAL_UNKNOWN);
     ck_assert_int_eq(verdict(&claims, "own_beats_cacheblend"), EVAL_HOLDS);
     ck_assert_int_eq(verdict(&claims, "own_share"), EVAL_HOLDS);
 

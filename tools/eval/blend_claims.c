@@ -190,20 +190,14 @@ static void claim_beats_share(struct maker *maker)
              gain.error);
 }
 
-/* `limit` infinite: only said. */
-static void claim_lossy(struct maker *maker, const char *name, const char *method,
-                        const char *recipe, double limit)
+static void claim_lossy(struct maker *maker, const char *name, const char *method, double limit)
 {
     struct eval_claim *claim =
-        isfinite(limit) ? eval_claim_add(maker->out, name,
-                                         "cross: %s over chunks of %s within %.0f points of raw",
-                                         method, recipe, 100 * limit)
-                        : eval_claim_add(maker->out, name,
-                                         "cross: what %s loses over chunks of %s (only reported)",
-                                         method, recipe);
+        eval_claim_add(maker->out, name, "cross: %s over chunks of %s within %.0f points of raw",
+                       method, EVAL_BLEND_LOSSY, 100 * limit);
     const struct eval_blend_row *raw = find(maker, method, EVAL_BLEND_RAW);
-    const struct eval_blend_row *lossy = find(maker, method, recipe);
-    claim->limit = isfinite(limit) ? limit : 1;
+    const struct eval_blend_row *lossy = find(maker, method, EVAL_BLEND_LOSSY);
+    claim->limit = limit;
     if (!raw || !lossy)
         return;
     struct eval_mean loss = eval_blend_right_difference(raw, lossy, EVAL_CROSS);
@@ -291,9 +285,8 @@ void eval_blend_claims_make(struct eval_claim_list *out, const struct eval_blend
     claim_beats(&maker, "beats_r_0", maker.chosen, maker.nothing);
     claim_beats(&maker, "beats_random", maker.chosen, EVAL_BLEND_CONTROL " r=.15");
     claim_beats_share(&maker);
-    claim_lossy(&maker, "lossy_chunks", maker.chosen, EVAL_BLEND_LOSSY, 3 * POINT);
-    claim_lossy(&maker, "lossy_chunks_more", maker.chosen, EVAL_BLEND_LOSSY_MORE, INFINITY);
-    claim_lossy(&maker, "own_lossy_chunks", EVAL_BLEND_OWN " r=.15", EVAL_BLEND_LOSSY, 3 * POINT);
+    claim_lossy(&maker, "lossy_chunks", maker.chosen, 3 * POINT);
+    claim_lossy(&maker, "own_lossy_chunks", EVAL_BLEND_OWN " r=.15", 3 * POINT);
     claim_own(&maker);
     claim_own_share(&maker);
 }

@@ -104,9 +104,10 @@ static void write_cross(FILE *out, const struct picture *picture)
     write_level(out, prefill->right[EVAL_CROSS].value, "dense prefill");
     fputs("plot ", out);
     for (uint32_t i = 0; i < picture->family_count; i++)
-        fprintf(out,
-                "%s$family%u using 1:2:3 with yerrorlines lc rgb '%s' lw 1.8 pt 7 ps .9 title '%s'",
-                i > 0 ? ", " : "", i, colours[i % LARDER_COUNT_OF(colours)], picture->families[i]);
+        fprintf(
+            out,
+            "%s$family%u using 1:2:3 with yerrorlines lc rgb '%s' lw 1.8 pt 7 ps .9 title \"%s\"",
+            i > 0 ? ", " : "", i, colours[i % LARDER_COUNT_OF(colours)], picture->families[i]);
     fputc('\n', out);
 }
 
