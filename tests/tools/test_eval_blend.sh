@@ -36,7 +36,7 @@ def check(what, true):
 
 
 METHODS = ["none", "full", "cacheblend r=1 layer=1", "cacheblend r=0 layer=3",
-           "cacheblend r=.15 layer=3", "random r=.5"]
+           "cacheblend r=.15 layer=3", "probe r=.15", "random r=.5"]
 FEW = ("--people", "2", "-n", "24")
 named = [option for method in METHODS for option in ("--method", method)]
 with tempfile.TemporaryDirectory() as folder:
@@ -80,6 +80,9 @@ check("moved chunks", none["recomputed_share"] == 0 and none["kl"] > .01 and
 chosen, nothing = rows["cacheblend r=.15 layer=3"], rows["cacheblend r=0 layer=3"]
 check("the chosen tokens matter", chosen["kl"] < .1 * nothing["kl"] and
       chosen["cross"]["right"] > nothing["cross"]["right"] + .2)
+probe = rows["probe r=.15"]
+check("tokens chosen when chunks were stored matter", probe["recomputed_share"] < .2 and
+      probe["kl"] < .1 * none["kl"] and probe["cross"]["right"] > none["cross"]["right"] + .2)
 check("shares", 0 < nothing["recomputed_share"] < chosen["recomputed_share"] <
       full["recomputed_share"])
 check("the mean of both kinds", min(none["cross"]["kl"], none["direct"]["kl"]) < none["kl"] <
