@@ -163,6 +163,9 @@ static void print_tally(enum kind kind, const struct tally *tally)
     if (tally->purges > 0)
         printf("%s: purges acknowledged %llu\n", kinds[kind].name,
                (unsigned long long)tally->purges);
+    if (tally->demotions > 0)
+        printf("%s: demotions acknowledged %llu\n", kinds[kind].name,
+               (unsigned long long)tally->demotions);
     if (tally->clearing_lives > 0)
         printf("%s: oldest segments cleared in %llu lives, %llu records moved\n", kinds[kind].name,
                (unsigned long long)tally->clearing_lives, (unsigned long long)tally->cleared);

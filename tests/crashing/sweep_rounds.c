@@ -65,6 +65,7 @@ static void run_script(struct world *world)
         world_settle(world);
         world_remove_variant(world, 1, LARDER_QUALITY_EXACT);
         world_put_again(world, 1, LARDER_QUALITY_EXACT, LARDER_DURABLE);
+        world_demote(world, 2);
         world_pin(world, 2);
         world_pin(world, 1);
         world_remove(world, 5);

@@ -19,6 +19,7 @@ void tally_add(struct tally *sum, const struct tally *more)
     sum->removed_back += more->removed_back;
     sum->purged_back += more->purged_back;
     sum->purges += more->purges;
+    sum->demotions += more->demotions;
     sum->cleared += more->cleared;
     sum->clearing_lives += more->clearing_lives;
     sum->corrupt += more->corrupt;

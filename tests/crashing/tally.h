@@ -22,10 +22,11 @@ struct tally {
     uint64_t corrupt;      /* records the store called corrupt after a mere loss of power */
     uint64_t unmarked;     /* acknowledged pins that are gone, or unpinned and pinned again */
     uint64_t failed_starts;
-    uint64_t trials;  /* stores that were damaged and started */
-    uint64_t refused; /* of those, starts that said why not; allowed where `format` was damaged */
-    uint64_t purges;  /* acknowledged */
-    uint64_t cleared; /* records that the store moved by itself, so that tombstones can go */
+    uint64_t trials;    /* stores that were damaged and started */
+    uint64_t refused;   /* of those, starts that said why not; allowed where `format` was damaged */
+    uint64_t purges;    /* acknowledged */
+    uint64_t demotions; /* the same: a smaller record stands for a larger one */
+    uint64_t cleared;   /* records that the store moved by itself, so that tombstones can go */
     uint64_t clearing_lives; /* in which it did */
     uint64_t disagreeing;    /* larder_store_check() found the store's own structures at odds */
 };

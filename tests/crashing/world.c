@@ -115,6 +115,8 @@ void world_do_something(struct world *world)
         world_read(world, (uint32_t)world_draw(world, world->item_count));
     else if (what < 92)
         world_remove(world, (uint32_t)world_draw(world, world->item_count));
+    else if (what < 94)
+        world_demote(world, (uint32_t)world_draw(world, world->item_count));
     else if (what < 95)
         world_remove_variant(world, (uint32_t)world_draw(world, world->item_count),
                              world_chance(world, 50) ? LARDER_QUALITY_EXACT : LARDER_QUALITY_LOSSY);

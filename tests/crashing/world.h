@@ -51,6 +51,7 @@ struct item {
     uint32_t depth;
     struct larder_key key;
     struct promise variants[WORLD_VARIANTS];
+    bool either;  /* a demotion was cut short: one of them must be there, whichever */
     enum pin pin; /* what was promised */
     struct marked expires_s;
     struct marked priority;
@@ -126,6 +127,8 @@ void world_move(struct world *world, uint32_t number);
 void world_pile_up(struct world *world, uint32_t pages);
 /* Removes one variant and keeps the other, if there is one. */
 void world_remove_variant(struct world *world, uint32_t number, enum larder_quality quality);
+/* Puts a lossy one beside the exact one, if it is not there, and has it stand for that. */
+void world_demote(struct world *world, uint32_t number);
 /* Whether some variant may be there. */
 bool world_may(const struct world *world, uint32_t number);
 /* Everything, for good. */

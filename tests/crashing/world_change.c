@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* world_change.c - what is asked of entries that are stored: removals, marks, moves, a purge.
+/* world_change.c - what is asked of entries that are stored: removals, demotions, marks, moves,
+ * a purge.
  */
 #include <errno.h>
 #include <string.h>
@@ -54,8 +55,10 @@ void world_remove(struct world *world, uint32_t top)
     pthread_mutex_lock(&world->mutex);
     bool was_there = false;
     for (uint32_t i = top; i < world->item_count; i++) {
-        if (is_below(world, i, top))
+        if (is_below(world, i, top)) {
             item_forget_marks(&world->items[i], false);
+            world->items[i].either = false;
+        }
         for (uint32_t quality = 0; quality < WORLD_VARIANTS && is_below(world, i, top); quality++) {
             bool was_promised = begin_removal(&world->items[i].variants[quality]);
             was_there = was_there || (i == top && was_promised);
@@ -88,6 +91,7 @@ void world_remove_variant(struct world *world, uint32_t number, enum larder_qual
     pthread_mutex_lock(&world->mutex);
     struct promise before = *promise;
     begin_removal(promise);
+    world->items[number].either = false;
     pthread_mutex_unlock(&world->mutex);
     struct remove_wait wait = {.world = world};
     larder_store_remove_variant(world->store, world->tenant.index, &world->items[number].key,
@@ -100,6 +104,57 @@ void world_remove_variant(struct world *world, uint32_t number, enum larder_qual
         promise->must = promise->must || before.must;
         promise->removing = before.removing;
     }
+    pthread_mutex_unlock(&world->mutex);
+}
+
+/* --- demotions -------------------------------------------------------------------------------- */
+
+/* What a demotion that ended with `err` says of the record that was to go. If it went, the other
+ * one was durable. */
+static void end_demotion(struct item *item, const struct promise *before, int err)
+{
+    struct promise *larger = &item->variants[LARDER_QUALITY_EXACT];
+    switch (err) {
+    case 0:
+        end_removal(larger, 0);
+        item->variants[LARDER_QUALITY_LOSSY].must = true;
+        item->either = false;
+        break;
+    case LARDER_ENOTFOUND: /* it is not larger, counted in pages */
+    case -EBUSY:
+    case LARDER_EPINNED:
+        larger->must = larger->must || before->must;
+        larger->removing = before->removing;
+        item->either = false;
+        break;
+    default:; /* the next start finds which */
+    }
+}
+
+void world_demote(struct world *world, uint32_t number)
+{
+    struct item *item = &world->items[number];
+    struct promise *larger = &item->variants[LARDER_QUALITY_EXACT];
+    if (!larger->may)
+        return;
+    world_put_again(world, number, LARDER_QUALITY_LOSSY,
+                    world_chance(world, 80) ? LARDER_DURABLE : LARDER_CACHED);
+    if (world_chance(world, 80))
+        world_settle(world);
+    int kept = world_variant_number(world, number, LARDER_QUALITY_LOSSY);
+    if (kept < 0)
+        return;
+    pthread_mutex_lock(&world->mutex);
+    struct promise before = *larger;
+    item->either = begin_removal(larger) || item->variants[LARDER_QUALITY_LOSSY].must;
+    pthread_mutex_unlock(&world->mutex);
+    struct remove_wait wait = {.world = world};
+    larder_store_demote(world->store, world->tenant.index, &item->key, (uint32_t)kept, 0,
+                        on_removed, &wait);
+    pthread_mutex_lock(&world->mutex);
+    world_wait(world, &wait.is_done, NULL, "a demotion");
+    end_demotion(item, &before, wait.err);
+    world->tally->demotions += wait.err == 0;
     pthread_mutex_unlock(&world->mutex);
 }
 
@@ -213,6 +268,7 @@ static void all_purged_locked(struct world *world)
             promise->removed = promise->purged = true;
         }
         item_forget_marks(&world->items[i], false);
+        world->items[i].either = false;
     }
 }
 

@@ -193,6 +193,19 @@ static void judge(struct world *world, uint32_t number, uint32_t quality, enum p
     promise->removing = false;
 }
 
+/* Whichever step of a demotion was the last, the block has a record. */
+static void judge_either(struct world *world, uint32_t number, const enum presence *found)
+{
+    struct item *item = &world->items[number];
+    if (found[LARDER_QUALITY_EXACT] == UNKNOWN || found[LARDER_QUALITY_LOSSY] == UNKNOWN)
+        return;
+    if (item->either && !world_may(world, number) && !world->rotted && !world->evicts) {
+        world_say(world, "item %u: lost, while it was kept smaller", number);
+        world->tally->lost++;
+    }
+    item->either = false;
+}
+
 /* Each start reads two clocks in whole seconds. */
 #define SLACK_S 2
 
@@ -257,8 +270,10 @@ bool world_verify(struct world *world)
         verified += must && there;
         judge(world, number, quality, found[number][quality]);
     }
-    for (uint32_t i = 0; i < world->item_count; i++)
+    for (uint32_t i = 0; i < world->item_count; i++) {
+        judge_either(world, i, found[i]);
         judge_marks(world, i);
+    }
     world_count_corrupt(world);
     world->tally->rounds++;
     world->tally->acknowledged += promised;

@@ -3,7 +3,7 @@
  *
  *   world.c         chance, lives, and what is done in them
  *   world_put.c     what an item holds, and how it is put
- *   world_change.c  removals, marks, moves, a purge
+ *   world_change.c  removals, demotions, marks, moves, a purge
  *   world_get.c     reads, and the comparison after a start
  *
  * Threads: as world.h.

@@ -201,6 +201,7 @@ static void start_put(struct world *world, uint32_t number, enum larder_quality 
     if (!beside) {
         worse->must = false;
         worse->removing = true;
+        item->either = false;
     }
     if (wait == LARDER_DURABLE)
         world->outstanding++;
