@@ -71,13 +71,18 @@ bool demotion_is_small(const struct larder_entry_info *entry, float expected)
            (float)entry->record_bytes <= expected * GAIN_MIN * (float)entry->raw_bytes;
 }
 
-/* The smallest durable one of the recipe; NULL: none. */
+/* The smallest durable one of the recipe that is as good as one made of the best would be; NULL:
+ * none. One that was computed on blended KV does not stand for what was not. */
 static const struct larder_entry_info *find_kept(const struct larder_entry_info *all,
                                                  uint32_t count, const char *recipe)
 {
     const struct larder_entry_info *kept = NULL;
+    if (count == 0)
+        return NULL;
+    uint8_t worst = find_source(all, count)->quality;
+    worst = worst > LARDER_QUALITY_LOSSY ? worst : LARDER_QUALITY_LOSSY;
     for (uint32_t i = 0; i < count; i++) {
-        if (all[i].durable && larder_store_is_recipe(&all[i], recipe) &&
+        if (all[i].durable && all[i].quality <= worst && larder_store_is_recipe(&all[i], recipe) &&
             (!kept || all[i].record_bytes < kept->record_bytes))
             kept = &all[i];
     }

@@ -80,6 +80,18 @@ static void stop(void)
     kv = NULL;
 }
 
+static void put_beside(const struct block *block, uint32_t seed, const char *recipe,
+                       enum larder_quality computed_on)
+{
+    struct wire_put wire;
+    peer_fill_kv(kv, kv_bytes, seed);
+    peer_stage(&peer, &wire, block, kv, 0, LARDER_DURABLE, recipe);
+    wire.flags = WIRE_PUT_BESIDE;
+    wire.computed_on = computed_on;
+    uint64_t request = peer_send(&peer, WIRE_PUT, &wire, sizeof(wire), NULL, 0);
+    peer_expect(&peer, &answer, WIRE_PUT_OK, request);
+}
+
 static int put(const struct block *block, uint32_t seed, const char *recipe)
 {
     peer_fill_kv(kv, kv_bytes, seed);
@@ -264,15 +276,10 @@ START_TEST(of_the_best)
     start("demote_rate_bytes = 1M\n");
     peer_chain(&peer, &block, 1, 1);
     put_chain(&block, 1, "exact");
-    struct wire_put wire;
-    peer_fill_kv(kv, kv_bytes, 1);
-    peer_stage(&peer, &wire, &block, kv, 0, LARDER_DURABLE, Q5);
-    wire.flags = WIRE_PUT_BESIDE;
-    uint64_t request = peer_send(&peer, WIRE_PUT, &wire, sizeof(wire), NULL, 0);
-    peer_expect(&peer, &answer, WIRE_PUT_OK, request);
+    put_beside(&block, 1, Q5, LARDER_QUALITY_EXACT);
     ck_assert_uint_eq(list(&block, all), 2);
     const struct wire_admin_scrub begin = {.action = WIRE_SCRUB_START};
-    request = peer_send(&control, WIRE_ADMIN_DEMOTE, &begin, sizeof(begin), NULL, 0);
+    uint64_t request = peer_send(&control, WIRE_ADMIN_DEMOTE, &begin, sizeof(begin), NULL, 0);
     peer_expect_error(&control, request, -EINVAL);
     FILE *file = fopen(fixture.config_path, "ae");
     ck_assert_ptr_nonnull(file);
@@ -283,6 +290,32 @@ START_TEST(of_the_best)
     wait_for(&block, Q2);
     ck_assert_uint_eq(list(&block, all), 1);
     ck_assert_uint_eq(all[0].computed_on, LARDER_QUALITY_EXACT);
+    stop();
+}
+END_TEST
+
+/* What was computed on blended KV, if by the step's recipe, is not as good as what the step makes:
+ * readers that would take that find nothing in it. */
+START_TEST(what_is_worse_does_not_stand_for_it)
+{
+    struct block block;
+    struct wire_admin_entry all[LARDER_VARIANTS_MAX];
+    start("demote = 2s:" Q4 "\n");
+    peer_chain(&peer, &block, 1, 1);
+    put_chain(&block, 1, "exact");
+    put_beside(&block, 2, Q4, LARDER_QUALITY_BLENDED);
+    bool is_there = true;
+    for (int i = 0; i < 400 && is_there; i++) {
+        const uint32_t count = list(&block, all);
+        is_there = false;
+        for (uint32_t at = 0; at < count; at++)
+            is_there = is_there || strcmp(all[at].recipe, "exact") == 0;
+        pause_ms(50);
+    }
+    ck_assert(!is_there);
+    ck_assert_uint_eq(lookup(&block, 1, LARDER_QUALITY_LOSSY).matched, 1);
+    ck_assert(read_error(&block, 1) < 0.15);
+    ck_assert_uint_eq(ask(WIRE_SCRUB_ASK).failed_all, 0);
     stop();
 }
 END_TEST
@@ -533,6 +566,7 @@ int main(void)
     tcase_set_timeout(tests, 120);
     tcase_add_test(tests, steps_of_ages);
     tcase_add_test(tests, of_the_best);
+    tcase_add_test(tests, what_is_worse_does_not_stand_for_it);
     tcase_add_test(tests, what_stays);
     tcase_add_test(tests, what_is_used_stays);
     tcase_add_test(tests, what_gains_nothing);
