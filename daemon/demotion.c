@@ -285,6 +285,7 @@ static int describe(struct demotion *demotion, const struct larder_record *recor
         .computed_on_kl = kl,
         .raw_bytes = record->raw_bytes,
         .beside = true,
+        .made_of = record->generation,
         .idle_s = (uint32_t)larder_min_u64(demotion->idle_s, UINT32_MAX),
     };
     memcpy(desc->parent.bytes, record->parent, sizeof(desc->parent.bytes));

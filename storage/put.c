@@ -351,6 +351,9 @@ static int claim_entry_locked(struct larder_store *store, struct larder_put *put
     uint32_t parent;
     LARDER_TRY(find_parent_locked(store, &parent, desc));
     uint32_t id = table_find(&store->table, &desc->key);
+    if (desc->made_of > 0 &&
+        !find_sees(store, variant_of_generation(store, &desc->key, desc->made_of), desc->tenant))
+        return larder_fail(LARDER_ENOTFOUND, "what it was made of is not stored any more");
     if (id != TABLE_NONE) {
         const struct entry *entry = table_entry(&store->table, id);
         if (entry->tenant != desc->tenant || entry->parent != parent)
@@ -360,8 +363,6 @@ static int claim_entry_locked(struct larder_store *store, struct larder_put *put
         LARDER_TRY(desc->beside ? claim_beside_locked(store, &id, id, desc)
                                 : claim_replaced_locked(store, &id, id, desc));
         put->replaces = !desc->beside;
-    } else if (desc->idle_s > 0) {
-        return larder_fail(LARDER_ENOTFOUND, "what it was made of is not stored any more");
     } else {
         id = table_add(&store->table, &desc->key, parent, (uint16_t)desc->token_count);
         if (id == TABLE_NONE)

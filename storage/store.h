@@ -270,9 +270,10 @@ struct larder_put_desc {
      * better record replaces the key's best one, and a worse one is LARDER_EEXISTS. Variants of a
      * key differ in quality, computed_on or recipe. */
     bool beside;
-    /* Made of what is stored, which was used so long ago: this put is no use of it, and
-     * LARDER_ENOTFOUND when the key has gone meanwhile. 0: new. */
-    uint32_t idle_s;
+    /* Generation of the record that this one is made of: LARDER_ENOTFOUND when that has gone
+     * meanwhile, be the key stored anew or not. 0: new. */
+    uint64_t made_of;
+    uint32_t idle_s;         /* since that was used: this put is no use of it */
     struct larder_mark mark; /* made with the entry: no crash leaves the one without the other */
     /* Storing a longer block drops the shorter tail it extends: its siblings under the same parent
      * whose tokens are a prefix of its own. */

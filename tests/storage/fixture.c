@@ -255,6 +255,7 @@ int fixture_put(struct fixture *fixture, const struct block *block, enum larder_
         .position = block->seed,
         .recipe = block->recipe ? block->recipe : "raw",
         .beside = block->beside,
+        .made_of = block->made_of,
         .idle_s = block->idle_s,
         .quality = block->quality,
         .computed_on = block->computed_on,

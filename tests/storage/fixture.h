@@ -65,6 +65,7 @@ struct block {
     enum larder_quality computed_on;
     float computed_on_kl;
     float max_kl;
+    uint64_t made_of;
     uint32_t idle_s;
     struct larder_mark mark;
 };
