@@ -425,7 +425,8 @@ struct wire_blend_ok {
 };
 static_assert(sizeof(struct wire_blend_ok) == 96, "wire size");
 
-/* Copies a rectangle of the result into staging: canonical planes, layer-major, K before V. */
+/* Copies a rectangle of the result into staging: canonical planes, layer-major, K before V. An
+ * ERROR as for wire_blend. */
 struct wire_blend_read {
     uint64_t blend; /* request of the WIRE_BLEND */
     uint64_t token_first;

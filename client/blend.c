@@ -3,8 +3,8 @@
  * worker puts it part by part.
  *
  * I1  Staging is the worker's from the BLEND until its answer, and from a BLEND_READ until that
- *     one's; the blend is released before put_turn is given back. Of a BLEND that failed the worker
- *     may know only later: its staging is dropped.
+ *     one's; the blend is released before put_turn is given back. Of a BLEND or a read that failed
+ *     the worker may know only later: its staging is dropped.
  */
 #include "client/blend.h"
 
@@ -241,7 +241,11 @@ static int read_part(struct blend_run *run, const struct wire_blend_read *read)
         .answer = &nothing,
         .answer_capacity = sizeof(nothing),
     };
-    LARDER_TRY(client_call(run->link, &call, NULL, &part, 1));
+    int err = client_call(run->link, &call, NULL, &part, 1);
+    if (err < 0) {
+        client_staging_drop(run->link);
+        return err;
+    }
     if (call.answer_bytes != 0)
         return client_malformed(run->link, "BLEND_READ");
     struct blend_scatter scatter = {.run = run, .read = read};

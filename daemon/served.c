@@ -132,6 +132,15 @@ static void fail_blend(struct blend *blend, int code, const char *message)
     blend_answer(blend, &error, NULL);
 }
 
+/* A worker that does not answer keeps its client for no longer than one that reads nothing. */
+static void fail_read(struct blend *blend, const char *message)
+{
+    struct wire_error error = {.code = LARDER_ESTALE};
+    snprintf(error.message, sizeof(error.message), "%s", message);
+    blend->state = BLEND_HELD;
+    blend_read_answer(blend, &error);
+}
+
 /* Nothing is at the worker any more. */
 static struct blend *take_current(struct served *served)
 {
@@ -160,7 +169,7 @@ static void drop_current(struct served *served)
     if (!blend->answered)
         fail_blend(blend, error.code, error.message);
     else if (blend->state == BLEND_READING)
-        blend_read_answer(blend, &error);
+        fail_read(blend, error.message);
     blend_free(blend);
 }
 
@@ -306,7 +315,11 @@ static int take_frame(struct served *served, const struct wire_frame *frame)
         blend_read_answer(served->current, NULL);
         return 0;
     }
-    if (frame->type == WORK_END_OK && bytes == 0 && blend->let_go) {
+    /* Of one that was given up while it was read. */
+    if (frame->type == WORK_READ_OK && bytes == 0 && blend->let_go)
+        return 0;
+    if (frame->type == WORK_END_OK && bytes == 0 && blend->let_go &&
+        blend->state != BLEND_READING) {
         end_current(served);
         return 0;
     }
@@ -432,10 +445,12 @@ static void expire(struct blend *blend, uint64_t now_ms)
                  blend->state == BLEND_WAITING ? "it waited for the worker" : "it was being done");
         fail_blend(blend, -ETIMEDOUT, message);
         blend_let_go(blend);
-    } else if (blend->state == BLEND_HELD && !blend->let_go &&
+    } else if (blend->state >= BLEND_HELD && !blend->let_go &&
                now_ms > blend->held_ms + blend->session->daemon->config.lease_ms) {
         larder_log(LARDER_LOG_WARN, "pid %d held a blend for more than lease_ms; it is gone",
                    blend->session->pid);
+        if (blend->state == BLEND_READING)
+            fail_read(blend, "that blend was held for longer than lease_ms");
         blend_let_go(blend);
     }
 }
