@@ -488,11 +488,14 @@ static int none_found(const struct served_models *models, const char *name,
     char served_names[160] = "";
     size_t used = 0;
     larder_hex(digits, fingerprint->bytes, sizeof(fingerprint->bytes));
+    /* One that is loading may be it, whatever others of its name there are. */
+    for (uint32_t i = 0; i < models->count; i++) {
+        if (!models->all[i].known && !models->all[i].failed)
+            return larder_fail(-EBUSY, "model %s is still being loaded; try again soon",
+                               models->all[i].model->name);
+    }
     for (uint32_t i = 0; i < models->count; i++) {
         const struct served *served = &models->all[i];
-        if (!served->known && !served->failed)
-            return larder_fail(-EBUSY, "model %s is still being loaded; try again soon",
-                               served->model->name);
         char own[65];
         larder_hex(own, served->fingerprint.bytes, sizeof(served->fingerprint.bytes));
         if (served->known &&
