@@ -248,6 +248,9 @@ static bool is_method(const char *method, const char *name)
     return strncmp(method, name, length) == 0 && (method[length] == ' ' || !method[length]);
 }
 
+/* Of a method that is not known here: it takes up to all, and promises nothing. */
+#define UNKNOWN_SHARE 2
+
 /* Of the layers of a moved span's tokens, the share that will be computed; the worker reads the
  * text in earnest. */
 static double repaired_share(const char *method, double layers,
@@ -264,7 +267,7 @@ static double repaired_share(const char *method, double layers,
         const double check = fmin(number_of(method, " layer=", 1), layers);
         return (check + (layers - check) * fmin(number_of(method, " r=", .15), 1)) / layers;
     }
-    return 1;
+    return is_method(method, "full") ? 1 : UNKNOWN_SHARE;
 }
 
 /* Query-key pairs of the tokens [first, end), each of which sees itself and all before it. */
@@ -285,16 +288,19 @@ static void estimate(struct plan_run *run, const struct wire_worker_ok *worker)
         const uint64_t end = span->first + span->count;
         if (span->source == LARDER_BLEND_PREFIX)
             continue;
-        const double share = span->source == LARDER_BLEND_MOVED
-                                 ? repaired_share(method, run->model->desc.layers, span)
-                                 : 1;
+        double share = 1;
+        if (span->source == LARDER_BLEND_MOVED) {
+            const double repaired = repaired_share(method, run->model->desc.layers, span);
+            /* The text may say anything: no share below none, and none above all. */
+            share = fmin(fmax(repaired, 0), 1);
+            all_computed = all_computed && repaired == 1;
+        }
         const double ns =
             worker->row_ns * (double)span->count + worker->pair_ns * pairs(span->first, end);
         compute_ns += share * ns;
         prefill_ns += ns;
         if (span->source != LARDER_BLEND_SUFFIX)
             context += share * (double)span->count;
-        all_computed = all_computed && share >= 1;
     }
     plan->share = context / (double)suffix;
     plan->compute_us = (uint64_t)(compute_ns / 1000);

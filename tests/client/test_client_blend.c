@@ -312,6 +312,18 @@ START_TEST(plan_says_it_before)
     ck_assert_int_eq(larder_blend_plan(world.model, &plan, &prompt.request), 0);
     ck_assert_uint_eq(plan.quality, LARDER_QUALITY_EXACT);
     larder_blend_plan_free(&plan);
+
+    /* What is not known may cost all, but is not promised to be exact; nonsense costs nothing. */
+    static const char *const odd[] = {"guess", "link k=-5", "random r=-1e30",
+                                      "cacheblend layer=-9"};
+    for (size_t i = 0; i < sizeof(odd) / sizeof(odd[0]); i++) {
+        prompt.request.method = odd[i];
+        ck_assert_int_eq(larder_blend_plan(world.model, &plan, &prompt.request), 0);
+        ck_assert_uint_eq(plan.quality, LARDER_QUALITY_BLENDED);
+        ck_assert_double_eq_tol(plan.share, i == 0 ? 111. / 162 : 0, i == 3 ? 1 : 1e-9);
+        ck_assert(plan.compute_us <= plan.prefill_us);
+        larder_blend_plan_free(&plan);
+    }
     end();
 }
 END_TEST
