@@ -54,11 +54,16 @@
 #define CODEC_LANES 16u
 typedef float codec_lanes __attribute__((vector_size(CODEC_LANES * sizeof(float))));
 typedef int32_t codec_lane_ints __attribute__((vector_size(CODEC_LANES * sizeof(int32_t))));
+typedef uint32_t codec_lane_words __attribute__((vector_size(CODEC_LANES * sizeof(uint32_t))));
+typedef uint16_t codec_lane_halves __attribute__((vector_size(CODEC_LANES * sizeof(uint16_t))));
 typedef uint8_t codec_lane_bytes __attribute__((vector_size(CODEC_LANES)));
 
 /* Where a lane of the mask is set x, else y. */
 #define CODEC_CHOOSE(mask, x, y)                                                                   \
     ((codec_lanes)(((codec_lane_ints)(x) & (mask)) | ((codec_lane_ints)(y) & ~(mask))))
+
+/* Rounded to nearest, ties to even, in the upper half of each lane: as codec_store_elems(). */
+#define CODEC_ROUNDED_BF16(x) ((codec_lane_words)(x) + 0x7fffu + ((codec_lane_words)(x) >> 16 & 1u))
 
 /* The sum of all lanes in each of them, as sum_lanes() adds them. */
 #define CODEC_SUM(x)                                                                               \

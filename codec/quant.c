@@ -346,24 +346,18 @@ CODEC_VECTOR static void restore_groups(float *restrict x, const uint8_t *restri
  * widening symbols and narrowing numbers are shifts within a lane. */
 #define PAIRS CODEC_LANES
 
-typedef uint16_t symbol_pairs __attribute__((vector_size(PAIRS * sizeof(uint16_t))));
-typedef uint32_t number_pairs __attribute__((vector_size(PAIRS * sizeof(uint32_t))));
-
-/* Rounded to nearest, ties to even, in the upper half of each lane: as codec_store_elems(). */
-#define ROUNDED(x) ((number_pairs)(x) + 0x7fffu + ((number_pairs)(x) >> 16 & 1u))
-
 /* A macro, for vectors are taken apart for a machine without them before a function is put into
  * its caller. */
 #define RESTORE_PAIRS(out, q, even_scale, odd_scale, even_low, odd_low)                            \
     do {                                                                                           \
-        symbol_pairs symbols;                                                                      \
+        codec_lane_halves symbols;                                                                 \
         memcpy(&symbols, q, sizeof(symbols));                                                      \
-        number_pairs pairs = __builtin_convertvector(symbols, number_pairs);                       \
+        codec_lane_words pairs = __builtin_convertvector(symbols, codec_lane_words);               \
         codec_lanes even = __builtin_convertvector((codec_lane_ints)(pairs & 0xffu), codec_lanes); \
         codec_lanes odd = __builtin_convertvector((codec_lane_ints)(pairs >> 8), codec_lanes);     \
         even = even * (even_scale) + (even_low);                                                   \
         odd = odd * (odd_scale) + (odd_low);                                                       \
-        pairs = ROUNDED(even) >> 16 | (ROUNDED(odd) & 0xffff0000u);                                \
+        pairs = CODEC_ROUNDED_BF16(even) >> 16 | (CODEC_ROUNDED_BF16(odd) & 0xffff0000u);          \
         memcpy(out, &pairs, sizeof(pairs));                                                        \
     } while (0)
 

@@ -57,10 +57,31 @@ uint64_t section_workspace_bytes(const struct section *section)
 /* Squares are summed in f32 for so many elements, in lanes, and all of those in f64: to a part in
  * a hundred thousand or better, and the same bits on every machine. */
 #define MEASURED_ELEMS 1024u
+#define LOADED_ELEMS   4096u
+
+/* Adds what a vector lost, and its squares; a macro, as RESTORE_PAIRS() in quant.c. */
+#define ADD_SQUARES(errors, squares, before, after, scale)                                         \
+    do {                                                                                           \
+        codec_lanes off = ((after) - (before)) * (scale);                                          \
+        codec_lanes scaled = (before) * (scale);                                                   \
+        (errors) += off * off;                                                                     \
+        (squares) += scaled * scaled;                                                              \
+    } while (0)
+
+/* Sums of each second vector go beside the others, so that none waits for the one before. */
+#define ADD_UP(sums, errors, squares)                                                              \
+    do {                                                                                           \
+        float lanes[2][CPU_LANES];                                                                 \
+        (errors)[0] += (errors)[1];                                                                \
+        (squares)[0] += (squares)[1];                                                              \
+        memcpy(lanes[0], &(errors)[0], sizeof(lanes[0]));                                          \
+        memcpy(lanes[1], &(squares)[0], sizeof(lanes[1]));                                         \
+        for (uint32_t i = 0; i < 2; i++)                                                           \
+            (sums)[i] += (double)sum_lanes(lanes[i]);                                              \
+    } while (0)
 
 /* Adds to sums those of squared errors and of squares, of numbers times `scale`. Behind the last
- * number stand zeros up to a multiple of two vectors: sums of each second one go beside the others,
- * so that none waits for the one before. */
+ * number stand zeros up to a multiple of two vectors. */
 CODEC_VECTOR static void sum_squares(double sums[2], const float *restrict was,
                                      const float *restrict is, uint64_t count, float scale)
 {
@@ -72,19 +93,33 @@ CODEC_VECTOR static void sum_squares(double sums[2], const float *restrict was,
             codec_lanes after;
             memcpy(&before, was + i + j * CODEC_LANES, sizeof(before));
             memcpy(&after, is + i + j * CODEC_LANES, sizeof(after));
-            after = (after - before) * scale;
-            before = before * scale;
-            errors[j] += after * after;
-            squares[j] += before * before;
+            ADD_SQUARES(errors[j], squares[j], before, after, scale);
         }
     }
-    float lanes[2][CPU_LANES];
-    errors[0] += errors[1];
-    squares[0] += squares[1];
-    memcpy(lanes[0], &errors[0], sizeof(errors[0]));
-    memcpy(lanes[1], &squares[0], sizeof(squares[0]));
-    for (uint32_t i = 0; i < 2; i++)
-        sums[i] += (double)sum_lanes(lanes[i]);
+    ADD_UP(sums, errors, squares);
+}
+
+/* The same sums, of numbers that are bf16 and of those that are rounded to it only here; `count` is
+ * a multiple of two vectors. */
+CODEC_VECTOR static void sum_squares_bf16(double sums[2], const uint8_t *restrict was,
+                                          const float *restrict decoded, uint64_t count,
+                                          float scale)
+{
+    codec_lanes errors[2] = {{0}, {0}};
+    codec_lanes squares[2] = {{0}, {0}};
+    for (uint64_t i = 0; i < count; i += 2 * CODEC_LANES) {
+        for (uint32_t j = 0; j < 2; j++) {
+            codec_lane_halves halves;
+            codec_lanes after;
+            memcpy(&halves, was + 2 * (i + j * CODEC_LANES), sizeof(halves));
+            memcpy(&after, decoded + i + j * CODEC_LANES, sizeof(after));
+            codec_lanes before =
+                (codec_lanes)(__builtin_convertvector(halves, codec_lane_words) << 16);
+            after = (codec_lanes)(CODEC_ROUNDED_BF16(after) & 0xffff0000u);
+            ADD_SQUARES(errors[j], squares[j], before, after, scale);
+        }
+    }
+    ADD_UP(sums, errors, squares);
 }
 
 /* What a reader gets differs from what was there by this much; `most` is the largest magnitude of
@@ -100,17 +135,37 @@ static void measure(struct larder_section_error *error, const struct section *se
     int exponent = 0;
     (void)frexpf(most, &exponent);
     exponent = exponent < -126 ? -126 : exponent;
+    float scale = ldexpf(1, -exponent);
     double sums[2] = {0};
     for (uint64_t first = 0; first < count; first += MEASURED_ELEMS) {
         uint64_t n = larder_min_u64(count - first, MEASURED_ELEMS);
+        if (dtype == LARDER_BF16 && n == MEASURED_ELEMS) {
+            sum_squares_bf16(sums, planes + first * elem_bytes, decoded + first, n, scale);
+            continue;
+        }
         for (uint64_t i = n; i < MEASURED_ELEMS; i++)
             was[i] = is[i] = 0;
         codec_load_elems(was, planes + first * elem_bytes, n, dtype);
         codec_round_elems(is, decoded + first, n, dtype);
-        sum_squares(sums, was, is, n, ldexpf(1, -exponent));
+        sum_squares(sums, was, is, n, scale);
     }
     error->error_energy = ldexp(sums[0], 2 * exponent);
     error->signal_energy = ldexp(sums[1], 2 * exponent);
+}
+
+/* The numbers as f32; the largest magnitude, which is looked for while they are near. */
+static float load_numbers(float *x, const struct section *section, const uint8_t *planes)
+{
+    uint32_t dtype = section->block->model->dtype;
+    uint64_t elem_bytes = larder_dtype_bytes(dtype);
+    uint64_t count = codec_elems(&section->size);
+    float most = 0;
+    for (uint64_t first = 0; first < count; first += LOADED_ELEMS) {
+        uint64_t n = larder_min_u64(count - first, LOADED_ELEMS);
+        codec_load_elems(x + first, planes + first * elem_bytes, n, dtype);
+        most = fmaxf(most, codec_largest(x + first, n));
+    }
+    return most;
 }
 
 static int encode_exact(const struct section *section, uint8_t *out, uint64_t *out_bytes,
@@ -146,8 +201,7 @@ int section_encode(const struct section *section, void *out, uint64_t *out_bytes
     uint64_t count = codec_elems(&section->size);
     struct codec_tile tile = {.x = codec_take_scratch(&run, count * sizeof(float)),
                               .size = section->size};
-    codec_load_elems(tile.x, planes, count, section->block->model->dtype);
-    float most = codec_largest(tile.x, count);
+    float most = load_numbers(tile.x, section, planes);
     if (!isfinite(most))
         return encode_exact(section, out, out_bytes, error, planes, workspace);
     struct section_header header = {.version = SECTION_VERSION, .form = FORM_TREE};

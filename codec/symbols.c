@@ -134,7 +134,6 @@ static void pack(uint8_t *out, const uint8_t *in, uint64_t count, uint32_t level
         memcpy(out, in, count);
         return;
     }
-    memset(out, 0, packed_bytes(count, levels));
     uint32_t done = 0;
     for (uint32_t part = 4; part > 0; part /= 2) {
         if (!(bits & part))
@@ -142,8 +141,11 @@ static void pack(uint8_t *out, const uint8_t *in, uint64_t count, uint32_t level
         uint64_t bytes = run_bytes(count, 8 / part);
         uint8_t mask = (uint8_t)((1u << part) - 1);
         uint32_t to = 0;
-        for (uint64_t first = 0; first < count; first += bytes, to += part)
+        move_bits(out, in, bytes, done, mask, 0);
+        for (uint64_t first = bytes; first < count; first += bytes) {
+            to += part;
             merge_bits(out, in + first, larder_min_u64(bytes, count - first), done, mask, to);
+        }
         out += bytes;
         done += part;
     }
