@@ -49,8 +49,7 @@ const struct blend_method blend_probe = {
     .choose = choose_scored,
 };
 
-/* --- scores ------------------------------------------------------------------------------------
- * */
+/* --- scores ----------------------------------------------------------------------------------- */
 
 /* The chunk behind the other text. */
 static int run_behind(struct larder_llama *model, struct larder_kv_cache *cache,
