@@ -24,7 +24,7 @@ cleanup() {
 trap cleanup EXIT
 truncate -s 256M "$scratch/image"
 device=$(losetup -f --show -b 4096 "$scratch/image" 2>/dev/null) || skip "no loop device"
-sectors=$(cat "/sys/block/$(basename "$device")/queue/logical_block_size")
+sectors=$(blockdev --getss "$device")
 [ "$sectors" = 4096 ] || skip "the loop device has sectors of $sectors bytes"
 mkfs.ext4 -q "$device"
 mkdir "$scratch/disk"
