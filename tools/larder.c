@@ -80,6 +80,8 @@ static const struct command commands[] = {
      1, 1 << 16, &profile_parser, command_profile},
     {"quality", "load FILE | ls", "What larder-eval measured of recipes", 1, 2, NULL,
      command_quality},
+    {"rag", "add|ask|ls|rm ...", "Answer from chunks of files, stored apart and blended", 1,
+     1 << 16, &rag_parser, command_rag},
     {"recipe", "ls | show RECIPE", "List recipes; show the stages of one", 1, 2, NULL,
      command_recipe},
 };
@@ -115,13 +117,13 @@ enum {
 };
 
 struct input {
-    struct command_options options;
+    struct command_options options; /* first: parsers may take it for the options */
     const struct command *command;
     int argument_first; /* of argv */
 };
 
 static const struct argp_option common_options[] = {
-    {"socket", 's', "PATH", 0, "larderd's control socket", 0},
+    {"socket", 's', "PATH", 0, "larderd's control socket; of rag: that of its clients", 0},
     {"json", OPTION_JSON, NULL, 0, "Print JSON", 0},
     {0},
 };
@@ -672,11 +674,13 @@ int main(int argc, char **argv)
                                        .doc = "larder - looks into a running larderd\v ",
                                        .children = children,
                                        .help_filter = list_commands};
-    struct input input = {.options = {.interval_ms = 1000,
-                                      .variant = WIRE_VARIANT_ALL,
-                                      .window_tokens = 1024,
-                                      .kl_windows = 8,
-                                      .budget_bits = 3.25}};
+    struct input input = {
+        .options = {.interval_ms = 1000,
+                    .variant = WIRE_VARIANT_ALL,
+                    .window_tokens = 1024,
+                    .kl_windows = 8,
+                    .budget_bits = 3.25,
+                    .rag = {.template = "Q: {}\nA: ", .chunk_bytes = 1024, .tokens = 64}}};
     argp_err_exit_status = COMMAND_USAGE;
     argp_parse(&parser, argc, argv, ARGP_IN_ORDER, NULL, &input);
     return run_command(&input, argc - input.argument_first, argv + input.argument_first);

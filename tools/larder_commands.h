@@ -6,6 +6,7 @@
 #ifndef LARDER_TOOLS_LARDER_COMMANDS_H
 #define LARDER_TOOLS_LARDER_COMMANDS_H
 
+#include <argp.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -13,6 +14,20 @@ enum {
     COMMAND_OK = 0,
     COMMAND_PROBLEM = 1, /* asked and answered, but something is wrong: not found, corrupt */
     COMMAND_USAGE = 2,   /* could not be asked: usage, no daemon */
+};
+
+struct rag_options {
+    const char *catalogue; /* NULL: the default */
+    const char *chunks;    /* NULL: all */
+    const char *name;      /* NULL: the file's */
+    const char *method;
+    const char *template;
+    uint32_t chunk_bytes;
+    uint32_t top; /* 0: all */
+    uint32_t deadline_ms;
+    uint32_t tokens;
+    bool lines;
+    bool compare;
 };
 
 struct command_options {
@@ -55,6 +70,8 @@ struct command_options {
     uint32_t threads; /* 0: as many as there are cores */
     double budget_bits;
     bool is_default; /* profile add */
+    /* rag; and model, threads */
+    struct rag_options rag;
     /* top */
     uint32_t interval_ms;
     uint64_t count; /* 0: until it is told to end */
@@ -86,7 +103,11 @@ int command_rm(const struct command_options *options, int argc, char **argv);
 int command_calibrate(const struct command_options *options, int argc, char **argv);
 int command_profile(const struct command_options *options, int argc, char **argv);
 int command_quality(const struct command_options *options, int argc, char **argv);
+int command_rag(const struct command_options *options, int argc, char **argv);
 int command_recipe(const struct command_options *options, int argc, char **argv);
+
+/* What rag takes: its input is a struct command_options. */
+extern const struct argp rag_parser;
 
 /* Says the last error and gives the exit code that goes with it. */
 int command_failed(int err);

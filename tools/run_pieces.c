@@ -35,7 +35,7 @@ int run_read_prompt(char **out, size_t *out_bytes, const char *path)
         if (ferror(file))
             err = larder_fail(-EIO, "%s: cannot be read", path);
         else if (*out_bytes > PROMPT_BYTES_MAX)
-            err = larder_fail(LARDER_ELIMIT, "%s: a prompt is at most %u bytes", path,
+            err = larder_fail(LARDER_ELIMIT, "%s: a text is at most %u bytes", path,
                               PROMPT_BYTES_MAX);
     }
     if (file != stdin)
@@ -44,32 +44,35 @@ int run_read_prompt(char **out, size_t *out_bytes, const char *path)
         larder_free(text);
         return err;
     }
-    *out = text;
+    char *fitting = larder_realloc(text, *out_bytes + 1);
+    *out = fitting ? fitting : text;
     return 0;
 }
 
-int run_pieces_read(struct run_pieces *pieces, char **text, size_t *bytes, char *prompt)
+int run_pieces_read(struct run_pieces *pieces)
+{
+    for (uint32_t i = 0; i < pieces->count; i++)
+        LARDER_TRY(run_read_prompt(&pieces->texts[i], &pieces->bytes[i], pieces->paths[i]));
+    return 0;
+}
+
+int run_pieces_join(const struct run_pieces *pieces, char **out, size_t *out_bytes,
+                    const char *prompt, size_t bytes)
 {
     size_t at = 0;
-    int err = 0;
-    for (uint32_t i = 0; err == 0 && i < pieces->count; i++) {
-        err = run_read_prompt(&pieces->texts[i], &pieces->bytes[i], pieces->paths[i]);
+    for (uint32_t i = 0; i < pieces->count; i++)
         at += pieces->bytes[i];
-    }
-    *text = err == 0 ? larder_alloc(at + *bytes + 1) : NULL;
-    if (err == 0 && !*text)
-        err = larder_fail(-ENOMEM, "no memory for a prompt");
+    *out_bytes = at + bytes;
+    *out = larder_alloc(*out_bytes + 1);
+    if (!*out)
+        return larder_fail(-ENOMEM, "no memory for a prompt");
     at = 0;
-    for (uint32_t i = 0; err == 0 && i < pieces->count; i++) {
-        memcpy(*text + at, pieces->texts[i], pieces->bytes[i]);
+    for (uint32_t i = 0; i < pieces->count; i++) {
+        memcpy(*out + at, pieces->texts[i], pieces->bytes[i]);
         at += pieces->bytes[i];
     }
-    if (err == 0) {
-        memcpy(*text + at, prompt, *bytes);
-        *bytes += at;
-    }
-    larder_free(prompt);
-    return err;
+    memcpy(*out + at, prompt, bytes);
+    return 0;
 }
 
 /* --- chunks ---------------------------------------------------------------------------------- */
@@ -93,29 +96,39 @@ static int prefill_and_put(struct larder_model *stored, struct larder_llama *lla
     return err;
 }
 
-static int store_piece(struct run_pieces *pieces, uint32_t index, struct larder_model *stored,
-                       struct larder_llama *llama, enum larder_wait wait)
+int run_chunk_tokens(struct larder_prompt *out, uint32_t **tokens, const char *text, size_t bytes,
+                     const struct larder_model_config *config)
 {
-    const struct larder_model_config *config = larder_llama_config(llama);
-    const uint64_t room = pieces->bytes[index] + 1;
+    const uint64_t room = (uint64_t)bytes + 1;
+    *tokens = NULL;
+    *out = (struct larder_prompt){0};
     if (room > config->positions_max)
         return larder_fail(LARDER_ELIMIT, "%" PRIu64 " tokens are more than the model's %u", room,
                            config->positions_max);
-    uint32_t *tokens = larder_alloc(room * sizeof(*tokens));
-    if (!tokens)
+    *tokens = larder_alloc(room * sizeof(**tokens));
+    if (!*tokens)
         return larder_fail(-ENOMEM, "no memory for %" PRIu64 " tokens", room);
-    struct larder_prompt chunk = {.tokens = tokens};
     if (config->bos >= 0)
-        tokens[chunk.token_count++] = (uint32_t)config->bos;
-    for (size_t i = 0; i < pieces->bytes[index]; i++)
-        tokens[chunk.token_count++] = (unsigned char)pieces->texts[index][i];
+        (*tokens)[out->token_count++] = (uint32_t)config->bos;
+    for (size_t i = 0; i < bytes; i++)
+        (*tokens)[out->token_count++] = (unsigned char)text[i];
+    out->tokens = *tokens;
+    return 0;
+}
+
+int run_chunk_store(const char *text, size_t bytes, struct larder_model *stored,
+                    struct larder_llama *llama, enum larder_wait wait, uint32_t *stored_now)
+{
+    uint32_t *tokens;
+    struct larder_prompt chunk;
     struct larder_lookup_result found;
+    LARDER_TRY(run_chunk_tokens(&chunk, &tokens, text, bytes, larder_llama_config(llama)));
     int err = larder_lookup(stored, &found, &chunk, LARDER_QUALITY_LOSSY);
     if (err < 0) {
         larder_fail(err, "%s", larder_last_error());
     } else if (found.tokens < chunk.token_count) {
         err = prefill_and_put(stored, llama, &chunk, wait);
-        pieces->stored += err == 0;
+        *stored_now += err == 0;
     }
     larder_free(tokens);
     return err;
@@ -126,11 +139,12 @@ int run_pieces_store(struct run_pieces *pieces, struct larder_model *stored,
 {
     const double start = now_ms();
     for (uint32_t i = 0; i < pieces->count; i++) {
-        int err = store_piece(pieces, i, stored, llama, wait);
+        int err = run_chunk_store(pieces->texts[i], pieces->bytes[i], stored, llama, wait,
+                                  &pieces->stored);
         if (err == -ENOMEM)
             return err;
         if (err < 0)
-            fprintf(stderr, "larder-run: storing %s: %s\n", pieces->paths[i],
+            fprintf(stderr, "%s: storing %s: %s\n", program_invocation_short_name, pieces->paths[i],
                     larder_error_message());
     }
     pieces->store_ms = now_ms() - start;
@@ -165,7 +179,8 @@ bool run_pieces_blend(struct run_pieces *pieces, struct larder_model *stored,
     int err = larder_blend(stored, &pieces->result, &request, &layout);
     pieces->blend_ms = now_ms() - start;
     if (err < 0) {
-        fprintf(stderr, "larder-run: blending: %s; prefilling all\n", larder_last_error());
+        fprintf(stderr, "%s: blending: %s; prefilling all\n", program_invocation_short_name,
+                larder_last_error());
         return false;
     }
     pieces->blended = true;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* run_pieces.h - larder-run's prompts that are made of pieces: stored apart, blended by larderd.
+/* run_pieces.h - prompts of larder-run and larder rag that are made of pieces: stored apart,
+ * blended by larderd.
  * Owns:    the pieces' texts; what was said of the blend, until run_pieces_close().
  * Threads: one.
  */
@@ -15,8 +16,8 @@
 #define RUN_PIECES_MAX 256u
 
 struct run_pieces {
-    /* the command line's */
-    const char *paths[RUN_PIECES_MAX];
+    /* the caller's */
+    const char *paths[RUN_PIECES_MAX]; /* files, or names in messages */
     uint32_t count;
     const char *method; /* NULL: the worker's default */
     uint32_t deadline_ms;
@@ -32,12 +33,21 @@ struct run_pieces {
 
 /* The text of a file, - for standard input; at most 4 MiB. */
 int run_read_prompt(char **out, size_t *out_bytes, const char *path);
-/* Reads the pieces. *text: they, and the prompt's *bytes behind them; *bytes: of all. Takes
- * `prompt` in any case. */
-int run_pieces_read(struct run_pieces *pieces, char **text, size_t *bytes, char *prompt);
+/* Reads the pieces' texts from their paths. */
+int run_pieces_read(struct run_pieces *pieces);
+/* They, and the prompt behind them; *out is for larder_free(). */
+int run_pieces_join(const struct run_pieces *pieces, char **out, size_t *out_bytes,
+                    const char *prompt, size_t bytes);
 
-/* Computes and stores those pieces that are not stored as chunks: the start token and the piece's
- * bytes, as a chain of its own. Trouble with the store is told on standard error, no failure. */
+/* A text as a chunk: the start token, if the model has one, and each byte. *tokens: for
+ * larder_free(). */
+int run_chunk_tokens(struct larder_prompt *out, uint32_t **tokens, const char *text, size_t bytes,
+                     const struct larder_model_config *config);
+/* Computes and stores a chunk, as a chain of its own, unless it is stored: else *stored_now rises
+ * by 1. */
+int run_chunk_store(const char *text, size_t bytes, struct larder_model *stored,
+                    struct larder_llama *llama, enum larder_wait wait, uint32_t *stored_now);
+/* The same of all pieces. Trouble with the store is told on standard error, no failure. */
 int run_pieces_store(struct run_pieces *pieces, struct larder_model *stored,
                      struct larder_llama *llama, enum larder_wait wait);
 /* Fills the cache with the KV of `tokens`: the start token, the pieces, and a suffix behind them;

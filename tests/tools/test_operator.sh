@@ -107,6 +107,7 @@ complete_with() { # WORD...: what bash offers for the last one
 . tools/larder.bash-completion
 expect "commands" "show" "$(complete_with sho)"
 expect "options of a command" "--repair" "$(complete_with fsck --rep)"
+expect "words of a command" "ls" "$(complete_with rag l)"
 stored=$(larder ls --json | jq -r '.[0].key')
 expect "keys" "${stored:0:12}" "$(complete_with show "${stored:0:10}")"
 
