@@ -116,6 +116,8 @@
 #define LARDER_BLEND_SPANS_MAX(pieces) (3u * (pieces) + 2u)
 /* Text of a blending method. */
 #define LARDER_METHOD_BYTES_MAX 128u
+/* Of one segment: as many as the authors of KVCOMM keep. Each is two copies of its KV. */
+#define LARDER_ANCHORS_MAX 20u
 /* Texts that name what a worker has. */
 #define LARDER_MODEL_NAME_MAX  64u
 #define LARDER_DEVICE_TEXT_MAX 64u

@@ -256,7 +256,7 @@ static bool is_method(const char *method, const char *name)
 static double repaired_share(const char *method, double layers,
                              const struct larder_blend_span *span)
 {
-    if (is_method(method, "none"))
+    if (is_method(method, "none") || is_method(method, "kvcomm"))
         return 0;
     if (is_method(method, "link"))
         return fmin(number_of(method, " k=", 16), (double)span->count) / (double)span->count;

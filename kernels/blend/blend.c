@@ -112,6 +112,7 @@ void larder_blend_close(struct larder_blend *blend)
 {
     if (!blend)
         return;
+    blend_offsets_close(blend->offsets);
     blend_queries_close(blend->queries);
     larder_llama_pass_close(blend->pass);
     larder_free(blend->layer_rows);

@@ -32,6 +32,7 @@
 #include <stdint.h>
 
 #include "base/larder_base.h"
+#include "kernels/blend/anchors.h"
 #include "kernels/kv_cache.h"
 #include "kernels/llama.h"
 
@@ -51,6 +52,9 @@ struct larder_blend_options {
     /* For "probe": of each token of the prompt that is MOVED the score of kernels/blend/probe.h;
      * those of others are not looked at. Read by larder_blend_open() alone. */
     const float *scores;
+    /* For "kvcomm": its segments, in order; they and what they name hold until the blend ran. */
+    const struct larder_blend_reuse *reuses;
+    uint32_t reuse_count;
     uint64_t seed;   /* of what is chosen at random */
     uint32_t logits; /* 1: the prompt's last token is computed whatever it is, for its logits */
 };

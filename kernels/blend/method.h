@@ -10,6 +10,8 @@
 #include "kernels/blend/setting.h"
 #include "kernels/llama_pass.h"
 
+struct blend_offsets;
+
 /* For `settled_layer`: no row is let go any more. */
 #define BLEND_SETTLED UINT32_MAX
 
@@ -52,6 +54,7 @@ struct larder_blend {
 
     struct blend_queries *queries; /* NULL: the method does not want them */
     uint32_t steps;                /* tokens that came behind the prompt */
+    struct blend_offsets *offsets; /* kvcomm's; NULL: nothing is added */
 
     uint32_t *layers_run;
     uint32_t *layer_rows;
@@ -65,12 +68,16 @@ uint32_t blend_moved_count(const struct larder_blend *blend);
  * what the cache holds. */
 int blend_keep(struct larder_blend *blend);
 
+/* NULL does nothing. */
+void blend_offsets_close(struct blend_offsets *offsets);
+
 /* Each in the file of its name. */
 extern const struct blend_method blend_none;
 extern const struct blend_method blend_full;
 extern const struct blend_method blend_link;
 extern const struct blend_method blend_cacheblend;
 extern const struct blend_method blend_kvshare;
+extern const struct blend_method blend_kvcomm;
 extern const struct blend_method blend_random;
 extern const struct blend_method blend_probe;
 

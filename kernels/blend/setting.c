@@ -14,8 +14,8 @@
 #include "kernels/blend/method.h"
 
 static const struct blend_method *const methods[] = {
-    &blend_none,    &blend_full,  &blend_link,   &blend_cacheblend,
-    &blend_kvshare, &blend_probe, &blend_random,
+    &blend_none,    &blend_full,   &blend_link,  &blend_cacheblend,
+    &blend_kvshare, &blend_kvcomm, &blend_probe, &blend_random,
 };
 
 const struct larder_blend_method *larder_blend_method(uint32_t index)
